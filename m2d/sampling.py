@@ -84,9 +84,9 @@ def uniform(seed: int, epoch: int, position: np.ndarray, purpose: Purpose) -> np
     return (bits >> 10) * 2.0**-53
 
 
-def choice(u: np.ndarray, count: np.ndarray) -> np.ndarray:
+def choice(u: np.ndarray | float, count: np.ndarray | int) -> np.ndarray:
     """Map uniform numbers in [0, 1) to integers in [0, count), each equally likely."""
-    return np.minimum((u * count).astype(np.int64), np.asarray(count) - 1)
+    return np.minimum(np.asarray(u * count).astype(np.int64), np.asarray(count) - 1)
 
 
 def permutation(seed: int, epoch: int, purpose: Purpose, count: int, cycle: int = 0) -> np.ndarray:

@@ -1,0 +1,183 @@
+"""Where the log-mel spectrograms of a list of clips are read from: a store per kind of file, one interface."""
+
+import logging
+import math
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+
+from .clip_list import ClipList, read_list
+from .npy_file import ArrayHeader, Scratch, check_size, read_columns, read_header
+from .sampling import choice
+
+EPS = float(np.finfo(np.float32).eps)
+SILENCE = math.log(EPS)
+
+logger = logging.getLogger("m2d")
+
+
+class ClipStore(ABC):
+    """The log-mel spectrograms of a list of clips, in the order of the list.
+
+    Attributes:
+        source: the CSV (or pack) it was opened from.
+        n_mels: mel bands of every clip.
+    """
+
+    source: Path
+    n_mels: int
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of clips."""
+
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """File name of clip i."""
+
+    @abstractmethod
+    def where(self, i: int) -> str:
+        """Clip i for an error message: "data/x.csv row 17: fsd/17.npy"."""
+
+    @abstractmethod
+    def fingerprint(self, indices: np.ndarray) -> str:
+        """A text that changes when the list, or the files of these clips, change."""
+
+    @abstractmethod
+    def read_crops(self, indices: np.ndarray, u: np.ndarray, frames: int, repeat: bool = False) -> np.ndarray:
+        """Crops of `frames` frames.
+
+        Args:
+            indices: clips, int64 `[B]`.
+            u: where each crop starts among all valid starts, float64 `[B]` in [0, 1); 0 is the clip's start.
+            frames: length of a crop.
+            repeat: clips shorter than a crop are repeated until long enough; otherwise padded at the end with silence.
+
+        Returns:
+            float32 `[B, n_mels, frames]`.
+
+        Raises:
+            FileNotFoundError, ValueError: a clip cannot be read or has another shape; names file and row.
+        """
+
+
+def fill_short(crop: np.ndarray, valid: int, repeat: bool) -> None:
+    """Complete a crop `[n_mels, frames]` of which only the first `valid` frames are written."""
+    if not repeat:
+        crop[:, valid:] = SILENCE
+        return
+    while valid < crop.shape[1]:
+        more = min(valid, crop.shape[1] - valid)
+        crop[:, valid : valid + more] = crop[:, :more]
+        valid += more
+
+
+class NpyStore(ClipStore):
+    """One .npy file `[1, n_mels, frames]` per clip, of float32 (or another float type, which is converted).
+
+    Args:
+        clip_list: the clips.
+        data_path: folder that the file names are relative to.
+        n_mels: mel bands expected.
+    """
+
+    def __init__(self, clip_list: ClipList, data_path: str | Path, n_mels: int = 80):
+        self.clip_list, self.data_path, self.n_mels = clip_list, Path(data_path), n_mels
+        self.source = clip_list.source
+
+    def __len__(self) -> int:
+        return len(self.clip_list)
+
+    def name(self, i: int) -> str:
+        return self.clip_list.names[i]
+
+    def where(self, i: int) -> str:
+        return f"{self.clip_list.where(i)}: {self.name(i)}"
+
+    def path(self, i: int) -> str:
+        """Path of clip i's file."""
+        return os.path.join(self.data_path, self.name(i))
+
+    def fingerprint(self, indices: np.ndarray) -> str:
+        marks = []
+        for i in indices.tolist():
+            try:
+                stat = os.stat(self.path(i))
+                marks.append(f"{i}:{stat.st_size}:{stat.st_mtime_ns}")
+            except OSError:
+                marks.append(f"{i}:missing")
+        return f"{self.clip_list.digest()} {self.data_path.resolve()} {self.n_mels} {' '.join(marks)}"
+
+    def check_present(self, limit: int = 50_000) -> None:
+        """Look whether the files are there: all, or `limit` of them evenly spread over the list.
+
+        Raises:
+            FileNotFoundError: some are not; names the first ones, their rows and the count.
+        """
+        looked_at = np.unique(np.linspace(0, len(self) - 1, min(limit, len(self))).astype(np.int64))
+        missing = [i for i in looked_at.tolist() if not os.path.isfile(self.path(i))]
+        if missing:
+            first = "".join(f"\n  row {self.clip_list.rows[i]}: {self.name(i)}" for i in missing[:5])
+            more = "\n  ..." if len(missing) > 5 else ""
+            raise FileNotFoundError(
+                f"{self.source}: {len(missing)} of the {len(looked_at)} files looked at (the list has {len(self)}) "
+                f"are not under {self.data_path} (--data_path):{first}{more}"
+            )
+
+    def read_crops(self, indices: np.ndarray, u: np.ndarray, frames: int, repeat: bool = False) -> np.ndarray:
+        crops = np.empty((len(indices), self.n_mels, frames), dtype=np.float32)
+        scratch = Scratch()
+        for crop, i, place in zip(crops, indices.tolist(), u.tolist(), strict=True):
+            try:
+                self._read_crop(self.path(i), crop, place, repeat, scratch)
+            except FileNotFoundError:
+                raise FileNotFoundError(f"{self.where(i)}: no such file under {self.data_path} (--data_path)") from None
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{self.where(i)}: {error}") from error
+        return crops
+
+    def _read_crop(self, path: str, crop: np.ndarray, u: float, repeat: bool, scratch: Scratch) -> None:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            header = read_header(fd)
+            check_shape(header, self.n_mels)
+            check_size(fd, header)
+            length, frames = header.shape[2], crop.shape[1]
+            start = int(choice(u, length - frames + 1)) if length > frames else 0
+            valid = min(length, frames)
+            read_columns(fd, header, start, crop[:, :valid], scratch)
+            fill_short(crop, valid, repeat)
+        finally:
+            os.close(fd)
+
+
+def check_shape(header: ArrayHeader, n_mels: int) -> None:
+    """Raise ValueError, saying what it is, where an array is no log-mel spectrogram `[1, n_mels, frames]`."""
+    if header.dtype.kind != "f":
+        raise ValueError(f"values of type {header.dtype}, expected float32 (or float16)")
+    shape = header.shape
+    if len(shape) != 3 or shape[0] != 1 or shape[1] != n_mels:
+        hint = f": {shape[1]} mel bands where the model takes {n_mels}" if len(shape) == 3 and shape[0] == 1 else ""
+        raise ValueError(f"shape {shape}, expected (1, {n_mels}, frames){hint}")
+    if shape[2] == 0:
+        raise ValueError(f"shape {shape}: no frame in it")
+
+
+def open_store(path: str | Path, data_path: str | Path, n_mels: int = 80, sort: bool = True) -> ClipStore:
+    """The clips of a list.
+
+    Args:
+        path: a CSV with a column `file_name`.
+        data_path: folder that the file names are relative to.
+        n_mels: mel bands expected.
+        sort: order the clips by file name; otherwise keep the list's order.
+
+    Raises:
+        FileNotFoundError, ValueError: the list cannot be used, or files are missing (`NpyStore.check_present`).
+    """
+    clip_list = read_list(path)
+    store = NpyStore(clip_list.sort() if sort else clip_list, data_path, n_mels)
+    store.check_present()
+    return store

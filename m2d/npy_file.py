@@ -1,0 +1,102 @@
+"""Part of a log-mel array out of a .npy file (or an uncompressed member of a .npz), without loading the rest."""
+
+import io
+import os
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+_USUAL_HEADER = 128
+_WHOLE = 1 << 20  # up to this many bytes one read of everything beats one read per mel band (measured)
+
+
+class ArrayHeader(NamedTuple):
+    """What a .npy header says; `offset` is where the values begin, in bytes from the header's first."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    fortran: bool
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the values in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+@lru_cache(maxsize=4096)
+def _parse(head: bytes) -> ArrayHeader:
+    stream = io.BytesIO(head)
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f".npy format {version} is not supported")
+    return ArrayHeader(shape, dtype, fortran, stream.tell())
+
+
+def read_header(fd: int, at: int = 0) -> ArrayHeader:
+    """The header of the .npy that begins `at` bytes into an open file.
+
+    Raises:
+        ValueError: there is no .npy header.
+    """
+    head = os.pread(fd, _USUAL_HEADER, at)
+    if head[:6] != b"\x93NUMPY" or len(head) < 12:
+        raise ValueError("not a .npy file" if head else "an empty file")
+    wide = head[6] > 1
+    size = int.from_bytes(head[8 : 12 if wide else 10], "little") + (12 if wide else 10)
+    if size > len(head):
+        head = os.pread(fd, size, at)
+    return _parse(head[:size])
+
+
+def check_size(fd: int, header: ArrayHeader, at: int = 0) -> None:
+    """Raise ValueError where the file is shorter than its header says."""
+    has, needs = os.fstat(fd).st_size, at + header.offset + header.nbytes
+    if has < needs:
+        raise ValueError(f"truncated: {has} bytes, but shape {header.shape} of {header.dtype} takes {needs}")
+
+
+class Scratch:
+    """Memory that is used again from read to read; it grows to the largest one."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, dtype=np.uint8)
+
+    def take(self, size: int) -> np.ndarray:
+        """`size` bytes, uint8, of any content; the next call hands out the same ones."""
+        if len(self._bytes) < size:
+            self._bytes = np.empty(size, dtype=np.uint8)
+        return self._bytes[:size]
+
+
+def read_columns(fd: int, header: ArrayHeader, start: int, out: np.ndarray, scratch: Scratch, at: int = 0) -> None:
+    """Write the columns of a `[1, rows, columns]` array from `start` on to `out` `[rows, n]`, converted to its dtype.
+
+    Raises:
+        ValueError: the file ends before them.
+    """
+    _, rows, columns = header.shape
+    begin, width, count = at + header.offset, header.dtype.itemsize, out.shape[1]
+    if header.fortran:
+        piece = scratch.take(count * rows * width)
+        _read_into(fd, begin + start * rows * width, piece)
+        out[:] = piece.view(header.dtype).reshape(count, rows).T
+    elif header.nbytes <= _WHOLE:
+        piece = scratch.take(header.nbytes)
+        _read_into(fd, begin, piece)
+        out[:] = piece.view(header.dtype).reshape(rows, columns)[:, start : start + count]
+    else:
+        pieces = scratch.take(rows * count * width).reshape(rows, count * width)
+        for row in range(rows):
+            _read_into(fd, begin + (row * columns + start) * width, pieces[row])
+        out[:] = pieces.view(header.dtype)
+
+
+def _read_into(fd: int, at: int, piece: np.ndarray) -> None:
+    if os.preadv(fd, [piece], at) != piece.nbytes:
+        raise ValueError("the file ended while it was read")

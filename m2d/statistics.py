@@ -1,0 +1,110 @@
+"""Mean and standard deviation of a list's log-mel spectrograms: measured in a stream, cached beside the list."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from .clip_store import ClipStore
+from .sampling import Purpose, uniform
+
+_CLIPS_AT_ONCE = 32
+_CACHED_SETTINGS = 16
+
+logger = logging.getLogger("m2d")
+
+
+def drawn_clips(store: ClipStore, n_files: int) -> np.ndarray:
+    """The clips that are measured: all, or `n_files` evenly spread over the list."""
+    count = min(len(store), n_files)
+    return np.arange(count) * len(store) // count
+
+
+def measure_stats(store: ClipStore, input_frames: int, n_files: int = 5000, repeat: bool = False) -> tuple[float, float]:
+    """Mean and (population) standard deviation over one random crop of each of up to `n_files` clips.
+
+    The same clips and crops whatever the run's seed. Memory does not grow with their number: moments of pieces
+    are merged in float64 (Chan, Golub and LeVeque, 1983).
+
+    Args:
+        store: the clips.
+        input_frames: length of a crop; shorter clips are completed as the training does it.
+        n_files: at most so many clips are read.
+        repeat: complete shorter clips by repeating them (background noise), not by silence.
+
+    Raises:
+        ValueError: a clip holds NaN or infinite values (named), or all values are equal.
+    """
+    clips = drawn_clips(store, n_files)
+    u = uniform(0, 0, np.arange(len(clips)), Purpose.STATISTICS)
+    count, mean, m2 = 0, 0.0, 0.0
+    for begin in range(0, len(clips), _CLIPS_AT_ONCE):
+        piece = slice(begin, begin + _CLIPS_AT_ONCE)
+        crops = store.read_crops(clips[piece], u[piece], input_frames, repeat).astype(np.float64)
+        _check_finite(store, clips[piece], crops)
+        n, crops_mean = crops.size, crops.mean()
+        crops -= crops_mean
+        delta = crops_mean - mean
+        m2 += np.square(crops, out=crops).sum() + delta * delta * count * n / (count + n)
+        mean += delta * n / (count + n)
+        count += n
+    std = math.sqrt(m2 / count)
+    if std == 0:
+        raise ValueError(f"{store.source}: all values of its {len(clips)} measured clips are {mean}: nothing to learn from")
+    return float(mean), float(std)
+
+
+def _check_finite(store: ClipStore, clips: np.ndarray, crops: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(crops).all(axis=(1, 2)))
+    if len(bad):
+        raise ValueError(f"{store.where(int(clips[bad[0]]))}: NaN or infinite values in it")
+
+
+def cached_stats(store: ClipStore, input_frames: int, n_files: int = 5000, repeat: bool = False) -> tuple[float, float]:
+    """`measure_stats`, kept in `<list>.stats.json` beside the list.
+
+    Measured again when the list, a measured file's size or time, or a setting has changed. Where the folder cannot
+    be written, a warning says so and nothing is kept.
+    """
+    path = store.source.with_name(store.source.name + ".stats.json")
+    settings = {"input_frames": input_frames, "n_files": n_files, "repeat": repeat}
+    state = f"{settings} {store.fingerprint(drawn_clips(store, n_files))}"
+    key = hashlib.sha256(state.encode()).hexdigest()
+    cache = _read_cache(path)
+    if key in cache:
+        return cache[key]["mean"], cache[key]["std"]
+    mean, std = measure_stats(store, input_frames, n_files, repeat)
+    kept = dict(list(cache.items())[1 - _CACHED_SETTINGS :])
+    try:
+        _write(path, json.dumps(kept | {key: {"mean": mean, "std": std, **settings}}, indent=1))
+    except OSError as error:
+        logger.warning("%s: statistics are not kept: %s", path, error)
+    return mean, std
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(text)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _read_cache(path: Path) -> dict[str, dict[str, float]]:
+    """The cache's entries; none where there is no usable file."""
+    try:
+        cache = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(cache, dict):
+        return {}
+    return {key: entry for key, entry in cache.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(k), float) and math.isfinite(entry[k]) for k in ("mean", "std"))
