@@ -1,0 +1,1 @@
+"""Command-line helpers around m2d."""

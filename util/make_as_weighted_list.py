@@ -1,0 +1,235 @@
+"""The list of a M2D-AS run: AudioSet's labels, and a weight that evens out its classes, for each clip of a list.
+
+    python util/make_as_weighted_list.py
+    python util/make_as_weighted_list.py --segments my/audioset_csv --org_list data/files_audioset.csv
+
+reads a list with a column `file_name` and writes `file_name,label,weight`. The first 11 characters of a file's
+name are the clip's AudioSet id; its labels are looked up in AudioSet's segment lists.
+The weight of a clip is (sum over its labels of 1000 / (count + 100)) ** (1 / 1.5), where count is the number of
+clips in the list that carry the label: a clip with a rare label weighs more.
+"""
+
+import argparse
+import logging
+import os
+import re
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+logger = logging.getLogger("m2d")
+
+AUDIOSET_URL = "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/"
+SEGMENT_FILES = ("eval_segments.csv", "balanced_train_segments.csv", "unbalanced_train_segments.csv")
+CLASS_FILE = "class_labels_indices.csv"
+ID_LENGTH = 11
+
+
+def check_file(path: Path) -> None:
+    """Raise ValueError where a file is not the whole AudioSet file that its name says.
+
+    A segment list tells in its second line how many segments it holds (`# num_ytids=…, num_segs=…`).
+    """
+    with path.open(encoding="utf-8") as lines:
+        head = [lines.readline() for _ in range(3)]
+        if path.name == CLASS_FILE:
+            if head[0].strip().split(",")[:2] != ["index", "mid"]:
+                raise ValueError(f"{path}: the first line is {head[0].strip()[:80]!r}, expected 'index,mid,display_name'")
+            return
+        if not all(line.startswith("#") for line in head):
+            raise ValueError(f"{path}: the first 3 lines of an AudioSet segment list start with '#', here {head[0][:80]!r} …")
+        told = re.search(r"num_segs=(\d+)", head[1])
+        rows = sum(1 for line in lines if line.strip())
+    if told and int(told.group(1)) != rows:
+        raise ValueError(f"{path}: holds {rows} segments, its second line says {told.group(1)}: not whole, get it again")
+
+
+def download(base_url: str, folder: Path) -> Path:
+    """Fetch AudioSet's lists that `folder` does not hold yet, each checked before it gets its name. Returns the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*SEGMENT_FILES, CLASS_FILE):
+        if (folder / name).exists():
+            continue
+        url = base_url.rstrip("/") + "/" + name
+        logger.info("downloading %s", url)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            part = Path(aside) / name
+            try:
+                with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as out:
+                    while block := response.read(1 << 20):
+                        out.write(block)
+            except (urllib.error.URLError, OSError) as error:
+                raise OSError(
+                    f"{url}: {error}. Where the network does not reach it, put {', '.join(SEGMENT_FILES)} and {CLASS_FILE} "
+                    "into a folder and give it by --segments"
+                ) from error
+            check_file(part)
+            part.replace(folder / name)
+    return folder
+
+
+def read_segments(folder: Path) -> pd.Series:
+    """The labels of AudioSet's clips: comma-separated class ids (`/m/…`), indexed by the clip's YouTube id.
+
+    An id that stands in the lists twice keeps its first row.
+    """
+    tables = []
+    for name in SEGMENT_FILES:
+        path = folder / name
+        check_file(path)
+        tables.append(
+            pd.read_csv(
+                path,
+                skiprows=3,
+                header=None,
+                names=["id", "start", "end", "label"],
+                usecols=["id", "label"],
+                dtype=str,
+                keep_default_na=False,
+                skipinitialspace=True,
+            )
+        )
+    table = pd.concat(tables).drop_duplicates("id")
+    return table.set_index("id")["label"]
+
+
+def read_classes(folder: Path) -> set[str]:
+    """The ids (`mid`) of AudioSet's classes."""
+    path = folder / CLASS_FILE
+    check_file(path)
+    return set(pd.read_csv(path, dtype=str, keep_default_na=False)["mid"])
+
+
+def _some(names: Iterable[str], limit: int = 5) -> str:
+    names = list(names)
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
+
+
+def _known_labels(label: str, classes: set[str], unknown: Counter) -> str:
+    names = label.split(",")
+    distinct = set(names)
+    if len(distinct) == len(names) and distinct <= classes:
+        return label
+    names = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    unknown.update(name for name in names if name not in classes)
+    return ",".join(name for name in names if name in classes)
+
+
+def label_files(file_names: pd.Series, segments: pd.Series, classes: set[str]) -> pd.DataFrame:
+    """Look up the labels of a list's clips.
+
+    Clips that AudioSet's lists do not hold, and labels that are no class, are left out with a warning that
+    counts and names them; a clip whose labels all are unknown goes too.
+
+    Returns:
+        columns `file_name`, `label` in the order of the list.
+
+    Raises:
+        ValueError: no clip of the list is left.
+    """
+    ids = pd.Index([name.rpartition("/")[2][:ID_LENGTH] for name in file_names.tolist()])
+    place = segments.index.get_indexer(ids)
+    lost = file_names[place < 0]
+    if len(lost):
+        logger.warning("%d of %d clips are not in AudioSet's lists and are left out: %s", len(lost), len(file_names), _some(lost))
+    found = place[place >= 0]
+    codes, combinations = pd.factorize(segments.to_numpy(dtype=object)[found])
+    unknown: Counter = Counter()
+    known = np.array([_known_labels(label, classes, unknown) for label in combinations], dtype=object)
+    table = pd.DataFrame({"file_name": file_names[place >= 0].to_numpy(), "label": known[codes] if len(codes) else []})
+    if unknown:
+        logger.warning("%d labels are not in %s and are left out: %s", len(unknown), CLASS_FILE, _some(sorted(unknown)))
+    bare = table["label"] == ""
+    if bare.any():
+        logger.warning("%d clips have no known label and are left out: %s", bare.sum(), _some(table["file_name"][bare]))
+    table = table[~bare].reset_index(drop=True)
+    if table.empty:
+        raise ValueError(
+            f"none of the {len(file_names)} clips has labels in AudioSet's lists. The first {ID_LENGTH} characters of a "
+            f"file's name must be the clip's id, such as '--4gqARaEJE.npy'; the list has {_some(file_names, 3)}"
+        )
+    return table
+
+
+def weights(labels: pd.Series) -> np.ndarray:
+    """Sampling weights of clips, float64 `[clips]`, from their comma-separated labels.
+
+    weight = (sum over the clip's labels of 1000 / (count + 100)) ** (1 / 1.5), counts over the clips given.
+    """
+    codes, combinations = pd.factorize(labels.to_numpy(dtype=object))
+    clips = np.bincount(codes, minlength=len(combinations))
+    names = [combination.split(",") for combination in combinations]
+    owner = np.repeat(np.arange(len(names)), [len(each) for each in names])
+    classes, _ = pd.factorize(np.array([name for each in names for name in each], dtype=object))
+    counts = np.bincount(classes, weights=clips[owner])
+    sums = np.bincount(owner, weights=(1000 / (counts + 100))[classes])
+    return (sums ** (1 / 1.5))[codes]
+
+
+def read_list(path: Path) -> pd.Series:
+    """The column `file_name` of a list."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such list. Name yours by --org_list")
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if "file_name" not in table:
+        raise ValueError(f"{path}: no column 'file_name' (the columns are {', '.join(map(str, table.columns))})")
+    if table.empty:
+        raise ValueError(f"{path}: the list is empty")
+    return table["file_name"]
+
+
+def write_list(table: pd.DataFrame, path: Path) -> None:
+    """Write a list; a file of that name is replaced when the new one is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        table.to_csv(part, index=False)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path) -> pd.DataFrame:
+    """Write `to_list` (file_name, label, weight) for the clips of `org_list`; `segments` is a folder or an http address."""
+    file_names = read_list(org_list)
+    if re.match(r"https?://", segments):
+        folder = download(segments, cache)
+    else:
+        folder = Path(segments)
+        missing = [name for name in (*SEGMENT_FILES, CLASS_FILE) if not (folder / name).is_file()]
+        if missing:
+            raise FileNotFoundError(f"--segments {folder}: lacks {', '.join(missing)}")
+    table = label_files(file_names, read_segments(folder), read_classes(folder))
+    table["weight"] = weights(table["label"])
+    write_list(table, to_list)
+    classes = len({name for label in table["label"].unique() for name in label.split(",")})
+    logger.info("%s: %d clips, %d classes", to_list, len(table), classes)
+    return table
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--org_list", type=Path, default=Path("data/files_audioset.csv"), help="the list to label")
+    parser.add_argument("--to_list", type=Path, default=Path("data/files_as_weighted.csv"), help="the list to write")
+    parser.add_argument("--segments", default=AUDIOSET_URL, help="a folder with AudioSet's four CSVs, or where to download them")
+    parser.add_argument("--cache", type=Path, default=Path("data/audioset_csv"), help="where downloaded CSVs are kept")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        make_weighted_list(args.org_list, args.to_list, args.segments, args.cache)
+    except (OSError, ValueError) as error:
+        logger.error("%s", error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
