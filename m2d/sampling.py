@@ -41,7 +41,7 @@ class SampleKey(NamedTuple):
 
 
 def _signed(value: int) -> int:
-    value &= _MASK64
+    value = int(value) & _MASK64
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -92,7 +92,8 @@ def choice(u: np.ndarray | float, count: np.ndarray | int) -> np.ndarray:
 def permutation(seed: int, epoch: int, purpose: Purpose, count: int, cycle: int = 0) -> np.ndarray:
     """A random order of `range(count)`: int64 `[count]`, a function of the arguments alone."""
     key = random_bits(seed, epoch, torch.tensor([cycle]), purpose).item()
-    return np.random.Generator(np.random.Philox(key)).permutation(count)
+    # Sorting hashes, not NumPy's shuffle: that one's stream may change with NumPy's version.
+    return np.argsort(random_bits(key, cycle, torch.arange(count), purpose)[:, 0].numpy(), kind="stable")
 
 
 class NoiseOrder:

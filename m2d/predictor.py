@@ -1,0 +1,70 @@
+"""An encoder with a transformer predictor (decoder) behind it: shared ground of MAE and M2D."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from .pos_embed import sincos_positions
+from .vit import AudioViT, LayerNorm, make_blocks, take_tokens
+
+
+class MaskedPredictorViT(AudioViT):
+    """Encodes the visible patches and predicts from them with mask tokens in the hidden places (He et al., 2022, section 3).
+
+    The predictor is equivariant to the order of its tokens, so it keeps them as they come, visible first, hidden last,
+    each with its own position: the predictions for hidden patches are the last rows, without any reordering.
+
+    Args:
+        output_dim: width of a prediction.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: sizes of the predictor.
+        norm_pix_loss: standardise each target vector.
+        encoder: the sizes of AudioViT.
+    """
+
+    def __init__(
+        self,
+        output_dim: int,
+        decoder_embed_dim: int = 512,
+        decoder_depth: int = 8,
+        decoder_num_heads: int = 16,
+        norm_pix_loss: bool = False,
+        mlp_ratio: float = 4.0,
+        norm_layer: Callable = LayerNorm,
+        **encoder,
+    ):
+        super().__init__(mlp_ratio=mlp_ratio, norm_layer=norm_layer, **encoder)
+        width = decoder_embed_dim
+        self.norm_pix_loss = norm_pix_loss
+        self.decoder_embed = nn.Linear(self.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder_pos_embed = nn.Parameter(sincos_positions(width, self.grid_size()), requires_grad=False)
+        self.decoder_blocks = make_blocks(decoder_depth, width, decoder_num_heads, mlp_ratio, norm_layer)
+        self.decoder_norm = norm_layer(width)
+        self.decoder_pred = nn.Linear(width, output_dim)
+
+    def decode_tokens(self, x: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
+        """Predictor outputs `[B, 1 + L, output width]`: the class token, then the patches in shuffled order."""
+        x = self.decoder_embed(x)
+        hidden = ids_restore.shape[1] + 1 - x.shape[1]
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(x.shape[0], hidden, -1)], dim=1)
+        patch_positions = take_tokens(self.decoder_pos_embed[:, 1:], ids_restore.argsort(dim=1))
+        cls_position = self.decoder_pos_embed[:, :1].expand(x.shape[0], -1, -1)
+        x = x + torch.cat([cls_position, patch_positions], dim=1)
+        for block in self.decoder_blocks:
+            x = block(x)
+        return x
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """Norm and last projection."""
+        return self.decoder_pred(self.decoder_norm(x))
+
+    def standardize(self, target: torch.Tensor) -> torch.Tensor:
+        """Each target vector to mean 0 and variance 1 (unbiased, 1e-6 under the root), unless turned off (He et al., 2022, section 4.1)."""
+        target = target.float()
+        if not self.norm_pix_loss:
+            return target
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        return (target - mean) * (variance + 1e-6).rsqrt()
+
+

@@ -1,0 +1,232 @@
+"""The audio ViT encoder that every model shares."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from .masking import MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
+from .pos_embed import sincos_positions
+
+#: Statistics of log-mel spectrograms that stand in where a checkpoint of 2022 brings none: (mean, std).
+DEFAULT_NORM_STATS = (-7.1, 4.2)
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """(frequency, time) from an int or a pair."""
+    if isinstance(size, int):
+        return size, size
+    first, second = size
+    return int(first), int(second)
+
+
+def take_tokens(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The tokens of `x` `[B or 1, L, D]` at places `ids` `[B, N]`: `[B, N, D]`."""
+    x = x.expand(ids.shape[0], -1, -1)
+    return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def make_blocks(depth: int, width: int, heads: int, mlp_ratio: float, norm_layer: Callable) -> nn.ModuleList:
+    """Pre-norm transformer blocks with qkv bias and exact GELU."""
+    return nn.ModuleList(Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
+
+
+def freeze(module: nn.Module) -> None:
+    """Take all parameters of a module out of training."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+
+
+class PatchEmbed(nn.Module):
+    """Whole, non-overlapping patches of a spectrogram, each projected to the model's width."""
+
+    def __init__(self, img_size: tuple[int, int], patch_size: tuple[int, int], in_chans: int, embed_dim: int):
+        super().__init__()
+        self.img_size, self.patch_size = img_size, patch_size
+        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Whole patches along (frequency, time)."""
+        return self.img_size[0] // self.patch_size[0], self.img_size[1] // self.patch_size[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, C, mels, frames]` to `[B, F*T, D]`, frequency-major."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class AudioViT(nn.Module):
+    """ViT encoder of log-mel spectrograms (system of Niizumi et al., 2024, section III; ViT: Dosovitskiy et al., 2021).
+
+    Tokens run frequency-major: index f·T + t, with the class token at index 0.
+
+    Args:
+        img_size: input (mels, frames).
+        patch_size: patch (mels, frames); a remainder of frames shorter than a patch is not seen.
+        in_chans: input channels.
+        embed_dim, depth, num_heads, mlp_ratio, norm_layer: the transformer's sizes.
+        norm_stats: (mean, std) of the log-mel values the model was trained on, stored with the weights.
+    """
+
+    def __init__(
+        self,
+        img_size: int | Sequence[int] = (80, 608),
+        patch_size: int | Sequence[int] = (16, 16),
+        in_chans: int = 1,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        norm_layer: Callable = LayerNorm,
+        norm_stats: torch.Tensor | Sequence[float] | None = None,
+    ):
+        super().__init__()
+        self.patch_embed = PatchEmbed(pair(img_size), pair(patch_size), in_chans, embed_dim)
+        if 0 in self.grid_size():
+            raise ValueError(f"an input of {pair(img_size)} is smaller than one patch of {pair(patch_size)}")
+        self.embed_dim = embed_dim
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.pos_embed = nn.Parameter(sincos_positions(embed_dim, self.grid_size()), requires_grad=False)
+        self.blocks = make_blocks(depth, embed_dim, num_heads, mlp_ratio, norm_layer)
+        self.norm = norm_layer(embed_dim)
+        stats = torch.as_tensor(DEFAULT_NORM_STATS if norm_stats is None else norm_stats, dtype=torch.float32)
+        self.norm_stats = nn.Parameter(stats.detach().clone().reshape(2), requires_grad=False)
+        self.set_random_mask()
+
+    def init_weights(self) -> None:
+        """Xavier-uniform matrices (the patch projection seen as one), zero biases, tokens normal(0, 0.02)."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(module.weight.detach().flatten(1))
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            if name in ("cls_token", "mask_token"):
+                nn.init.normal_(parameter, std=0.02)
+
+    def grid_size(self) -> tuple[int, int]:
+        """Patches along (frequency, time)."""
+        return self.patch_embed.grid_size
+
+    def patch_size(self) -> tuple[int, int]:
+        """Mel bands and frames of a patch."""
+        return self.patch_embed.patch_size
+
+    @staticmethod
+    def get_cls_token(x: torch.Tensor) -> torch.Tensor:
+        """The class token `[B, 1, D]` of tokens `[B, 1 + N, D]`."""
+        return x[:, :1]
+
+    @staticmethod
+    def drop_cls_token(x: torch.Tensor) -> torch.Tensor:
+        """Tokens `[B, 1 + N, D]` without the class token: `[B, N, D]`."""
+        return x[:, 1:]
+
+    # ------------------------------------------------------------------ masking
+
+    def set_random_mask(self) -> None:
+        """Hide a uniform random subset of the patches (the default)."""
+        self.draw_plan = draw_random_plan
+
+    def set_random_structured_mask(self) -> None:
+        """Hide whole frequency rows and time columns, as in fine-tuning."""
+        self.draw_plan = draw_structured_plan
+
+    def set_random_1d_mask(self, frames: int) -> None:
+        """Hide whole time columns in runs of `frames` columns of patches."""
+        self.draw_plan = partial(draw_continuous_plan, run=frames)
+
+    def make_plan(self, x: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int]) -> MaskPlan | None:
+        """The masking plan for inputs `[B, C, mels, frames]`; None where nothing is masked."""
+        if isinstance(mask_ratio, tuple):
+            return MaskPlan(mask_ratio[0].to(x.device), mask_ratio[1])
+        if mask_ratio == 0:
+            return None
+        grid = self.grid_size()[0], x.shape[3] // self.patch_size()[1]
+        return self.draw_plan(x.shape[0], grid, mask_ratio, x.device)
+
+    # ------------------------------------------------------------------ encoding
+
+    def positions(self, columns: int) -> torch.Tensor:
+        """Patch positions `[1, F*columns, D]`: the first columns of the position grid."""
+        rows, all_columns = self.grid_size()
+        grid = self.pos_embed[:, 1:].unflatten(1, (rows, all_columns))
+        return grid[:, :, :columns].flatten(1, 2)
+
+    def embed(self, x: torch.Tensor, adjust_short: bool = False) -> torch.Tensor:
+        """Patches with their positions: `[B, C, mels, frames]` to `[B, F*T, D]`.
+
+        Raises:
+            ValueError: the input has not the model's size; with `adjust_short` fewer frames are allowed.
+        """
+        mels, frames = self.patch_embed.img_size
+        short = adjust_short and self.patch_size()[1] <= x.shape[-1] < frames
+        if x.ndim != 4 or x.shape[2] != mels or not (x.shape[3] == frames or short):
+            raise ValueError(f"the model takes inputs of [batch, channels, {mels}, {frames}], not {list(x.shape)}")
+        return self.patch_embed(x) + self.positions(x.shape[3] // self.patch_size()[1])
+
+    def with_cls_token(self, x: torch.Tensor) -> torch.Tensor:
+        """Put the class token, with its position, before patch tokens `[B, N, D]`."""
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        return torch.cat([cls_token.to(x.dtype), x], dim=1)
+
+    def encode_tokens(self, x: torch.Tensor, return_layers: bool = False) -> torch.Tensor:
+        """Blocks and norm: `[B, N, D]` to `[B, N, D]`, or one output per block `[depth, B, N, D]`, the last normalised."""
+        layers = []
+        for block in self.blocks:
+            x = block(x)
+            if return_layers:
+                layers.append(x)
+        x = self.norm(x)
+        return torch.stack([*layers[:-1], x]) if return_layers else x
+
+    def forward_encoder(
+        self,
+        x: torch.Tensor,
+        mask_ratio: float | tuple[torch.Tensor, int],
+        return_layers: bool = False,
+        adjust_short: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """Encode the visible patches.
+
+        Args:
+            x: normalised log-mel `[B, C, mels, frames]`.
+            mask_ratio: share of hidden patches, or a fixed plan `(ids_restore [B, L], keep)`; 0 hides none.
+            return_layers: give every block's output.
+            adjust_short: take an input shorter than the model's, with the first positions.
+
+        Returns:
+            tokens with the class token `[B, 1 + keep, D]` (`[depth, B, 1 + keep, D]` with `return_layers`), what the
+            target encoder is to see (None here), the mask `[B, L]` (1: hidden), and `ids_restore` `[B, L]`.
+        """
+        patches = self.embed(x, adjust_short)
+        plan = self.make_plan(x, mask_ratio)
+        visible = patches
+        if plan is None:
+            mask = patches.new_zeros(patches.shape[:2])
+            ids_restore = torch.arange(patches.shape[1], device=x.device).expand(patches.shape[:2])
+        else:
+            mask, ids_restore, ids_shuffle = plan.mask, plan.ids_restore, plan.ids_shuffle
+            visible = take_tokens(patches, ids_shuffle[:, : plan.keep])
+        tokens = self.encode_tokens(self.with_cls_token(visible), return_layers)
+        x_target = None if plan is None else self.target_input(patches, ids_shuffle, plan.keep)
+        return tokens, x_target, mask, ids_restore
+
+    def target_input(self, patches: torch.Tensor, ids_shuffle: torch.Tensor, keep: int) -> torch.Tensor | None:
+        """What a target encoder is to see of the embedded patches: nothing, for a model that has none."""
+        return None
+
+
+class M2DEncoderViT(AudioViT):
+    """The encoder alone: what evaluation needs of any model."""
+
+    def __init__(self, **sizes):
+        super().__init__(**sizes)
+        self.init_weights()
+
+    def forward(self, imgs: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int] = 0.0):
+        """As `forward_encoder`."""
+        return self.forward_encoder(imgs, mask_ratio)
