@@ -3,20 +3,21 @@
 import difflib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
 
-_ROWS_AT_ONCE = 100_000
+_EMPTY = "the list is empty, there is no clip below its header"
 _WHO_WRITES = {"label": ": util/make_as_weighted_list.py writes one", "weight": ": util/make_as_weighted_list.py writes one"}
 
 
 class TextColumn:
     """An immutable column of texts: one uint8 blob of UTF-8 and int64 offsets `[n + 1]`.
 
-    Costs the texts' own bytes and 8 more each; copied by fork and pickle as two arrays.
+    Costs the texts' own bytes and 8 more each; goes to a worker, by fork or pickle, as two arrays.
     """
 
     def __init__(self, blob: np.ndarray, offsets: np.ndarray):
@@ -25,18 +26,28 @@ class TextColumn:
     @classmethod
     def of(cls, texts: Iterable[str]) -> "TextColumn":
         """The column that holds these texts."""
-        encoded = [text.encode() for text in texts]
-        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
-        offsets[1:] = list(accumulate(map(len, encoded)))
-        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
+        return cls.from_arrow(pa.array(texts, pa.large_string()))
+
+    @classmethod
+    def from_arrow(cls, array: pa.Array) -> "TextColumn":
+        """The column that holds an Arrow array's texts."""
+        if not len(array):
+            return cls(np.zeros(0, np.uint8), np.zeros(1, np.int64))
+        _, offsets, blob = array.cast(pa.large_string()).buffers()
+        offsets = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+        blob = np.frombuffer(blob, np.uint8) if blob is not None else np.zeros(0, np.uint8)
+        return cls(blob[offsets[0] : offsets[-1]].copy(), offsets - offsets[0])
 
     @classmethod
     def join(cls, columns: Sequence["TextColumn"]) -> "TextColumn":
         """The texts of several columns, one after the other."""
-        ends = [np.zeros(1, dtype=np.int64)]
-        for column in columns:
-            ends.append(column.offsets[1:] + ends[-1][-1])
-        return cls(np.concatenate([c.blob for c in columns] or [np.zeros(0, np.uint8)]), np.concatenate(ends))
+        begins = np.cumsum([0, *(c.offsets[-1] for c in columns)])
+        offsets = [np.zeros(1, np.int64), *(c.offsets[1:] + begin for c, begin in zip(columns, begins, strict=False))]
+        return cls(np.concatenate([c.blob for c in columns]), np.concatenate(offsets))
+
+    def to_arrow(self) -> pa.Array:
+        """An Arrow array on the same memory."""
+        return pa.LargeStringArray.from_buffers(len(self), pa.py_buffer(self.offsets), pa.py_buffer(self.blob))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -48,26 +59,15 @@ class TextColumn:
         return self.blob[self.offsets[i] : self.offsets[i + 1]].tobytes().decode()
 
     def __iter__(self) -> Iterator[str]:
-        return (text.decode() for text in self._pieces())
-
-    def _pieces(self) -> list[bytes]:
-        blob, offsets = self.blob.tobytes(), self.offsets.tolist()
-        return [blob[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+        return (text.as_py() for text in self.to_arrow())
 
     def argsort(self) -> np.ndarray:
         """Indices `[n]` that sort the texts by code point (as Python sorts them); equal texts keep their order."""
-        pieces = self._pieces()
-        if all(a <= b for a, b in zip(pieces, pieces[1:], strict=False)):
-            return np.arange(len(self))
-        return np.array(sorted(range(len(self)), key=pieces.__getitem__), dtype=np.int64)
+        return pc.array_sort_indices(self.to_arrow()).to_numpy().astype(np.int64)
 
     def take(self, indices: np.ndarray) -> "TextColumn":
         """The column of the texts at these indices."""
-        lengths = np.diff(self.offsets)[indices]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        pieces = self._pieces()
-        blob = b"".join([pieces[i] for i in indices.tolist()])
-        return TextColumn(np.frombuffer(blob, dtype=np.uint8), offsets)
+        return TextColumn.from_arrow(self.to_arrow().take(pa.array(indices)))
 
 
 class ClipList:
@@ -76,7 +76,7 @@ class ClipList:
     Attributes:
         source: the CSV.
         columns: the columns that were read, by name.
-        rows: line in the CSV of each clip, int32 `[n]` (the header is line 1).
+        rows: row in the CSV of each clip, int32 `[n]` (the header is row 1).
     """
 
     def __init__(self, source: Path, columns: dict[str, TextColumn], rows: np.ndarray):
@@ -105,40 +105,80 @@ class ClipList:
         return state.hexdigest()
 
     def sort(self) -> "ClipList":
-        """The same list in the order of its file names."""
+        """The same clips in the order of their file names."""
         order = self.names.argsort()
         if np.array_equal(order, np.arange(len(self))):
             return self
-        return ClipList(self.source, {k: c.take(order) for k, c in self.columns.items()}, self.rows[order])
+        clips = ClipList(self.source, {k: c.take(order) for k, c in self.columns.items()}, self.rows[order])
+        pa.default_memory_pool().release_unused()
+        return clips
 
 
 def read_list(csv_path: str | Path, columns: Sequence[str] = ("file_name",), optional: Sequence[str] = ()) -> ClipList:
     """Read a list of clips in the order of its CSV.
 
     Args:
-        csv_path: a CSV (UTF-8) with a header.
-        columns: columns it must have, `file_name` among them.
+        csv_path: a CSV (UTF-8) with a header. Blank lines are skipped.
+        columns: columns it must have, with a value in every row; `file_name` is among them.
         optional: columns that are read where the list has them.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it lacks a column, lists nothing, has a row without a value in one of `columns`, or is no CSV.
+        ValueError: it is no CSV, lacks a column or a value (the row is named), or lists nothing.
     """
     path = Path(csv_path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list (a CSV with a column file_name)")
+    blank_lines: list[int] = []
     try:
-        header = list(pd.read_csv(path, dtype=str, nrows=0).columns)
+        header = _open(path, [], blank_lines).schema.names
         _check_header(path, header, columns)
         wanted = [*columns, *(c for c in optional if c in header)]
-        parts, rows = _read_parts(path, wanted, columns)
-    except pd.errors.EmptyDataError:
-        raise ValueError(f"{path}: the file is empty: a header with file_name and one clip a line are expected") from None
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as a CSV in UTF-8: {error}") from error
-    if not len(rows):
-        raise ValueError(f"{path}: the list is empty, there is no clip below its header")
-    return ClipList(path, {name: TextColumn.join([part[name] for part in parts]) for name in wanted}, rows)
+        blank_lines.clear()
+        batches = _open(path, wanted, blank_lines)
+        parts = [{name: TextColumn.from_arrow(batch.column(name)) for name in wanted} for batch in batches]
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: cannot be read as a CSV in UTF-8 with a header: {error}") from error
+    if not parts:
+        raise ValueError(f"{path}: {_EMPTY}")
+    texts = {name: TextColumn.join([part.pop(name) for part in parts]) for name in wanted}
+    last_row = 1 + len(texts["file_name"]) + len(blank_lines)
+    rows = np.setdiff1d(np.arange(2, last_row + 1, dtype=np.int32), blank_lines, assume_unique=True)
+    pa.default_memory_pool().release_unused()
+    return _without_empty_rows(ClipList(path, texts, rows), columns)
+
+
+def _open(path: Path, wanted: Sequence[str], blank_lines: list[int]) -> csv.CSVStreamingReader:
+    def on_ragged_row(row: csv.InvalidRow) -> str:
+        if row.text.strip():
+            return "error"
+        blank_lines.append(row.number)
+        return "skip"
+
+    return csv.open_csv(
+        path,
+        csv.ReadOptions(use_threads=False),
+        csv.ParseOptions(ignore_empty_lines=False, invalid_row_handler=on_ragged_row),
+        csv.ConvertOptions(
+            column_types=dict.fromkeys(wanted, pa.large_string()), include_columns=list(wanted), strings_can_be_null=False
+        ),
+    )
+
+
+def _without_empty_rows(clips: ClipList, required: Sequence[str]) -> ClipList:
+    """Drop rows without any value; raise ValueError for one without a required value, and for an empty list."""
+    empty = {name: np.diff(column.offsets) == 0 for name, column in clips.columns.items()}
+    blank = np.logical_and.reduce(list(empty.values()))
+    for name in required:
+        lacking = np.flatnonzero(empty[name] & ~blank)
+        if len(lacking):
+            raise ValueError(f"{clips.where(lacking[0])}: no {name}")
+    if blank.all():
+        raise ValueError(f"{clips.source}: {_EMPTY}")
+    if not blank.any():
+        return clips
+    kept = np.flatnonzero(~blank)
+    return ClipList(clips.source, {name: column.take(kept) for name, column in clips.columns.items()}, clips.rows[kept])
 
 
 def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None:
@@ -153,25 +193,3 @@ def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None
         else:
             hint = _WHO_WRITES.get(column, ": one path a line, relative to --data_path")
         raise ValueError(f"{path}: no column {column} (its columns: {', '.join(header)}){hint}")
-
-
-def _read_parts(path: Path, wanted: list[str], required: Sequence[str]) -> tuple[list[dict[str, TextColumn]], np.ndarray]:
-    """The columns in parts, so that the memory of the parsed text stays small, and the lines they stand in."""
-    parts, rows, line = [], [], 2
-    reader = pd.read_csv(
-        path, dtype=object, usecols=wanted, keep_default_na=False, skip_blank_lines=False, chunksize=_ROWS_AT_ONCE
-    )
-    with reader:
-        for table in reader:
-            table = table.fillna("")
-            blank = np.logical_and.reduce([table[name].to_numpy() == "" for name in wanted])
-            lines = np.arange(line, line + len(table), dtype=np.int32)[~blank]
-            line += len(table)
-            table = table[~blank]
-            for name in required:
-                empty = np.flatnonzero(table[name].to_numpy() == "")
-                if len(empty):
-                    raise ValueError(f"{path} row {lines[empty[0]]}: no {name}")
-            parts.append({name: TextColumn.of(table[name]) for name in wanted})
-            rows.append(lines)
-    return parts, np.concatenate(rows or [np.zeros(0, np.int32)])

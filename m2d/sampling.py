@@ -110,14 +110,18 @@ class NoiseOrder:
     def __call__(self, epoch: int, position: np.ndarray) -> np.ndarray:
         """Noise clip indices for positions of one epoch: int64 `[B]`."""
         cycles, places = np.divmod(np.asarray(position), self.count)
-        return np.array([self._order(epoch, cycle)[place] for cycle, place in zip(cycles, places, strict=True)], dtype=np.int64)
+        clips = np.empty(len(places), dtype=np.int64)
+        for cycle in np.unique(cycles):
+            here = cycles == cycle
+            clips[here] = self._order(epoch, int(cycle))[places[here]]
+        return clips
 
     def _order(self, epoch: int, cycle: int) -> np.ndarray:
-        key = (epoch, int(cycle))
+        key = (epoch, cycle)
         if key not in self._orders:
             while len(self._orders) >= 2:
                 self._orders.pop(next(iter(self._orders)))
-            self._orders[key] = permutation(self.seed, epoch, Purpose.NOISE_ORDER, self.count, key[1])
+            self._orders[key] = permutation(self.seed, epoch, Purpose.NOISE_ORDER, self.count, cycle)
         return self._orders[key]
 
 
