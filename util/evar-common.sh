@@ -1,0 +1,87 @@
+# shellcheck shell=bash
+# What the scripts that call EVAR (https://github.com/nttcslab/eval-audio-repr) share; sourced, never run.
+
+PYTHON=${PYTHON:-python}
+
+fail() {
+    echo "${0##*/}: $1" >&2
+    exit "${2:-1}"
+}
+
+# EVAR's configuration for a checkpoint: its rate stands in its folder's name.
+config_of() {
+    case $1 in
+        *p32k-*) echo config/m2d_32k.yaml ;;
+        *) echo config/m2d.yaml ;;
+    esac
+}
+
+# EVAR splits its options at commas.
+refuse_comma() {
+    case $1 in
+        *,*) fail "$1: EVAR cannot take a path with a comma in it. Rename it, or link to it" ;;
+    esac
+}
+
+# enter_evar ROOT CKPT: change into ROOT/evar and set ckpt (absolute) and config.
+# Without EVAR it says how to get it and ends the script well: a training run goes on without its evaluation.
+enter_evar() {
+    local root=$1
+    [[ $# -eq 2 ]] || fail "usage: ${0##*/} CHECKPOINT" 2
+    case $2 in
+        /* | *://*) ckpt=$2 ;;
+        *) ckpt=$PWD/$2 ;;
+    esac
+    if [[ ! -f $root/evar/lineareval.py ]]; then
+        echo "${0##*/}: not evaluated, since EVAR is not in $root/evar."
+        echo "Set it up by: cd '$root' && bash util/setup_evar.sh"
+        exit 0
+    fi
+    case $ckpt in
+        *random | *://*) ;;
+        *) [[ -e $ckpt ]] || fail "$ckpt: there is no such checkpoint" ;;
+    esac
+    refuse_comma "$ckpt"
+    config=$(config_of "$ckpt")
+    cd -- "$root/evar" || exit
+    export CUDA_VISIBLE_DEVICES=0
+}
+
+# evaluate PROGRAM TASK BATCH_SIZE: one linear evaluation of ckpt.
+evaluate() {
+    "$PYTHON" "$1" "$config" "$2" "batch_size=$3,weight_file=$ckpt"
+}
+
+summarize() {
+    "$PYTHON" summarize.py "$ckpt"
+}
+
+# finetune_all TASK OPTIONS FOLDER N_ITER SEED EPOCH... -- FLAGS...
+# Fine-tunes FOLDER/checkpoint-EPOCH.pth of each EPOCH on TASK N_ITER times, with the seeds SEED+1, SEED+2, ...
+# OPTIONS (such as ,dur_frames=1001) follow the weight file, FLAGS go to EVAR's finetune.py.
+finetune_all() {
+    local task=$1 options=$2 given=() folder n_iter first epoch weight seed
+    shift 2
+    while [[ $1 != -- ]]; do
+        given+=("$1")
+        shift
+    done
+    shift
+    [[ ${#given[@]} -ge 4 && ${given[1]} =~ ^[0-9]+$ && ${given[2]} =~ ^[0-9]+$ ]] ||
+        fail "usage: ${0##*/} FOLDER N_ITER SEED EPOCH... (N_ITER and SEED are whole numbers)" 2
+    [[ -f finetune.py && -f config/m2d.yaml ]] ||
+        fail "run this from inside the evar folder (cd evar). Where there is none: bash util/setup_evar.sh"
+    folder=${given[0]} n_iter=$((10#${given[1]})) first=$((10#${given[2]} + 1))
+    refuse_comma "$folder"
+    for epoch in "${given[@]:3}"; do
+        weight=$folder/checkpoint-$epoch.pth
+        [[ -f $weight ]] || fail "$weight: there is no such checkpoint"
+    done
+    for epoch in "${given[@]:3}"; do
+        weight=$folder/checkpoint-$epoch.pth
+        for ((seed = first; seed < first + n_iter; seed++)); do
+            "$PYTHON" finetune.py "$(config_of "$weight")" "$task" "weight_file=$weight,encoder_only=True$options" \
+                "$@" --seed "$seed"
+        done
+    done
+}

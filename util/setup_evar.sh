@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Prepare EVAR (https://github.com/nttcslab/eval-audio-repr), the evaluation package, in evar/ of this project.
+# usage: bash util/setup_evar.sh
+# What is there already is kept. Each file is checked; what failed is named at the end, and a second call tries it again.
+set -euo pipefail
+PYTHON=${PYTHON:-python}
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+evar=$root/evar
+failed=()
+
+# fetch URL DESTINATION: download one Python file; it gets its name when it is whole and parses.
+fetch() {
+    local url=$1 to=$evar/$2 part=$evar/$2.part
+    if [[ -s $to ]]; then
+        echo "have $2"
+    elif ! curl --fail --silent --show-error --location --retry 3 "$url" -o "$part"; then
+        failed+=("$2: $url could not be downloaded")
+    elif ! "$PYTHON" -c 'import ast, sys; sys.exit(not ast.parse(open(sys.argv[1]).read()).body)' "$part" 2>/dev/null; then
+        failed+=("$2: what $url sent is not a Python file")
+    else
+        mv -- "$part" "$to"
+        echo "got $2"
+    fi
+    rm -f -- "$part"
+}
+
+if [[ -f $evar/lineareval.py ]]; then
+    echo "have EVAR"
+elif [[ -e $evar ]]; then
+    echo "$evar is there, but it is not EVAR (no lineareval.py). Move it away, and call this again." >&2
+    exit 1
+elif ! git clone https://github.com/nttcslab/eval-audio-repr.git "$evar"; then
+    echo "EVAR could not be cloned from https://github.com/nttcslab/eval-audio-repr.git into $evar" >&2
+    exit 1
+fi
+
+general=https://raw.githubusercontent.com/daisukelab/general-learning/master
+sound=https://raw.githubusercontent.com/daisukelab/sound-clf-pytorch/master/for_evar
+fetch "$general/MLP/torch_mlp_clf2.py" evar/utils/torch_mlp_clf2.py
+fetch "$sound/sampler.py" evar/sampler.py
+fetch "$sound/cnn14_decoupled.py" evar/cnn14_decoupled.py
+
+if [[ ${#failed[@]} -gt 0 ]]; then
+    printf 'failed: %s\n' "${failed[@]}" >&2
+    exit 1
+fi
+echo "EVAR is ready in $evar. Its data sets come next: see $evar/Preparing-datasets.md"
