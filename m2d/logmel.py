@@ -1,0 +1,103 @@
+"""Log-mel spectrograms in NumPy, and the presets.
+
+Free of torch on purpose: the converter starts its workers in half a second instead of three.
+`frontend` holds the same computation for tensors.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.fft import rfft
+from scipy.sparse import csr_matrix
+
+EPS = float(np.finfo(np.float32).eps)
+SILENCE = float(np.log(EPS))
+
+# A block of frames and its spectrum stay in the second-level cache, which doubles the speed on long clips.
+_FRAMES_PER_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """Sizes of a log-mel front end: rates and frequencies in Hz, the rest in samples."""
+
+    sample_rate: int = 16000
+    n_fft: int = 400
+    window_size: int = 400
+    hop_size: int = 160
+    n_mels: int = 80
+    f_min: float = 50
+    f_max: float = 8000
+
+    @property
+    def min_samples(self) -> int:
+        """The shortest waveform that can be reflected by half a window at both ends."""
+        return self.n_fft // 2 + 1
+
+
+PRESETS = {
+    "16k": FrontEnd(),
+    "32k": FrontEnd(sample_rate=32000, n_fft=800, window_size=800, hop_size=320, f_max=16000),
+}
+
+
+def hann_window(front_end: FrontEnd) -> np.ndarray:
+    """Periodic Hann window, centred in the n_fft samples: float64 `[n_fft]`."""
+    size = front_end.window_size
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)
+    before = (front_end.n_fft - size) // 2
+    return np.pad(window, (before, front_end.n_fft - size - before))
+
+
+def _hz_to_mel(hz: np.ndarray) -> np.ndarray:
+    return np.where(hz < 1000, hz * 3 / 200, 15 + 27 * np.log(np.maximum(hz, 1000) / 1000) / np.log(6.4))
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    return np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((np.maximum(mel, 15) - 15) / 27))
+
+
+def mel_filters(front_end: FrontEnd) -> np.ndarray:
+    """Triangular filters of unit area, equally spaced on the Slaney mel scale: float64 `[n_mels, n_fft // 2 + 1]`.
+
+    The scale is linear up to 1 kHz and logarithmic above (Slaney, Auditory Toolbox, 1998).
+    """
+    low, high = _hz_to_mel(np.array([front_end.f_min, front_end.f_max], dtype=np.float64))
+    edges = _mel_to_hz(np.linspace(low, high, front_end.n_mels + 2))[:, None]
+    bins = np.arange(front_end.n_fft // 2 + 1) * (front_end.sample_rate / front_end.n_fft)
+    rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
+    return np.maximum(0, np.minimum(rising, falling)) * 2 / (edges[2:] - edges[:-2])
+
+
+class NumpyLogMel:
+    """Waveform `[samples]` to log-mel spectrogram `[n_mels, 1 + samples // hop_size]`, both float32.
+
+    `log(mel + EPS)` of the power spectrogram with centred frames and reflected ends, as nnAudio's MelSpectrogram
+    gives it. A waveform shorter than `front_end.min_samples` is zero-padded at its end to that length.
+    """
+
+    def __init__(self, front_end: FrontEnd):
+        self.front_end = front_end
+        # The transform runs in double precision: a single-precision one leaves rounding noise beside a loud tone
+        # that moves the quiet bands by more than 1e-3.
+        self._window = hann_window(front_end)
+        # Each frequency bin lies in two filters at most: a sparse product does a fortieth of a dense one's work,
+        # and in one thread.
+        self._filters = csr_matrix(mel_filters(front_end).astype(np.float32))
+
+    def __call__(self, waveform: np.ndarray) -> np.ndarray:
+        n_fft, hop = self.front_end.n_fft, self.front_end.hop_size
+        waveform = np.asarray(waveform, dtype=np.float32)
+        missing = max(0, self.front_end.min_samples - len(waveform))
+        reflected = np.pad(np.pad(waveform, (0, missing)), n_fft // 2, mode="reflect")
+        frames = sliding_window_view(reflected, n_fft)[::hop]
+        lms = np.empty((self.front_end.n_mels, len(frames)), dtype=np.float32)
+        for begin in range(0, len(frames), _FRAMES_PER_BLOCK):
+            block = slice(begin, begin + _FRAMES_PER_BLOCK)
+            spectrum = rfft(frames[block] * self._window).astype(np.complex64)
+            power = spectrum.real**2 + spectrum.imag**2
+            lms[:, block] = self._filters @ np.ascontiguousarray(power.T)
+        lms += EPS
+        return np.log(lms, out=lms)
