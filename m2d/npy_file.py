@@ -42,7 +42,7 @@ def read_header(fd: int, at: int = 0) -> ArrayHeader:
     """The header of the .npy that begins `at` bytes into an open file.
 
     Raises:
-        ValueError: there is no .npy header.
+        ValueError: there is no whole .npy header.
     """
     head = os.pread(fd, _USUAL_HEADER, at)
     if head[:6] != b"\x93NUMPY" or len(head) < 12:
@@ -51,6 +51,8 @@ def read_header(fd: int, at: int = 0) -> ArrayHeader:
     size = int.from_bytes(head[8 : 12 if wide else 10], "little") + (12 if wide else 10)
     if size > len(head):
         head = os.pread(fd, size, at)
+        if size > len(head):
+            raise ValueError("truncated within its header")
     return _parse(head[:size])
 
 
