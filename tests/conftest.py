@@ -1,0 +1,25 @@
+"""What all tests share: the project on the import path, one thread, fixed seeds."""
+
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+# Small tensors gain nothing from threads, and sums taken in one order give the same digits on any number of cores.
+torch.set_num_threads(1)
+settings.register_profile("project", deadline=None, derandomize=True)
+settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    """Every test starts from the same random state, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
