@@ -129,39 +129,28 @@ def read_list(csv_path: str | Path, columns: Sequence[str] = ("file_name",), opt
     path = Path(csv_path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list (a CSV with a column file_name)")
-    blank_lines: list[int] = []
     try:
-        header = _open(path, [], blank_lines).schema.names
+        header = _open(path, []).schema.names
         _check_header(path, header, columns)
         wanted = [*columns, *(c for c in optional if c in header)]
-        blank_lines.clear()
-        batches = _open(path, wanted, blank_lines)
-        parts = [{name: TextColumn.from_arrow(batch.column(name)) for name in wanted} for batch in batches]
+        parts = [{name: TextColumn.from_arrow(batch.column(name)) for name in wanted} for batch in _open(path, wanted)]
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: cannot be read as a CSV in UTF-8 with a header: {error}") from error
     if not parts:
         raise ValueError(f"{path}: {_EMPTY}")
     texts = {name: TextColumn.join([part.pop(name) for part in parts]) for name in wanted}
-    last_row = 1 + len(texts["file_name"]) + len(blank_lines)
-    rows = np.setdiff1d(np.arange(2, last_row + 1, dtype=np.int32), blank_lines, assume_unique=True)
+    rows = np.arange(2, 2 + len(texts["file_name"]), dtype=np.int32)
     pa.default_memory_pool().release_unused()
     return _without_empty_rows(ClipList(path, texts, rows), columns)
 
 
-def _open(path: Path, wanted: Sequence[str], blank_lines: list[int]) -> csv.CSVStreamingReader:
-    def on_ragged_row(row: csv.InvalidRow) -> str:
-        if row.text.strip():
-            return "error"
-        blank_lines.append(row.number)
-        return "skip"
-
+def _open(path: Path, wanted: Sequence[str]) -> csv.CSVStreamingReader:
+    types = dict.fromkeys(wanted, pa.large_string())
     return csv.open_csv(
         path,
         csv.ReadOptions(use_threads=False),
-        csv.ParseOptions(ignore_empty_lines=False, invalid_row_handler=on_ragged_row),
-        csv.ConvertOptions(
-            column_types=dict.fromkeys(wanted, pa.large_string()), include_columns=list(wanted), strings_can_be_null=False
-        ),
+        csv.ParseOptions(ignore_empty_lines=False),  # a blank line is a row without values, so that rows are lines
+        csv.ConvertOptions(column_types=types, include_columns=list(wanted), strings_can_be_null=False),
     )
 
 

@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,6 +34,11 @@ def test_text_column_behaves_as_a_list(texts):
     assert order.tolist() == sorted(range(len(texts)), key=texts.__getitem__)
     assert list(column.take(order)) == sorted(texts)
     assert list(TextColumn.join([column, column.take(order), TextColumn.of([])])) == texts + sorted(texts)
+
+
+def test_text_column_of_a_slice():
+    column = TextColumn.from_arrow(pa.array(["a", "bc", "", "def"])[1:])
+    assert list(column) == ["bc", "", "def"] and len(column.blob) == 5
 
 
 def test_text_column_index_out_of_range():
