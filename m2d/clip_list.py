@@ -33,7 +33,8 @@ class TextColumn:
         """The column that holds an Arrow array's texts."""
         if not len(array):
             return cls(np.zeros(0, np.uint8), np.zeros(1, np.int64))
-        _, offsets, blob = array.cast(pa.large_string()).buffers()
+        array = array.cast(pa.large_string())
+        _, offsets, blob = array.buffers()
         offsets = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
         blob = np.frombuffer(blob, np.uint8) if blob is not None else np.zeros(0, np.uint8)
         return cls(blob[offsets[0] : offsets[-1]].copy(), offsets - offsets[0])
