@@ -11,7 +11,6 @@ clips in the list that carry the label: a clip with a rare label weighs more.
 
 import argparse
 import logging
-import os
 import re
 import sys
 import tempfile
@@ -23,6 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from util.files import write_whole
 
 logger = logging.getLogger("m2d")
 
@@ -185,17 +188,6 @@ def read_list(path: Path) -> pd.Series:
     return table["file_name"]
 
 
-def write_list(table: pd.DataFrame, path: Path) -> None:
-    """Write a list; a file of that name is replaced when the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        table.to_csv(part, index=False)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path) -> pd.DataFrame:
     """Write `to_list` (file_name, label, weight) for the clips of `org_list`; `segments` is a folder or an http address."""
     file_names = read_list(org_list)
@@ -208,7 +200,7 @@ def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path
             raise FileNotFoundError(f"--segments {folder}: lacks {', '.join(missing)}")
     table = label_files(file_names, read_segments(folder), read_classes(folder))
     table["weight"] = weights(table["label"])
-    write_list(table, to_list)
+    write_whole(to_list, lambda out: table.to_csv(out, index=False))
     classes = len({name for label in table["label"].unique() for name in label.split(",")})
     logger.info("%s: %d clips, %d classes", to_list, len(table), classes)
     return table
