@@ -29,26 +29,36 @@ def find_audio(folder: str | os.PathLike, suffixes: Iterable[str]) -> list[Path]
     Raises:
         FileNotFoundError, NotADirectoryError: there is no such folder.
     """
-    folder = Path(folder)
-    if not folder.exists():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is not a folder")
     endings = tuple(suffix.lower() for suffix in suffixes)
-    found, entered = [], set()
+    return [
+        Path(path)
+        for path in sorted(walk_files(folder))
+        if path.lower().endswith(endings) and os.path.basename(path).lower() not in endings
+    ]
+
+
+def walk_files(folder: str | os.PathLike) -> Iterator[str]:
+    """Paths of all files below a folder, in no order. Linked folders are entered, and no folder twice.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, PermissionError: the folder, or one below it, cannot be read.
+    """
+    if not os.path.isdir(folder):
+        if os.path.exists(folder):
+            raise NotADirectoryError(f"{folder} is not a folder")
+        raise FileNotFoundError(f"there is no folder {folder}")
+    entered = set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in entered:
             folders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
-        folders.sort()
-        found += [Path(parent, name) for name in names if name.lower().endswith(endings) and name.lower() not in endings]
-    return sorted(found)
+        yield from (os.path.join(parent, name) for name in names)
 
 
 def _raise(error: OSError) -> None:
-    raise error
+    raise type(error)(f"{error.filename} cannot be read: {error.strerror}")
 
 
 def load_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:

@@ -1,0 +1,281 @@
+"""Audio files to log-mel spectrograms, the training data of M2D: `python wav_to_lms.py SRC DEST`.
+
+Torch is imported only where it is used (ToLogMelSpec, --device cuda), so that a run starts at once.
+"""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import closing
+from csv import writer
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import fire
+import numpy as np
+from fire.decorators import SetParseFns
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from m2d.audio_io import find_audio, walk_files
+from m2d.convert import Converter, DeviceMel, Job, convert_all, is_temporary, npy_sink, remove_if_stale, written_whole
+from m2d.logmel import PRESETS, FrontEnd, NumpyLogMel
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("m2d")
+
+
+class FFT_parameters:
+    """The sizes of the 16-kHz front end, as attributes that may be changed."""
+
+    sample_rate = PRESETS["16k"].sample_rate
+    window_size = PRESETS["16k"].window_size
+    n_fft = PRESETS["16k"].n_fft
+    hop_size = PRESETS["16k"].hop_size
+    n_mels = PRESETS["16k"].n_mels
+    f_min = PRESETS["16k"].f_min
+    f_max = PRESETS["16k"].f_max
+
+
+class ToLogMelSpec:
+    """Waveform `[samples]` to log-mel spectrogram, a float32 tensor `[1, n_mels, frames]`.
+
+    Args:
+        cfg: an object with the attributes of FFT_parameters.
+    """
+
+    def __init__(self, cfg: object):
+        self._log_mel = NumpyLogMel(FrontEnd(**{size.name: getattr(cfg, size.name) for size in fields(FrontEnd)}))
+
+    def __call__(self, waveform: np.ndarray) -> "torch.Tensor":
+        import torch
+
+        if np.ndim(waveform) != 1:
+            raise ValueError(f"the waveform has the shape {list(np.shape(waveform))}: expected [samples]")
+        return torch.from_numpy(self._log_mel(waveform))[None]
+
+
+@dataclass
+class Report:
+    """What a run did: `found` files, of which `existing` were done before; names converted; names and reasons failed."""
+
+    found: int
+    existing: int
+    converted: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        rate = len(self.converted) / max(self.seconds, 1e-9)
+        return (
+            f"{self.found} files: {len(self.converted)} converted, {self.existing} were there already, "
+            f"{len(self.failed)} failed ({self.seconds:.1f} s, {rate:.0f} files/s)"
+        )
+
+
+def convert_wav(
+    from_dir: str,
+    to_dir: str,
+    suffix: str | Iterable[str] = ".wav",
+    skip: int = 0,
+    min_length: float | None = 6.1,
+    verbose: bool = False,
+    workers: int | None = None,
+    csv: str | None = None,
+    sr: str = "16k",
+    device: str = "cpu",
+) -> Report:
+    """Convert a folder of audio files to log-mel spectrograms: SRC/sub/a.wav becomes DEST/sub/a.npy.
+
+    Each is float32 [1, 80, frames], 100 frames a second. Files that exist are skipped, so that the same command goes
+    on after an interruption. Files that cannot be converted are listed in DEST/failed.csv.
+    Exit status: 0 all converted; 1 some failed, or the run was stopped; 2 nothing was started.
+
+    Args:
+        from_dir: SRC, the folder to walk; its files are taken in sorted order.
+        to_dir: DEST.
+        suffix: the audio files' suffix, or a list: wav,flac,ogg,mp3. Upper and lower case count as the same.
+        skip: leave out this many files at the start of the sorted order.
+        min_length: zero-pad shorter clips to this many seconds; None: do not pad.
+        verbose: name each file.
+        workers: processes; as many as there are CPU cores where it is not given.
+        csv: also write the list of the spectrograms (column file_name, relative to the list's own folder).
+        sr: sample rate, 16k or 32k.
+        device: where the spectrograms are computed: cpu, cuda or mps.
+    """
+    started = time.perf_counter()
+    _check(skip, min_length, workers, sr)
+    source, dest = Path(from_dir), Path(os.path.abspath(to_dir))
+    if csv is not None:
+        _check_list_place(csv, dest)
+    jobs = _plan(source, dest, _suffixes(suffix))
+    if skip >= len(jobs):
+        raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {source}")
+    min_samples = round((min_length or 0) * PRESETS[sr].sample_rate)
+    converter = Converter(PRESETS[sr], min_samples, npy_sink, decode_only=device != "cpu")
+    finish = None if device == "cpu" else DeviceMel(converter, device)
+    existing = _existing_targets(dest)
+    to_do = [job for job in jobs[skip:] if job.target not in existing]
+    report = Report(found=len(jobs) - skip, existing=len(jobs) - skip - len(to_do))
+    try:
+        _run(to_do, converter, finish, min(workers or _cpu_count(), max(1, len(to_do))), verbose, report)
+    finally:
+        report.seconds = time.perf_counter() - started
+        _write_failed(dest / "failed.csv", report.failed)
+        logger.info("%s%s", report, f": see {dest / 'failed.csv'}" if report.failed else "")
+    if csv is not None:
+        _write_list(Path(csv), [job.target for job in jobs if job.target in existing or job.name in report.converted])
+    return report
+
+
+def _run(jobs: list[Job], converter: Converter, finish: DeviceMel | None, workers: int, verbose: bool, report: Report) -> None:
+    with (
+        closing(convert_all(jobs, converter, workers)) as chunks,
+        tqdm(total=len(jobs), unit="file", disable=None) as bar,
+    ):
+        for outcomes in chunks:
+            for outcome in finish(outcomes) if finish else outcomes:
+                if outcome.fatal:
+                    raise OSError(f"{outcome.error}. Stopped: files written are whole, and the same command goes on from here")
+                if outcome.error:
+                    report.failed[outcome.job.name] = outcome.error
+                    logger.warning("failed: %s", outcome.error)
+                    continue
+                report.converted.add(outcome.job.name)
+                if verbose:
+                    logger.info("%s -> %s: %d frames", outcome.job.source, outcome.job.target, outcome.frames)
+            bar.update(len(outcomes))
+
+
+def _check(skip: int, min_length: float | None, workers: int | None, sr: str) -> None:
+    def is_number(value: object, kinds: type | tuple[type, ...], least: float) -> bool:
+        return isinstance(value, kinds) and not isinstance(value, bool) and value >= least
+
+    if not is_number(skip, int, 0):
+        raise ValueError(f"--skip {skip}: expected a number of files, 0 or more")
+    if min_length is not None and not is_number(min_length, (int, float), 0):
+        raise ValueError(f"--min_length {min_length}: expected seconds, or None")
+    if workers is not None and not is_number(workers, int, 1):
+        raise ValueError(f"--workers {workers}: expected a number of processes, 1 or more")
+    if sr not in PRESETS:
+        raise ValueError(f"--sr {sr}: expected one of {', '.join(PRESETS)}")
+
+
+def _check_list_place(csv: str, dest: Path) -> None:
+    if not csv.endswith(".csv"):
+        raise ValueError(f"--csv {csv}: expected a file name that ends in .csv")
+    folder = Path(os.path.abspath(csv)).parent
+    if not dest.is_relative_to(folder):
+        raise ValueError(
+            f"--csv {csv} would list files relative to its own folder, {folder}, but {dest} is not below that folder: "
+            "put the list in a folder above DEST"
+        )
+
+
+def _suffixes(suffix: str | Iterable[str]) -> list[str]:
+    parts = suffix.strip("[]() ").split(",") if isinstance(suffix, str) else suffix
+    names = [str(part).strip(" '\"").lstrip(".") for part in parts]
+    if not any(names):
+        raise ValueError(f"--suffix {suffix}: expected a suffix such as wav, or a list such as wav,flac")
+    return [f".{name}" for name in names if name]
+
+
+def _plan(source: Path, dest: Path, suffixes: list[str]) -> list[Job]:
+    sources = find_audio(source, suffixes)
+    if not sources:
+        raise FileNotFoundError(f"there is no file with the suffix {' or '.join(suffixes)} in {source}")
+    jobs: dict[str, Job] = {}
+    for path in sources:
+        name = path.relative_to(source)
+        job = Job(str(name), str(path), str(dest / name.with_suffix(".npy")))
+        first = jobs.setdefault(job.target, job)
+        if first is not job:
+            raise ValueError(
+                f"{first.source} and {job.source} would both become {job.target}: rename one, "
+                "or convert one suffix at a time into folders of their own"
+            )
+    return list(jobs.values())
+
+
+def _existing_targets(dest: Path) -> set[str]:
+    if dest.exists() and not dest.is_dir():
+        raise NotADirectoryError(f"{dest} is a file: DEST must be a folder")
+    try:
+        dest.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the folder {dest} cannot be made: {error.strerror}") from None
+    targets = set()
+    for path in walk_files(dest):
+        if path.endswith(".npy"):
+            targets.add(path)
+        elif is_temporary(path):
+            remove_if_stale(path)
+    return targets
+
+
+def _cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write_failed(path: Path, failed: dict[str, str]) -> None:
+    try:
+        if not failed:
+            path.unlink(missing_ok=True)
+            return
+        with written_whole(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+            rows = writer(file, lineterminator="\n")
+            rows.writerow(("file_name", "reason"))
+            rows.writerows(sorted(failed.items()))
+    except OSError as error:
+        logger.warning("%s cannot be written: %s", path, error.strerror)
+
+
+def _write_list(path: Path, targets: list[str]) -> None:
+    folder = Path(os.path.abspath(path)).parent
+    with written_whole(path, "w", newline="", encoding="utf-8") as file:
+        rows = writer(file, lineterminator="\n")
+        rows.writerow(("file_name",))
+        rows.writerows((Path(target).relative_to(folder).as_posix(),) for target in targets)
+    logger.info("%s lists %d files", path, len(targets))
+
+
+class _Request:
+    """The command line's arguments, held back until all of them are understood: fire would run first and complain later."""
+
+    def __init__(self, *args: object, **kwargs: object):
+        self._args, self._kwargs = args, kwargs
+
+
+def main() -> int:
+    """The command line; returns the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    @SetParseFns(from_dir=str, to_dir=str, suffix=str, csv=str, sr=str, device=str)
+    @wraps(convert_wav)
+    def request(*args: object, **kwargs: object) -> _Request:
+        return _Request(*args, **kwargs)
+
+    asked = fire.Fire(request, name="wav_to_lms.py", serialize=lambda _: None)
+    try:
+        with logging_redirect_tqdm():
+            report = convert_wav(*asked._args, **asked._kwargs)
+    except KeyboardInterrupt:
+        logger.error("interrupted: the files written are whole, and the same command goes on from here")
+        return 130
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
+        logger.error("error: %s", error)
+        return 2
+    except (OSError, RuntimeError) as error:
+        logger.error("error: %s", error)
+        return 1
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
