@@ -4,7 +4,8 @@ The loader's workers only read. Noise mixing and normalisation (`prepare`) take 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ class AudioDataset(Dataset):
 
     A subclass that adds something to a sample extends `read`.
 
+    Attributes:
+        weights: how often each sample is to be drawn, relative to the others, float64 `[samples]`; None: each once.
+
     Args:
         clips: the clips to learn from.
         input_frames: length of a crop.
@@ -33,7 +37,18 @@ class AudioDataset(Dataset):
         noise: background noise clips.
         random_crop: crop at random starts; otherwise at the clips' beginning.
         min_ds_size: lists shorter than this are repeated, in order, until they have exactly this many entries.
+
+    Attributes:
+        target_width: width of the offline target that a subclass adds (E of M2D-X and its kin).
+        weights: sampling weight of each sample, float64 `[len(self)]`, where the list gives them.
+        facts: what a checkpoint is to keep of the data, such as the names of classes.
     """
+
+    target_width: int | None = None
+    weights: np.ndarray | None = None
+    facts: Mapping[str, object] = MappingProxyType({})
+
+    weights: np.ndarray | None = None
 
     def __init__(
         self,
@@ -121,12 +136,16 @@ def prepare(
         (clean, mixed): float32 `[B, 1, n_mels, frames]`, both divided by the main std; one tensor where nothing is mixed.
     """
     mean, std = stats
-    clean = batch["clean"].float().contiguous() - mean
+    clean = _float32(batch["clean"]) - mean
     if noise_ratio == 0 or "noise" not in batch:
         clean = clean / std
         return clean, clean
-    mixed = batch["noise"].float().contiguous() - noise_stats[0]
+    mixed = _float32(batch["noise"]) - noise_stats[0]
     if noise_ratio < 1:
         # The sum in the log domain: exp() of a value far above the mean would overflow.
         mixed = torch.logaddexp(mixed + math.log(noise_ratio), clean + math.log(1 - noise_ratio)).clamp(min=math.log(EPS))
     return clean / std, mixed / std
+
+
+def _float32(crops: torch.Tensor) -> torch.Tensor:
+    return crops.to(torch.float32, memory_format=torch.contiguous_format).contiguous()

@@ -1,21 +1,20 @@
 """Where the log-mel spectrograms of a list of clips are read from: a store per kind of file, one interface."""
 
-import logging
 import math
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from .clip_list import ClipList, read_list
+from .clip_list import ClipList, TextColumn, read_list
 from .npy_file import ArrayHeader, Scratch, check_size, read_columns, read_header
 from .sampling import choice
 
 EPS = float(np.finfo(np.float32).eps)
 SILENCE = math.log(EPS)
-
-logger = logging.getLogger("m2d")
 
 
 class ClipStore(ABC):
@@ -24,18 +23,19 @@ class ClipStore(ABC):
     Attributes:
         source: the CSV (or pack) it was opened from.
         n_mels: mel bands of every clip.
+        columns: the list's columns that were read, by name: `file_name`, and `label`, `weight` where asked for.
     """
 
     source: Path
     n_mels: int
+    columns: dict[str, TextColumn]
 
-    @abstractmethod
     def __len__(self) -> int:
-        """Number of clips."""
+        return len(self.columns["file_name"])
 
-    @abstractmethod
     def name(self, i: int) -> str:
         """File name of clip i."""
+        return self.columns["file_name"][i]
 
     @abstractmethod
     def where(self, i: int) -> str:
@@ -56,7 +56,7 @@ class ClipStore(ABC):
             repeat: clips shorter than a crop are repeated until long enough; otherwise padded at the end with silence.
 
         Returns:
-            float32 `[B, n_mels, frames]`.
+            float32 (float16 from a float16 pack) `[B, n_mels, frames]`, in any memory order.
 
         Raises:
             FileNotFoundError, ValueError: a clip cannot be read or has another shape; names file and row.
@@ -65,7 +65,7 @@ class ClipStore(ABC):
 
 def fill_short(crop: np.ndarray, valid: int, repeat: bool) -> None:
     """Complete a crop `[n_mels, frames]` of which only the first `valid` frames are written."""
-    if not repeat:
+    if not repeat or not valid:
         crop[:, valid:] = SILENCE
         return
     while valid < crop.shape[1]:
@@ -74,8 +74,8 @@ def fill_short(crop: np.ndarray, valid: int, repeat: bool) -> None:
         valid += more
 
 
-class NpyStore(ClipStore):
-    """One .npy file `[1, n_mels, frames]` per clip, of float32 (or another float type, which is converted).
+class FileStore(ClipStore):
+    """A file per clip.
 
     Args:
         clip_list: the clips.
@@ -85,13 +85,7 @@ class NpyStore(ClipStore):
 
     def __init__(self, clip_list: ClipList, data_path: str | Path, n_mels: int = 80):
         self.clip_list, self.data_path, self.n_mels = clip_list, Path(data_path), n_mels
-        self.source = clip_list.source
-
-    def __len__(self) -> int:
-        return len(self.clip_list)
-
-    def name(self, i: int) -> str:
-        return self.clip_list.names[i]
+        self.source, self.columns = clip_list.source, clip_list.columns
 
     def where(self, i: int) -> str:
         return f"{self.clip_list.where(i)}: {self.name(i)}"
@@ -126,46 +120,72 @@ class NpyStore(ClipStore):
                 f"are not under {self.data_path} (--data_path):{first}{more}"
             )
 
+    @contextmanager
+    def opened(self, i: int) -> Iterator[int]:
+        """Clip i's file, open for reading; what goes wrong within is raised again with file and row named."""
+        try:
+            fd = os.open(self.path(i), os.O_RDONLY)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.where(i)}: no such file under {self.data_path} (--data_path)") from None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.where(i)}: {error}") from error
+
+
+class NpyStore(FileStore):
+    """One .npy file `[1, n_mels, frames]` per clip, of float32 (or another float type, which is converted)."""
+
     def read_crops(self, indices: np.ndarray, u: np.ndarray, frames: int, repeat: bool = False) -> np.ndarray:
         crops = np.empty((len(indices), self.n_mels, frames), dtype=np.float32)
         scratch = Scratch()
         for crop, i, place in zip(crops, indices.tolist(), u.tolist(), strict=True):
-            try:
-                self._read_crop(self.path(i), crop, place, repeat, scratch)
-            except FileNotFoundError:
-                raise FileNotFoundError(f"{self.where(i)}: no such file under {self.data_path} (--data_path)") from None
-            except (OSError, ValueError) as error:
-                raise ValueError(f"{self.where(i)}: {error}") from error
+            with self.opened(i) as fd:
+                header = self._header(fd)
+                length = header.shape[2]
+                start = int(choice(place, length - frames + 1)) if length > frames else 0
+                valid = min(length, frames)
+                read_columns(fd, header, start, crop[:, :valid], scratch)
+                fill_short(crop, valid, repeat)
         return crops
 
-    def _read_crop(self, path: str, crop: np.ndarray, u: float, repeat: bool, scratch: Scratch) -> None:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            header = read_header(fd)
-            check_shape(header, self.n_mels)
-            check_size(fd, header)
-            length, frames = header.shape[2], crop.shape[1]
-            start = int(choice(u, length - frames + 1)) if length > frames else 0
-            valid = min(length, frames)
-            read_columns(fd, header, start, crop[:, :valid], scratch)
-            fill_short(crop, valid, repeat)
-        finally:
-            os.close(fd)
+    def read_whole(self, i: int) -> np.ndarray:
+        """Clip i, float32 `[n_mels, frames]`."""
+        with self.opened(i) as fd:
+            header = self._header(fd)
+            clip = np.empty(header.shape[1:], dtype=np.float32)
+            read_columns(fd, header, 0, clip, Scratch())
+        return clip
+
+    def _header(self, fd: int) -> ArrayHeader:
+        header = read_header(fd)
+        check_shape(header, self.n_mels)
+        check_size(fd, header)
+        return header
 
 
-def check_shape(header: ArrayHeader, n_mels: int) -> None:
-    """Raise ValueError, saying what it is, where an array is no log-mel spectrogram `[1, n_mels, frames]`."""
+def check_shape(header: ArrayHeader, n_mels: int, name: str = "") -> None:
+    """Raise ValueError, saying what it is, where an array (`name` in the message) is no log-mel `[1, n_mels, frames]`."""
     if header.dtype.kind != "f":
-        raise ValueError(f"values of type {header.dtype}, expected float32 (or float16)")
+        raise ValueError(f"{name}values of type {header.dtype}, expected float32 (or float16)")
     shape = header.shape
     if len(shape) != 3 or shape[0] != 1 or shape[1] != n_mels:
         hint = f": {shape[1]} mel bands where the model takes {n_mels}" if len(shape) == 3 and shape[0] == 1 else ""
-        raise ValueError(f"shape {shape}, expected (1, {n_mels}, frames){hint}")
+        raise ValueError(f"{name}shape {shape}, expected (1, {n_mels}, frames){hint}")
     if shape[2] == 0:
-        raise ValueError(f"shape {shape}: no frame in it")
+        raise ValueError(f"{name}shape {shape}: no frame in it")
 
 
-def open_store(path: str | Path, data_path: str | Path, n_mels: int = 80, sort: bool = True) -> ClipStore:
+def open_store(
+    path: str | Path,
+    data_path: str | Path,
+    n_mels: int = 80,
+    sort: bool = True,
+    columns: Sequence[str] = ("file_name",),
+    optional: Sequence[str] = (),
+) -> ClipStore:
     """The clips of a list.
 
     Args:
@@ -173,11 +193,12 @@ def open_store(path: str | Path, data_path: str | Path, n_mels: int = 80, sort: 
         data_path: folder that the file names are relative to.
         n_mels: mel bands expected.
         sort: order the clips by file name; otherwise keep the list's order.
+        columns, optional: columns that the list must have, and may have (`clip_list.read_list`).
 
     Raises:
-        FileNotFoundError, ValueError: the list cannot be used, or files are missing (`NpyStore.check_present`).
+        FileNotFoundError, ValueError: the list cannot be used, or files are missing (`FileStore.check_present`).
     """
-    clip_list = read_list(path)
+    clip_list = read_list(path, columns, optional)
     store = NpyStore(clip_list.sort() if sort else clip_list, data_path, n_mels)
     store.check_present()
     return store

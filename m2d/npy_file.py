@@ -2,6 +2,7 @@
 
 import io
 import os
+import tokenize
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -29,12 +30,13 @@ class ArrayHeader(NamedTuple):
 def _parse(head: bytes) -> ArrayHeader:
     stream = io.BytesIO(head)
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
         raise ValueError(f".npy format {version} is not supported")
+    try:
+        shape, fortran, dtype = readers[version](stream)
+    except (SyntaxError, TypeError, tokenize.TokenError):
+        raise ValueError("a .npy header that makes no sense") from None
     return ArrayHeader(shape, dtype, fortran, stream.tell())
 
 

@@ -44,7 +44,8 @@ def measure_stats(store: ClipStore, input_frames: int, n_files: int = 5000, repe
     count, mean, m2 = 0, 0.0, 0.0
     for begin in range(0, len(clips), _CLIPS_AT_ONCE):
         piece = slice(begin, begin + _CLIPS_AT_ONCE)
-        crops = store.read_crops(clips[piece], u[piece], input_frames, repeat).astype(np.float64)
+        crops = store.read_crops(clips[piece], u[piece], input_frames, repeat)
+        crops = crops.astype(np.float64, order="C")  # sums in one order, whatever the store's memory order
         _check_finite(store, clips[piece], crops)
         n, crops_mean = crops.size, crops.mean()
         crops -= crops_mean

@@ -221,8 +221,9 @@ def test_extreme_values_stay_finite():
         assert torch.isfinite(clean).all() and torch.isfinite(mixed).all()
 
 
-def test_half_precision_time_major_crops_are_prepared_in_float32():
-    values = torch.randn(3, 10, 4).half()
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_time_major_crops_are_prepared_in_float32(dtype):
+    values = torch.randn(3, 10, 4).to(dtype)
     clean, _ = prepare({"clean": values.transpose(1, 2).unsqueeze(1)}, (0.5, 2.0))
     assert clean.dtype == torch.float32 and clean.is_contiguous() and clean.shape == (3, 1, 4, 10)
     torch.testing.assert_close(clean[:, 0], (values.float().transpose(1, 2) - 0.5) / 2)

@@ -170,6 +170,10 @@ def damage_empty(path):
     path.write_bytes(b"")
 
 
+def damage_header_text(path):
+    path.write_bytes(path.read_bytes().replace(b"{'descr'", b"{(descr'"))
+
+
 def damage_other_format(path):
     path.write_bytes(b"RIFF" + bytes(500))
 
@@ -181,6 +185,7 @@ def damage_other_format(path):
         (damage_header_only, "truncated: 128 bytes"),
         (damage_half_header, "truncated within its header"),
         (damage_empty, "an empty file"),
+        (damage_header_text, "a .npy header that makes no sense"),
         (damage_other_format, "not a .npy file"),
     ],
 )

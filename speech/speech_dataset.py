@@ -1,0 +1,38 @@
+"""Samples of an M2D-S run: speech clips and a teacher's stored features (M2D-S: Niizumi et al., Interspeech 2023)."""
+
+import numpy as np
+
+from m2d.audio_dataset import AudioDataset
+from m2d.clip_store import ClipStore
+from m2d.pair_store import FRAMES_PER_FEATURE, PairStore, check_sizes
+
+
+class SpeechDataset(AudioDataset):
+    """Crops of speech clips, each with `target`: the teacher's features of each patch's time, float32 `[B, T, E]`.
+
+    A patch that spans more than one feature gets their mean. The list is not repeated.
+
+    Args:
+        clips: the clips, aligned to patches of `clips.patch_frames` frames (`pair_store.open_pairs`).
+        input_frames: length of a crop, a multiple of the patch's.
+        seed, noise, random_crop: as for AudioDataset.
+
+    Attributes:
+        target_width: E.
+
+    Raises:
+        ValueError: `input_frames` and the patch do not go together.
+    """
+
+    def __init__(self, clips: PairStore, input_frames: int, seed: int, noise: ClipStore | None = None, random_crop: bool = True):
+        check_sizes(input_frames, clips.patch_frames)
+        super().__init__(clips, input_frames, seed, noise, random_crop)
+        self.target_width = clips.feature_width
+
+    def read(self, clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+        crops, features = self.clips.read_pairs(clips, u, self.input_frames)
+        span = self.clips.patch_frames // FRAMES_PER_FEATURE
+        if span > 1:
+            batch, count, width = features.shape
+            features = features.reshape(batch, count // span, span, width).mean(axis=2)
+        return {"clean": crops, "target": features}
