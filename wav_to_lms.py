@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import fire
 import numpy as np
-from fire.decorators import SetParseFns
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -80,14 +79,14 @@ class Report:
 
 
 def convert_wav(
-    from_dir: str,
-    to_dir: str,
+    from_dir: str | os.PathLike,
+    to_dir: str | os.PathLike,
     suffix: str | Iterable[str] = ".wav",
     skip: int = 0,
     min_length: float | None = 6.1,
     verbose: bool = False,
     workers: int | None = None,
-    csv: str | None = None,
+    csv: str | os.PathLike | None = None,
     sr: str = "16k",
     device: str = "cpu",
 ) -> Report:
@@ -110,7 +109,8 @@ def convert_wav(
         device: where the spectrograms are computed: cpu, cuda or mps.
     """
     started = time.perf_counter()
-    _check(skip, min_length, workers, sr)
+    _check_paths(SRC=from_dir, DEST=to_dir, csv=csv or "")
+    _check_options(skip, min_length, workers, sr)
     source, dest = Path(from_dir), Path(os.path.abspath(to_dir))
     if csv is not None:
         _check_list_place(csv, dest)
@@ -153,7 +153,13 @@ def _run(jobs: list[Job], converter: Converter, finish: DeviceMel | None, worker
             bar.update(len(outcomes))
 
 
-def _check(skip: int, min_length: float | None, workers: int | None, sr: str) -> None:
+def _check_paths(**paths: object) -> None:
+    for name, path in paths.items():
+        if not isinstance(path, (str, os.PathLike)):
+            raise ValueError(f"{name} was read as the value {path!r}: put ./ before a path that looks like a number")
+
+
+def _check_options(skip: int, min_length: float | None, workers: int | None, sr: str) -> None:
     def is_number(value: object, kinds: type | tuple[type, ...], least: float) -> bool:
         return isinstance(value, kinds) and not isinstance(value, bool) and value >= least
 
@@ -167,8 +173,8 @@ def _check(skip: int, min_length: float | None, workers: int | None, sr: str) ->
         raise ValueError(f"--sr {sr}: expected one of {', '.join(PRESETS)}")
 
 
-def _check_list_place(csv: str, dest: Path) -> None:
-    if not csv.endswith(".csv"):
+def _check_list_place(csv: str | os.PathLike, dest: Path) -> None:
+    if Path(csv).suffix != ".csv":
         raise ValueError(f"--csv {csv}: expected a file name that ends in .csv")
     folder = Path(os.path.abspath(csv)).parent
     if not dest.is_relative_to(folder):
@@ -256,7 +262,6 @@ def main() -> int:
     """The command line; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    @SetParseFns(from_dir=str, to_dir=str, suffix=str, csv=str, sr=str, device=str)
     @wraps(convert_wav)
     def request(*args: object, **kwargs: object) -> _Request:
         return _Request(*args, **kwargs)

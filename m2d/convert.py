@@ -120,7 +120,8 @@ class Converter:
             waveform = np.pad(waveform, (0, max(0, self.min_samples - len(waveform))))
             if self.decode_only:
                 return Outcome(job, waveform=waveform)
-            return self.finish(job, self._log_mel(waveform))
+            with np.errstate(over="ignore", invalid="ignore"):  # finish() finds what is not finite
+                return self.finish(job, self._log_mel(waveform))
         except (OSError, ValueError) as error:
             return Outcome(job, error=str(error))
         except Exception as error:  # whatever a damaged file does to a decoder, the run goes on with the next one
