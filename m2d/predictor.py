@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .pos_embed import sincos_positions
+from .pos_embed import resize_positions, sincos_positions
 from .vit import AudioViT, LayerNorm, make_blocks, take_tokens
 
 
@@ -46,11 +46,11 @@ class MaskedPredictorViT(AudioViT):
     def decode_tokens(self, x: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
         """Predictor outputs `[B, 1 + L, output width]`: the class token, then the patches in shuffled order."""
         x = self.decoder_embed(x)
-        hidden = ids_restore.shape[1] + 1 - x.shape[1]
-        x = torch.cat([x, self.mask_token.to(x.dtype).expand(x.shape[0], hidden, -1)], dim=1)
-        patch_positions = take_tokens(self.decoder_pos_embed[:, 1:], ids_restore.argsort(dim=1))
-        cls_position = self.decoder_pos_embed[:, :1].expand(x.shape[0], -1, -1)
-        x = x + torch.cat([cls_position, patch_positions], dim=1)
+        batch, length = ids_restore.shape
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(batch, length + 1 - x.shape[1], -1)], dim=1)
+        positions = resize_positions(self.decoder_pos_embed, self.grid_size(), length // self.grid_size()[0])
+        patch_positions = take_tokens(positions[:, 1:], ids_restore.argsort(dim=1))
+        x = x + torch.cat([positions[:, :1].expand(batch, -1, -1), patch_positions], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
         return x
@@ -60,11 +60,12 @@ class MaskedPredictorViT(AudioViT):
         return self.decoder_pred(self.decoder_norm(x))
 
     def standardize(self, target: torch.Tensor) -> torch.Tensor:
-        """Each target vector to mean 0 and variance 1 (unbiased, 1e-6 under the root), unless turned off (He et al., 2022, section 4.1)."""
+        """Each target vector to mean 0 and variance 1, unless turned off (He et al., 2022, section 3).
+
+        The variance is the unbiased one, with 1e-6 added to it.
+        """
         target = target.float()
         if not self.norm_pix_loss:
             return target
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         return (target - mean) * (variance + 1e-6).rsqrt()
-
-

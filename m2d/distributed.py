@@ -1,0 +1,123 @@
+"""One process or many: torchrun, Slurm, or a plain `python`; CUDA, MPS or CPU."""
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from .errors import UserError
+
+T = TypeVar("T")
+logger = logging.getLogger("m2d")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among the processes of a run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 speaks and writes."""
+        return self.rank == 0
+
+
+def _ranks() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun or `srun` says them; one process otherwise.
+
+    A Slurm job's variables count only in a step that srun started with several tasks: in a batch script or an
+    interactive shell of the same job, a plain `python` is one process.
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", 1)) > 1:
+        if "MASTER_ADDR" not in env:
+            raise UserError("srun with several tasks needs MASTER_ADDR (the first node's name), or torchrun on each node")
+        env.setdefault("MASTER_PORT", "29500")
+        return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", 0))
+    return 0, 1, 0
+
+
+def _device(wanted: str, local_rank: int) -> torch.device:
+    """The device of a flag: cuda (where there is one, else the CPU with a warning), mps or cpu."""
+    kind, _, index = wanted.partition(":")
+    if kind not in ("cuda", "mps", "cpu"):
+        raise UserError(f"--device {wanted}: choose from cuda, mps, cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        if local_rank == 0:
+            logger.warning("no CUDA device here: running on the CPU (--device cpu says so without this warning)")
+        return torch.device("cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: there is no MPS device here")
+    if kind != "cuda":
+        return torch.device(kind)
+    number = int(index) if index else local_rank
+    if number >= torch.cuda.device_count():
+        raise UserError(f"process {local_rank} of this machine has no GPU: there are {torch.cuda.device_count()}")
+    return torch.device("cuda", number)
+
+
+def start(device: str) -> Launch:
+    """Join the run's processes: NCCL on GPUs (with gloo for messages on the host), gloo on CPUs.
+
+    Raises:
+        UserError: a device that is not there.
+    """
+    rank, world_size, local_rank = _ranks()
+    target = _device(device, local_rank)
+    if target.type == "cuda":
+        torch.cuda.set_device(target)
+    if world_size > 1:
+        backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=30))
+    return Launch(rank, world_size, local_rank, target)
+
+
+def stop() -> None:
+    """Leave the run's processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def from_rank0(launch: Launch, compute: Callable[[], T]) -> T:
+    """Compute once, on rank 0, and give the result, or the error, to all ranks."""
+    if launch.world_size == 1:
+        return compute()
+    outcome: list = [None, None]
+    if launch.is_main:
+        try:
+            outcome[0] = compute()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def all_agree(launch: Launch, error: Exception | None) -> None:
+    """Raise on every rank where one rank has an error: the first rank's that has one."""
+    errors = [error]
+    if launch.world_size > 1:
+        errors = [None] * launch.world_size
+        dist.all_gather_object(errors, error)
+    for found in errors:
+        if found is not None:
+            raise found
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum over all ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values

@@ -1,0 +1,114 @@
+"""Writing checkpoints: in the background, whole or not at all, and without ending a run that cannot write."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .checkpoint_file import checkpoints_in, save_atomically
+from .run_folder import LAST, PREVIOUS
+
+logger = logging.getLogger("m2d")
+
+
+def host_copy(value):
+    """A copy of nested dicts, lists and tuples whose tensors lie on the host, apart from those in training."""
+    if torch.is_tensor(value):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: host_copy(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(host_copy(v) for v in value)
+    return value
+
+
+class Saver:
+    """Writes a run's checkpoints into its folder.
+
+    `last.pth` is replaced by rename, and the one before it is kept as `last-previous.pth`. A write that fails is
+    reported, and nothing that is good is touched.
+
+    Args:
+        folder: the run's folder.
+        state: gives the run's state at the time of the call.
+        save_minutes: time between writes of last.pth.
+        keep_last: keep so many of the newest checkpoint-N.pth; 0: all.
+    """
+
+    def __init__(self, folder: Path, state: Callable[[], dict], save_minutes: float, keep_last: int = 0):
+        self.folder, self._state, self._keep_last = folder, state, keep_last
+        self._seconds = save_minutes * 60
+        self._saved_at = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self.failed = False
+        self.stall = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time for last.pth."""
+        return time.monotonic() - self._saved_at >= self._seconds
+
+    def save(self, epoch: int | None = None, wait: bool = False) -> None:
+        """Write last.pth and, with an epoch, checkpoint-{epoch}.pth; training stands still for the copy alone.
+
+        Args:
+            epoch: the number of the published checkpoint.
+            wait: return only when the files are on the disk.
+        """
+        begin = time.perf_counter()
+        if self._busy() and epoch is None and not wait:
+            return
+        self.finish()
+        state = host_copy(self._state())
+        self._saved_at = time.monotonic()
+        self._thread = threading.Thread(target=self._write, args=(state, epoch), name="checkpoint writer")
+        self._thread.start()
+        if wait:
+            self.finish()
+        self.stall = time.perf_counter() - begin
+
+    def finish(self) -> None:
+        """Wait until what is being written is on the disk."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _write(self, state: dict, epoch: int | None) -> None:
+        last = self.folder / LAST
+        name = LAST if epoch is None else f"checkpoint-{epoch}.pth"
+        try:
+            if epoch is None:
+                aside = self.folder / "last.new.pth"
+                save_atomically(state, aside)
+            else:
+                save_atomically(state, self.folder / name)
+                aside = self._second_name(self.folder / name)
+            if last.exists():
+                last.replace(self.folder / PREVIOUS)
+            aside.replace(last)
+            self._remove_old()
+            self.failed = False
+        except OSError as error:
+            self.failed = True
+            logger.error("%s could not be written, training goes on: %s", self.folder / name, error)
+
+    def _second_name(self, path: Path) -> Path:
+        """The same file under a second name; a copy where the file system has no links."""
+        aside = self.folder / "last.new.pth"
+        aside.unlink(missing_ok=True)
+        try:
+            os.link(path, aside)
+        except OSError:
+            aside.write_bytes(path.read_bytes())
+        return aside
+
+    def _remove_old(self) -> None:
+        if self._keep_last:
+            for path in checkpoints_in(self.folder)[: -self._keep_last]:
+                path.unlink()

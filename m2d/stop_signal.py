@@ -1,0 +1,54 @@
+"""Being asked to stop: SIGTERM, SIGINT and SIGUSR1 end a run at its next update, on all ranks at the same one."""
+
+import logging
+import signal
+import threading
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+logger = logging.getLogger("m2d")
+
+
+class StopSignal:
+    """Listens from `__enter__` to `__exit__`; a second SIGINT interrupts at once.
+
+    The ranks agree without waiting for one another: each update sends the ranks' words and reads those of the update
+    before, so that all stop at the same update.
+    """
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, object] = {}
+        self._pending: tuple[torch.Tensor, object] | None = None
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._pending is not None and self._pending[1] is not None and dist.is_initialized():
+            self._pending = None
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _frame) -> None:
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+
+    def agreed(self) -> bool:
+        """Whether the run is to stop now; to be called by all ranks after the same updates."""
+        if not dist.is_initialized():
+            return self.received is not None
+        asked = False
+        if self._pending is not None:
+            word, work = self._pending
+            work.wait()
+            asked = bool(word.item())
+        word = torch.tensor(int(self.received is not None))
+        self._pending = (word, dist.all_reduce(word, op=dist.ReduceOp.MAX, async_op=True))
+        return asked

@@ -1,0 +1,161 @@
+"""One training step: forward, backward and update, in the run's precision and on all its processes."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .audio_dataset import Batch
+from .distributed import Launch, sum_over_ranks
+from .inputs import BatchInputs
+from .sampling import EpochPlan
+from .schedules import ema_decay, learning_rate
+
+TERM_NAMES = ("loss", "loss_m2d", "loss_off")
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or a gradient that is not a finite number."""
+
+
+def loss_terms(output: tuple) -> torch.Tensor:
+    """The losses of a model's output: float32 `[1]`, or `[3]` (total, M2D, offline) for M2D-X and its kin."""
+    loss, _, rest = output
+    parts = rest[2:] if isinstance(rest, tuple) else ()
+    return torch.stack([term.float() for term in (loss, *parts)])
+
+
+def precision_of(args: Namespace, device: torch.device) -> torch.dtype:
+    """float16 or, with --bf16, bfloat16 on CUDA; float32 elsewhere."""
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if args.bf16 else torch.float16
+
+
+@dataclass
+class Trainer:
+    """A model in training.
+
+    `model` is the bare model, `parallel` the same wrapped for the run's processes; `peak_lr` the highest learning rate.
+    """
+
+    args: Namespace
+    launch: Launch
+    model: nn.Module
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    inputs: BatchInputs
+    plan: EpochPlan
+    peak_lr: float
+
+    def __post_init__(self):
+        self.precision = precision_of(self.args, self.launch.device)
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.last_epoch = min(self.args.stop_at, self.args.epochs) if self.args.stop_at > 0 else self.args.epochs
+        self.moves_target = hasattr(self.model, "update_target_network")
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision where the run has it."""
+        return torch.autocast(self.launch.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def losses(self, module: nn.Module, batch: Batch) -> torch.Tensor:
+        """Losses of a batch `[terms]` through the bare or the parallel model."""
+        with self.autocast():
+            return loss_terms(module(*self.inputs(batch)))
+
+    def forward_backward(self, batch: Batch, synchronise: bool) -> torch.Tensor:
+        """Losses of a batch `[terms]`, their gradients added up; reduced over processes only with `synchronise`."""
+        alone = self.parallel is self.model
+        with nullcontext() if synchronise or alone else self.parallel.no_sync():
+            terms = self.losses(self.parallel, batch)
+            self.scaler.scale(terms[0] / self.args.accum_iter).backward()
+        return terms.detach()
+
+    def update(self, number: int) -> torch.Tensor:
+        """Clip, step the optimizer and move the target encoder; `number` counts a run's updates from 0.
+
+        Returns:
+            The gradient norm before clipping, a scalar on the device.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.trained, self.args.clip_grad or float("inf"))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.moves_target:
+            self.model.update_target_network(self.target_decay(number))
+        return norm
+
+    def target_decay(self, number: int) -> float:
+        """EMA decay at an update of the run."""
+        updates = self.plan.updates_per_epoch * self.args.epochs
+        return ema_decay(number, updates, self.args.ema_decay_init, self.args.ema_decay)
+
+    def set_learning_rate(self, position: float) -> float:
+        """Set and return the rate at a position in epochs."""
+        args = self.args
+        lr = learning_rate(position, self.peak_lr, args.min_lr, args.warmup_epochs, args.epochs)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+
+class LossMeter:
+    """Sums of an epoch's losses, kept on the device between reports.
+
+    Args:
+        state: what `state()` of an interrupted epoch's meter gave.
+    """
+
+    def __init__(self, state: dict | None = None):
+        self.sums = None if state is None else torch.tensor(state["sums"], dtype=torch.float64)
+        self.count = 0 if state is None else state["count"]
+        self.recent: list[torch.Tensor] = []
+        self.norms: list[torch.Tensor] = []
+        self._indices: list[torch.Tensor] = []
+
+    def add(self, terms: torch.Tensor, index: torch.Tensor) -> None:
+        """Count one step's losses `[terms]` and remember which samples it was made of."""
+        self.recent.append(terms)
+        self._indices.append(index)
+
+    @property
+    def unreported(self) -> int:
+        """Steps since the last report."""
+        return len(self.recent)
+
+    def report(self) -> torch.Tensor:
+        """Mean losses over all ranks since the last report `[terms]`: where the host waits for the device.
+
+        Raises:
+            NonFiniteLoss: on every rank, where one of them has a loss that is not finite.
+        """
+        recent = torch.stack(self.recent).cpu().double()
+        summed = sum_over_ranks(torch.cat([recent.sum(dim=0), torch.tensor([float(len(recent))], dtype=torch.float64)]))
+        if not summed.isfinite().all():
+            raise NonFiniteLoss(f"losses of the last {len(recent)} steps: {recent[:, 0].tolist()}")
+        self.sums = summed[:-1] if self.sums is None else self.sums + summed[:-1]
+        self.count += int(summed[-1])
+        self.recent.clear()
+        self.norms.clear()
+        self._indices.clear()
+        return summed[:-1] / summed[-1]
+
+    def suspects(self) -> Sequence[int]:
+        """Sample indices of this rank's first unreported step with a loss that is not finite."""
+        for terms, index in zip(self.recent, self._indices, strict=True):
+            if not terms.isfinite().all():
+                return index.tolist()
+        return []
+
+    def means(self) -> dict[str, float]:
+        """Means over the epoch so far, by name."""
+        return {f"train_{name}": value for name, value in zip(TERM_NAMES, (self.sums / self.count).tolist(), strict=False)}
+
+    def state(self) -> dict:
+        """What an interrupted epoch needs to go on."""
+        return {"sums": None if self.sums is None else self.sums.tolist(), "count": self.count}
