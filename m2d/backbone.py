@@ -108,7 +108,7 @@ def loaded_backbone(weights: Weights, encoder_only: bool, dur_frames: int | None
     encoder = tuple(f"{part}." for part in ("patch_embed", "blocks", "norm"))
     lacking = [name for name in report.new if name.startswith(encoder) or name == "cls_token"]
     if lacking:
-        raise CheckpointError(f"{weights.path} does not hold the whole encoder of {sizes.model}: it lacks {', '.join(lacking[:3])}")
+        raise CheckpointError(f"{weights.path} lacks parts of the encoder of {sizes.model}: {', '.join(lacking[:3])}")
     depth = block_count(weights.state)
     if depth > len(model.blocks):
         raise CheckpointError(f"{weights.path} has {depth} encoder blocks; {sizes.model} has {len(model.blocks)}")

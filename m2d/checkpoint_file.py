@@ -4,6 +4,7 @@ import argparse
 import difflib
 import hashlib
 import logging
+import lzma
 import os
 import pathlib
 import pickle
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,17 @@ SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _EPOCH = re.compile(r"checkpoint-(\d+)\.(?:pth|safetensors)$")
 _LFS = b"version https://git-lfs"
 _BLOCK = 1 << 20
+# What zipfile raises over changed bytes: a changed method of compression leads it to any of its decompressors.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    EOFError,
+    RuntimeError,
+    OSError,
+    ValueError,
+)
 
 
 class CheckpointError(ValueError):
@@ -112,7 +125,7 @@ def _fetch(address: str) -> Path:
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
             raise CheckpointError(f"{address} could not be fetched ({reason}); give a local file in its place") from error
-    return path if zipfile_of_checkpoints(path) is None else _unpack(path)
+    return path if _archived(path) is None else _unpack(path)
 
 
 def _receive(reply: BinaryIO, file: BinaryIO, address: str) -> None:
@@ -128,12 +141,22 @@ def _receive(reply: BinaryIO, file: BinaryIO, address: str) -> None:
         raise CheckpointError(f"{address}: the connection broke off after {file.tell()} of {size} bytes; try again")
 
 
-def zipfile_of_checkpoints(path: Path) -> list[str] | None:
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
+
+
+def _archived(path: Path) -> list[str] | None:
     """Checkpoint members of an archive such as the released .zip files; None for anything else, a .pth too."""
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         return None
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except _ZIP_ERRORS:
+        return None
     if any(name.endswith("data.pkl") for name in names):
         return None
     return [name for name in names if name.endswith(SUFFIXES)]
@@ -141,7 +164,7 @@ def zipfile_of_checkpoints(path: Path) -> list[str] | None:
 
 def _unpack(path: Path) -> Path:
     """The only checkpoint of a fetched archive, unpacked beside it under its folder's name."""
-    members = zipfile_of_checkpoints(path)
+    members = _archived(path)
     if len(members) != 1:
         raise CheckpointError(f"{path} is an archive of {len(members)} checkpoints: unpack it and name one of {members}")
     member = Path(members[0])
@@ -191,9 +214,9 @@ def _complaint(path: Path) -> str | None:
         return "is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository"
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return "is a web page, not a checkpoint: the address led to a page; fetch the file itself"
-    if head.startswith(b"PK") and not zipfile.is_zipfile(path):
+    if head.startswith(b"PK") and not _is_zip(path):
         return f"is truncated: it ends after {size} bytes without the directory that closes it; fetch or copy it again"
-    members = zipfile_of_checkpoints(path) if head.startswith(b"PK") else None
+    members = _archived(path) if head.startswith(b"PK") else None
     if members is not None:
         inside = f" that holds {', '.join(members)}" if members else ""
         return f"is a zip archive{inside}: unpack it first, and give the .pth inside"
@@ -220,7 +243,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
 
 def _load_torch(path: Path, mmap: bool) -> object:
     # Files from before torch 1.6 are no zip archives, and cannot be mapped.
-    mmap = mmap and zipfile.is_zipfile(path)
+    mmap = mmap and _is_zip(path)
     try:
         with torch.serialization.safe_globals(_allowed()):
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
@@ -333,11 +356,11 @@ def verify(path: str | Path) -> None:
         CheckpointError: the file is torn or a bit of it has changed.
     """
     path = Path(path)
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         try:
             with zipfile.ZipFile(path) as archive:
                 broken = archive.testzip()
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError, ValueError) as error:
+        except _ZIP_ERRORS as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
         if broken:
             raise CheckpointError(f"{path} is damaged: the checksum of {broken} does not fit")
