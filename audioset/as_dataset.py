@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from m2d.audio_dataset import AudioDataset
-from m2d.clip_store import ClipStore
+from m2d.store_base import ClipStore
 
 LIST_COLUMNS = ("file_name", "label")
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .clip_store import EPS, ClipStore
 from .sampling import NoiseOrder, Purpose, SampleKey, uniform
+from .store_base import EPS, ClipStore
 
 Batch = dict[str, torch.Tensor]
 

@@ -1,181 +1,13 @@
-"""Where the log-mel spectrograms of a list of clips are read from: a store per kind of file, one interface."""
+"""Opening a list of clips, whatever its kind: a CSV of files, or a pack."""
 
-import math
-import os
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from .clip_list import ClipList, TextColumn, read_list
-from .npy_file import ArrayHeader, Scratch, check_size, read_columns, read_header
-from .sampling import choice
-
-EPS = float(np.finfo(np.float32).eps)
-SILENCE = math.log(EPS)
-
-
-class ClipStore(ABC):
-    """The log-mel spectrograms of a list of clips, in the order of the list.
-
-    Attributes:
-        source: the CSV (or pack) it was opened from.
-        n_mels: mel bands of every clip.
-        columns: the list's columns that were read, by name: `file_name`, and `label`, `weight` where asked for.
-    """
-
-    source: Path
-    n_mels: int
-    columns: dict[str, TextColumn]
-
-    def __len__(self) -> int:
-        return len(self.columns["file_name"])
-
-    def name(self, i: int) -> str:
-        """File name of clip i."""
-        return self.columns["file_name"][i]
-
-    @abstractmethod
-    def where(self, i: int) -> str:
-        """Clip i for an error message: "data/x.csv row 17: fsd/17.npy"."""
-
-    @abstractmethod
-    def fingerprint(self, indices: np.ndarray) -> str:
-        """A text that changes when the list, or the files of these clips, change."""
-
-    @abstractmethod
-    def read_crops(self, indices: np.ndarray, u: np.ndarray, frames: int, repeat: bool = False) -> np.ndarray:
-        """Crops of `frames` frames.
-
-        Args:
-            indices: clips, int64 `[B]`.
-            u: where each crop starts among all valid starts, float64 `[B]` in [0, 1); 0 is the clip's start.
-            frames: length of a crop.
-            repeat: clips shorter than a crop are repeated until long enough; otherwise padded at the end with silence.
-
-        Returns:
-            float32 (float16 from a float16 pack) `[B, n_mels, frames]`, in any memory order.
-
-        Raises:
-            FileNotFoundError, ValueError: a clip cannot be read or has another shape; names file and row.
-        """
-
-
-def fill_short(crop: np.ndarray, valid: int, repeat: bool) -> None:
-    """Complete a crop `[n_mels, frames]` of which only the first `valid` frames are written."""
-    if not repeat or not valid:
-        crop[:, valid:] = SILENCE
-        return
-    while valid < crop.shape[1]:
-        more = min(valid, crop.shape[1] - valid)
-        crop[:, valid : valid + more] = crop[:, :more]
-        valid += more
-
-
-class FileStore(ClipStore):
-    """A file per clip.
-
-    Args:
-        clip_list: the clips.
-        data_path: folder that the file names are relative to.
-        n_mels: mel bands expected.
-    """
-
-    def __init__(self, clip_list: ClipList, data_path: str | Path, n_mels: int = 80):
-        self.clip_list, self.data_path, self.n_mels = clip_list, Path(data_path), n_mels
-        self.source, self.columns = clip_list.source, clip_list.columns
-
-    def where(self, i: int) -> str:
-        return f"{self.clip_list.where(i)}: {self.name(i)}"
-
-    def path(self, i: int) -> str:
-        """Path of clip i's file."""
-        return os.path.join(self.data_path, self.name(i))
-
-    def fingerprint(self, indices: np.ndarray) -> str:
-        marks = []
-        for i in indices.tolist():
-            try:
-                stat = os.stat(self.path(i))
-                marks.append(f"{i}:{stat.st_size}:{stat.st_mtime_ns}")
-            except OSError:
-                marks.append(f"{i}:missing")
-        return f"{self.clip_list.digest()} {self.data_path.resolve()} {self.n_mels} {' '.join(marks)}"
-
-    def check_present(self, limit: int = 50_000) -> None:
-        """Look whether the files are there: all, or `limit` of them evenly spread over the list.
-
-        Raises:
-            FileNotFoundError: some are not; names the first ones, their rows and the count.
-        """
-        looked_at = np.unique(np.linspace(0, len(self) - 1, min(limit, len(self))).astype(np.int64))
-        missing = [i for i in looked_at.tolist() if not os.path.isfile(self.path(i))]
-        if missing:
-            first = "".join(f"\n  row {self.clip_list.rows[i]}: {self.name(i)}" for i in missing[:5])
-            more = "\n  ..." if len(missing) > 5 else ""
-            raise FileNotFoundError(
-                f"{self.source}: {len(missing)} of the {len(looked_at)} files looked at (the list has {len(self)}) "
-                f"are not under {self.data_path} (--data_path):{first}{more}"
-            )
-
-    @contextmanager
-    def opened(self, i: int) -> Iterator[int]:
-        """Clip i's file, open for reading; what goes wrong within is raised again with file and row named."""
-        try:
-            fd = os.open(self.path(i), os.O_RDONLY)
-            try:
-                yield fd
-            finally:
-                os.close(fd)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{self.where(i)}: no such file under {self.data_path} (--data_path)") from None
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{self.where(i)}: {error}") from error
-
-
-class NpyStore(FileStore):
-    """One .npy file `[1, n_mels, frames]` per clip, of float32 (or another float type, which is converted)."""
-
-    def read_crops(self, indices: np.ndarray, u: np.ndarray, frames: int, repeat: bool = False) -> np.ndarray:
-        crops = np.empty((len(indices), self.n_mels, frames), dtype=np.float32)
-        scratch = Scratch()
-        for crop, i, place in zip(crops, indices.tolist(), u.tolist(), strict=True):
-            with self.opened(i) as fd:
-                header = self._header(fd)
-                length = header.shape[2]
-                start = int(choice(place, length - frames + 1)) if length > frames else 0
-                valid = min(length, frames)
-                read_columns(fd, header, start, crop[:, :valid], scratch)
-                fill_short(crop, valid, repeat)
-        return crops
-
-    def read_whole(self, i: int) -> np.ndarray:
-        """Clip i, float32 `[n_mels, frames]`."""
-        with self.opened(i) as fd:
-            header = self._header(fd)
-            clip = np.empty(header.shape[1:], dtype=np.float32)
-            read_columns(fd, header, 0, clip, Scratch())
-        return clip
-
-    def _header(self, fd: int) -> ArrayHeader:
-        header = read_header(fd)
-        check_shape(header, self.n_mels)
-        check_size(fd, header)
-        return header
-
-
-def check_shape(header: ArrayHeader, n_mels: int, name: str = "") -> None:
-    """Raise ValueError, saying what it is, where an array (`name` in the message) is no log-mel `[1, n_mels, frames]`."""
-    if header.dtype.kind != "f":
-        raise ValueError(f"{name}values of type {header.dtype}, expected float32 (or float16)")
-    shape = header.shape
-    if len(shape) != 3 or shape[0] != 1 or shape[1] != n_mels:
-        hint = f": {shape[1]} mel bands where the model takes {n_mels}" if len(shape) == 3 and shape[0] == 1 else ""
-        raise ValueError(f"{name}shape {shape}, expected (1, {n_mels}, frames){hint}")
-    if shape[2] == 0:
-        raise ValueError(f"{name}shape {shape}: no frame in it")
+from .clip_list import read_list
+from .npy_store import NpyStore
+from .pack_store import PackPairStore, PackStore, is_pack
+from .pair_store import NpzStore, PairStore
+from .store_base import ClipStore
 
 
 def open_store(
@@ -189,8 +21,8 @@ def open_store(
     """The clips of a list.
 
     Args:
-        path: a CSV with a column `file_name`.
-        data_path: folder that the file names are relative to.
+        path: a CSV with a column `file_name` of .npy files, or a pack (`util/pack_lms.py`).
+        data_path: folder that the file names of a CSV are relative to.
         n_mels: mel bands expected.
         sort: order the clips by file name; otherwise keep the list's order.
         columns, optional: columns that the list must have, and may have (`clip_list.read_list`).
@@ -198,7 +30,28 @@ def open_store(
     Raises:
         FileNotFoundError, ValueError: the list cannot be used, or files are missing (`FileStore.check_present`).
     """
+    if is_pack(path):
+        return PackStore(path, n_mels, sort, columns, optional)
     clip_list = read_list(path, columns, optional)
     store = NpyStore(clip_list.sort() if sort else clip_list, data_path, n_mels)
+    store.check_present()
+    return store
+
+
+def open_pairs(path: str | Path, data_path: str | Path, n_mels: int = 80, patch_frames: int = 4) -> PairStore:
+    """The speech clips of a list, sorted by file name.
+
+    Args:
+        path: a CSV with a column `file_name` of .npz files, or a pack of them.
+        data_path: folder that the file names of a CSV are relative to.
+        n_mels: mel bands expected.
+        patch_frames: frames that a patch spans.
+
+    Raises:
+        FileNotFoundError, ValueError: the list cannot be used, or files are missing.
+    """
+    if is_pack(path):
+        return PackPairStore(path, n_mels, patch_frames)
+    store = NpzStore(read_list(path).sort(), data_path, n_mels, patch_frames)
     store.check_present()
     return store

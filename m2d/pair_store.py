@@ -11,18 +11,19 @@ from pathlib import Path
 
 import numpy as np
 
-from .clip_list import ClipList, read_list
-from .clip_store import ClipStore, FileStore, check_shape, fill_short
+from .clip_list import ClipList
 from .npy_file import ArrayHeader, Scratch, read_columns, read_header
+from .npy_store import FileStore, check_shape
 from .npz_file import member_begins, read_integer
 from .sampling import choice
+from .store_base import ClipStore, fill_short
 
 FRAMES_PER_FEATURE = 2
 _MEMBERS = ("arr_0.npy", "arr_1.npy", "arr_2.npy")
 
 
-def aligned_start(u: float, valid_features: int, frames: int, patch_frames: int) -> int:
-    """Where a crop starts, in frames: even, a multiple of the patch's frame count, within the clip's usable length.
+def aligned_start(u: np.ndarray | float, valid_features: np.ndarray | int, frames: int, patch_frames: int) -> np.ndarray:
+    """Where crops start, in frames: even, a multiple of the patch's frame count, within the clip's usable length.
 
     The usable length is `max(valid_features, frames / 2)` features, rounded down to a multiple of `patch_frames`
     (but never to less than the crop).
@@ -34,9 +35,8 @@ def aligned_start(u: float, valid_features: int, frames: int, patch_frames: int)
         patch_frames: frames that a patch spans, even.
     """
     crop_features = frames // FRAMES_PER_FEATURE
-    usable = max(valid_features, crop_features) // patch_frames * patch_frames
-    starts = max(usable - crop_features, 0) * FRAMES_PER_FEATURE // patch_frames + 1
-    return int(choice(u, starts)) * patch_frames
+    beyond_crop = np.maximum(valid_features // patch_frames * patch_frames - crop_features, 0)
+    return choice(u, beyond_crop * FRAMES_PER_FEATURE // patch_frames + 1) * patch_frames
 
 
 class PairStore(ClipStore):
@@ -89,7 +89,7 @@ class NpzStore(FileStore, PairStore):
         for crop, i, place in zip(crops, indices.tolist(), u.tolist(), strict=True):
             with self.opened(i) as fd:
                 clip = _Npz(fd, self.n_mels, self.feature_width)
-                start = aligned_start(place, clip.valid, frames, self.patch_frames)
+                start = int(aligned_start(place, clip.valid, frames, self.patch_frames))
                 clip.read_crop(start, crop, repeat, scratch)
         return crops
 
@@ -100,7 +100,7 @@ class NpzStore(FileStore, PairStore):
         for b, (i, place) in enumerate(zip(indices.tolist(), u.tolist(), strict=True)):
             with self.opened(i) as fd:
                 clip = _Npz(fd, self.n_mels, self.feature_width)
-                start = aligned_start(place, clip.valid, frames, self.patch_frames)
+                start = int(aligned_start(place, clip.valid, frames, self.patch_frames))
                 clip.read_crop(start, crops[b], False, scratch)
                 clip.read_features(start // FRAMES_PER_FEATURE, features[b], scratch)
         return crops, features
@@ -170,21 +170,3 @@ def check_sizes(input_frames: int, patch_frames: int) -> None:
             f"--input_size {input_frames} frames is no multiple of the patch's {patch_frames} (--patch_size): "
             f"{input_frames // patch_frames * patch_frames} or {-(-input_frames // patch_frames) * patch_frames} would be"
         )
-
-
-def open_pairs(path: str | Path, data_path: str | Path, n_mels: int = 80, patch_frames: int = 4) -> PairStore:
-    """The speech clips of a list, sorted by file name.
-
-    Args:
-        path: a CSV with a column `file_name` of .npz files.
-        data_path: folder that the file names are relative to.
-        n_mels: mel bands expected.
-        patch_frames: frames that a patch spans.
-
-    Raises:
-        FileNotFoundError, ValueError: the list cannot be used, or files are missing.
-    """
-    clip_list = read_list(path).sort()
-    store = NpzStore(clip_list, data_path, n_mels, patch_frames)
-    store.check_present()
-    return store

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .clip_store import ClipStore
 from .sampling import Purpose, uniform
+from .store_base import ClipStore
 
 _CLIPS_AT_ONCE = 32
 _CACHED_SETTINGS = 16

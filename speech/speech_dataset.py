@@ -3,8 +3,8 @@
 import numpy as np
 
 from m2d.audio_dataset import AudioDataset
-from m2d.clip_store import ClipStore
 from m2d.pair_store import FRAMES_PER_FEATURE, PairStore, check_sizes
+from m2d.store_base import ClipStore
 
 
 class SpeechDataset(AudioDataset):

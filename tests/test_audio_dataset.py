@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from m2d.audio_dataset import AudioDataset, as_is, prepare
-from m2d.clip_store import SILENCE, ClipStore
 from m2d.sampling import EpochPlan, NoiseOrder, Purpose, SampleKey, choice, uniform
+from m2d.store_base import SILENCE, ClipStore
 
 EPS = torch.finfo(torch.float32).eps
 

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2d.clip_list import read_list
-from m2d.clip_store import SILENCE, NpyStore, open_store
+from m2d.clip_store import open_store
 from m2d.npy_file import Scratch, read_columns, read_header
+from m2d.npy_store import NpyStore
+from m2d.store_base import SILENCE
 
 
 @pytest.fixture

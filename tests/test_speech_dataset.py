@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2d.clip_list import read_list
-from m2d.clip_store import SILENCE, open_store
-from m2d.pair_store import NpzStore, aligned_start, open_pairs
+from m2d.clip_store import open_pairs, open_store
+from m2d.pair_store import NpzStore, aligned_start
 from m2d.sampling import SampleKey
 from m2d.statistics import measure_stats
+from m2d.store_base import SILENCE
 from speech.speech_dataset import SpeechDataset
 
 LAST = float(np.nextafter(1, 0))
@@ -154,6 +155,11 @@ def test_statistics_leave_the_padding_out(make_store):
     lms[:, :, 200:] = 1e6
     mean, std = measure_stats(make_store((lms, features, 100)), 80)
     assert 0 < mean < 200 and std < 200
+
+
+def test_a_count_beyond_the_features_there_are(make_store):
+    clean, target = sample(make_store((*ramps(300, 149), 500)), 208, LAST)
+    assert clean[0, -1] < 298 and np.all(target > 0)
 
 
 def test_half_precision_and_scalar_shapes_are_read(make_store):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from m2d.clip_list import read_list
-from m2d.clip_store import SILENCE, NpyStore
+from m2d.npy_store import NpyStore
 from m2d.statistics import cached_stats, drawn_clips, measure_stats
+from m2d.store_base import SILENCE
 
 
 @pytest.fixture

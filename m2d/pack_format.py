@@ -1,0 +1,94 @@
+"""The files of a pack: a list's clips in a few large arrays, which `util/pack_lms.py` writes and `pack_store` reads.
+
+A pack is a folder:
+    pack.json                   what it holds; written first
+    chunk-00000.frames.npy      log-mel frames of the chunk's clips one after the other, `[frames, n_mels]`: time-major,
+                                so that a crop is one contiguous piece
+    chunk-00000.features.npy    M2D-S: the clips' features, `[features, E]`
+    chunk-00000.index.npz       names, labels, lengths, checksums of the chunk's clips; written last: a chunk without
+                                it does not exist
+Chunk k holds the clips [k * chunk_clips, (k + 1) * chunk_clips) of the list, so that an interrupted run goes on with
+the chunks that lack, and several machines can share them out.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+VERSION = 1
+HEADER_BYTES = 128
+DTYPES = ("float16", "float32")
+
+
+@dataclass(frozen=True)
+class PackInfo:
+    """What a pack holds.
+
+    Attributes:
+        list_digest: hash of the list it was made from.
+        clips: length of that list (a clip that could not be converted may lack).
+        chunk_clips: clips per chunk.
+        dtype: float16 or float32.
+        n_mels: mel bands.
+        feature_width: width E of the features; 0 without.
+        columns: the list's columns it has.
+    """
+
+    list_digest: str
+    clips: int
+    chunk_clips: int
+    dtype: str
+    n_mels: int
+    feature_width: int
+    columns: tuple[str, ...]
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks."""
+        return -(-self.clips // self.chunk_clips)
+
+    def to_json(self) -> str:
+        """The text of pack.json."""
+        return json.dumps({"format": "m2d-pack", "version": VERSION, **asdict(self)}, indent=1)
+
+
+def info_path(pack: str | Path) -> Path:
+    """Where a pack says what it holds."""
+    return Path(pack) / "pack.json"
+
+
+def chunk_path(pack: str | Path, chunk: int, part: str) -> Path:
+    """A file of a chunk; part: frames.npy, features.npy or index.npz."""
+    return Path(pack) / f"chunk-{chunk:05d}.{part}"
+
+
+def read_info(pack: str | Path) -> PackInfo:
+    """What a pack holds.
+
+    Raises:
+        ValueError: the folder is no pack, or one of another version.
+    """
+    path = info_path(pack)
+    try:
+        values = json.loads(path.read_text())
+        if values.pop("format") != "m2d-pack":
+            raise KeyError("format")
+        version = values.pop("version")
+        if version != VERSION:
+            raise ValueError(f"{pack}: a pack of version {version}; this program reads version {VERSION}: pack the list again")
+        return PackInfo(**values | {"columns": tuple(values["columns"])})
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: not what util/pack_lms.py writes ({error!r}): pack the list again") from error
+
+
+def array_header(shape: tuple[int, ...], dtype: str) -> bytes:
+    """The .npy header of a chunk's array, `HEADER_BYTES` long whatever the shape."""
+    text = f"{{'descr': '{np.dtype(dtype).newbyteorder('<').str}', 'fortran_order': False, 'shape': {shape}, }}"
+    return b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little") + f"{text:<{HEADER_BYTES - 11}}\n".encode()
+
+
+def missing_chunks(pack: str | Path, info: PackInfo) -> list[int]:
+    """Chunks that are not there, or not whole."""
+    return [k for k in range(info.chunks) if not chunk_path(pack, k, "index.npz").is_file()]
