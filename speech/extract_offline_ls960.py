@@ -34,8 +34,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from m2d.audio_io import find_audio, load_audio
+from m2d.errors import UserError
 from m2d.logmel import PRESETS, NumpyLogMel
 from util.files import write_whole
+from util.program import run_program
 
 logger = logging.getLogger("m2d")
 
@@ -53,14 +55,14 @@ class Teacher:
         device: where it runs.
 
     Raises:
-        ImportError, OSError, ValueError: transformers is missing, the model cannot be loaded, or does not fit.
+        OSError, ValueError: transformers is missing, the model cannot be loaded, or does not fit.
     """
 
     def __init__(self, name: str, layer: int, device: torch.device):
         try:
             from transformers import AutoModel
         except ImportError as error:
-            raise ImportError(f"the teacher needs Hugging Face transformers ({error}): pip install transformers") from error
+            raise UserError(f"the teacher needs Hugging Face transformers ({error}): pip install transformers") from error
         try:
             self.model = AutoModel.from_pretrained(name)
         except (OSError, ValueError) as error:
@@ -285,12 +287,7 @@ def run(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    try:
-        return run(args)
-    except (ImportError, OSError, ValueError) as error:
-        logger.error("%s", error)
-        return 2
+    return run_program(lambda: run(args))
 
 
 if __name__ == "__main__":

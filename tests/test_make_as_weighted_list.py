@@ -104,7 +104,7 @@ def test_a_list_without_any_known_clip_is_an_error_and_leaves_the_old_output(tmp
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "files_as_weighted.csv").write_text("old")
     status, to_list = run(tmp_path, ["a.npy", "b.npy"])
-    assert status == 1
+    assert status == 2
     assert to_list.read_text() == "old"
     assert "a.npy, b.npy" in caplog.text and "first 11 characters" in caplog.text
 
@@ -117,7 +117,7 @@ def test_a_wrong_list_is_named(tmp_path, caplog, content, message):
     org = tmp_path / "org.csv"
     if content is not None:
         org.write_text(content)
-    assert mal.main(["--org_list", str(org), "--segments", str(write_segments(tmp_path / "csv"))]) == 1
+    assert mal.main(["--org_list", str(org), "--segments", str(write_segments(tmp_path / "csv"))]) == 2
     assert str(org) in caplog.text and message in caplog.text
 
 
@@ -125,7 +125,7 @@ def test_a_folder_that_lacks_a_file_says_which(tmp_path, caplog):
     folder = write_segments(tmp_path / "csv")
     (folder / "eval_segments.csv").unlink()
     status, _ = run(tmp_path, ["--4gqARaEJE.npy"], "--segments", str(folder))
-    assert status == 1
+    assert status == 2
     assert "eval_segments.csv" in caplog.text and "balanced" not in caplog.text
 
 
@@ -134,7 +134,7 @@ def test_a_torn_segment_list_is_an_error(tmp_path, caplog):
     path = folder / "balanced_train_segments.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     status, _ = run(tmp_path, ["--4gqARaEJE.npy"], "--segments", str(folder))
-    assert status == 1
+    assert status == 2
     assert "holds 1 segments, its second line says 2" in caplog.text
 
 
@@ -172,11 +172,11 @@ def test_a_download_that_fails_leaves_nothing_that_counts_as_whole(tmp_path, ser
     (tmp_path / "served" / "balanced_train_segments.csv").unlink()
     (tmp_path / "served" / "eval_segments.csv").write_text("<html>")
     cache = tmp_path / "cache"
-    assert run(tmp_path, ["--4gqARaEJE.npy"], "--segments", server, "--cache", str(cache))[0] == 1
+    assert run(tmp_path, ["--4gqARaEJE.npy"], "--segments", server, "--cache", str(cache))[0] == 2
     assert list(cache.iterdir()) == []
     write_segments(tmp_path / "served")
     (tmp_path / "served" / "balanced_train_segments.csv").unlink()
-    assert run(tmp_path, ["--4gqARaEJE.npy"], "--segments", server, "--cache", str(cache))[0] == 1
+    assert run(tmp_path, ["--4gqARaEJE.npy"], "--segments", server, "--cache", str(cache))[0] == 2
     assert [p.name for p in cache.iterdir()] == ["eval_segments.csv"]
     assert "balanced_train_segments.csv" in caplog.text and "--segments" in caplog.text
 

@@ -26,6 +26,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from util.files import write_whole
+from util.program import run_program
 
 logger = logging.getLogger("m2d")
 
@@ -188,7 +189,7 @@ def read_list(path: Path) -> pd.Series:
     return table["file_name"]
 
 
-def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path) -> pd.DataFrame:
+def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path) -> None:
     """Write `to_list` (file_name, label, weight) for the clips of `org_list`; `segments` is a folder or an http address."""
     file_names = read_list(org_list)
     if re.match(r"https?://", segments):
@@ -203,7 +204,6 @@ def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path
     write_whole(to_list, lambda out: table.to_csv(out, index=False))
     classes = len({name for label in table["label"].unique() for name in label.split(",")})
     logger.info("%s: %d clips, %d classes", to_list, len(table), classes)
-    return table
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -214,13 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--segments", default=AUDIOSET_URL, help="a folder with AudioSet's four CSVs, or where to download them")
     parser.add_argument("--cache", type=Path, default=Path("data/audioset_csv"), help="where downloaded CSVs are kept")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    try:
-        make_weighted_list(args.org_list, args.to_list, args.segments, args.cache)
-    except (OSError, ValueError) as error:
-        logger.error("%s", error)
-        return 1
-    return 0
+    return run_program(lambda: make_weighted_list(args.org_list, args.to_list, args.segments, args.cache))
 
 
 if __name__ == "__main__":
