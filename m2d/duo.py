@@ -75,8 +75,7 @@ class M2DViT(MaskedPredictorViT):
     def update_target_network(self, decay: float) -> None:
         """`target = decay · target + (1 - decay) · online` (Niizumi et al., 2023, equation 2)."""
         target, online = self._twins()
-        torch._foreach_mul_(target, decay)
-        torch._foreach_add_(target, online, alpha=1.0 - decay)
+        torch._foreach_lerp_(target, online, 1.0 - decay)
 
     @torch.no_grad()
     def copy_online_to_target(self) -> None:
@@ -104,12 +103,17 @@ class M2DViT(MaskedPredictorViT):
         return 2 - 2 * F.cosine_similarity(pred, target, dim=-1, eps=1e-12).mean()
 
     def forward_online(self, imgs: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int]):
-        """One masked prediction: `(loss, pred, visible tokens [B, 1 + keep, D], ids_restore, mask)`."""
+        """One masked prediction: `(loss, pred, visible tokens [B, 1 + keep, D], ids_restore, mask)`.
+
+        Raises:
+            ValueError: no patch is hidden, or none visible.
+        """
         latent, x_target, mask, ids_restore = self.forward_encoder(imgs, mask_ratio)
-        if x_target is None or x_target.shape[1] == 0 or latent.shape[1] == 1:
-            raise ValueError(f"M2D needs hidden and visible patches: mask ratio {mask_ratio} leaves one of them empty")
+        keep, length = latent.shape[1] - 1, ids_restore.shape[1]
+        if not 0 < keep < length:
+            raise ValueError(f"M2D needs hidden and visible patches, and the mask leaves {keep} of {length} patches visible")
         pred = self.forward_decoder(latent, ids_restore)
-        loss = self.forward_loss(self.target_of(x_target, ids_restore, latent.shape[1] - 1), pred)
+        loss = self.forward_loss(self.target_of(x_target, ids_restore, keep), pred)
         return loss, pred, latent, ids_restore, mask
 
     def target_of(self, x_target: torch.Tensor, ids_restore: torch.Tensor, keep: int) -> torch.Tensor:

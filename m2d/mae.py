@@ -16,9 +16,9 @@ class MaskedAutoencoderViT(MaskedPredictorViT):
         self.init_weights()
 
     def patchify(self, imgs: torch.Tensor) -> torch.Tensor:
-        """`[B, C, mels, frames]` to `[B, L, patch height · patch width · C]`; frames beyond whole patches are left out."""
-        (rows, columns), (height, width) = self.grid_size(), self.patch_size()
-        imgs = imgs[:, :, : rows * height, : columns * width]
+        """`[B, C, mels, frames]` to `[B, L, patch height · patch width · C]`; what is beyond whole patches is left out."""
+        height, width = self.patch_size()
+        imgs = imgs[:, :, : imgs.shape[2] // height * height, : imgs.shape[3] // width * width]
         return rearrange(imgs, "b c (f h) (t w) -> b (f t) (h w c)", h=height, w=width)
 
     def unpatchify(self, x: torch.Tensor) -> torch.Tensor:
@@ -41,8 +41,15 @@ class MaskedAutoencoderViT(MaskedPredictorViT):
         return (errors * mask).sum() / mask.sum()
 
     def forward(self, imgs: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int] = 0.75):
-        """Returns `(loss, pred [B, L, values], mask [B, L])` for inputs `[B, C, mels, frames]`."""
+        """Returns `(loss, pred [B, L, values], mask [B, L])` for inputs `[B, C, mels, frames]`.
+
+        Raises:
+            ValueError: no patch is hidden.
+        """
         latent, _, mask, ids_restore = self.forward_encoder(imgs, mask_ratio)
+        keep, length = latent.shape[1] - 1, ids_restore.shape[1]
+        if keep == length:
+            raise ValueError(f"the loss is over hidden patches, and the mask leaves {keep} of {length} patches visible")
         pred = self.forward_decoder(latent, ids_restore)
         return self.forward_loss(imgs, pred, mask), pred, mask
 

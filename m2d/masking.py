@@ -52,16 +52,17 @@ def random_plan(scores: torch.Tensor, mask_ratio: float) -> MaskPlan:
 
 
 def structured_counts(grid_size: tuple[int, int], mask_ratio: float, u: float) -> tuple[int, int]:
-    """How many whole frequency rows and time columns to strike out for a uniform number `u` in [0, 1)."""
+    """How many whole frequency rows and time columns to strike out for a uniform number `u` in [0, 1).
+
+    One of each stays at least, also at ratios near 1.
+    """
     rows, columns = grid_size
     struck_rows = min(rows - 1, int(rows * (mask_ratio + 1 / rows) * u))
     struck_columns = int(columns * max(mask_ratio + 0.5 / columns - struck_rows / rows, 0.0))
     return struck_rows, min(struck_columns, columns - 1)
 
 
-def structured_plan(
-    row_scores: torch.Tensor, column_scores: torch.Tensor, mask_ratio: float, u: float
-) -> MaskPlan:
+def structured_plan(row_scores: torch.Tensor, column_scores: torch.Tensor, mask_ratio: float, u: float) -> MaskPlan:
     """Whole frequency rows and time columns are hidden: the same number in every clip, at random places.
 
     Args:
@@ -82,7 +83,7 @@ def continuous_plan(start_scores: torch.Tensor, grid_size: tuple[int, int], run:
     """Whole time columns are hidden, in runs of `run` columns at random starts, until int(T·ratio) are.
 
     Starts come in the order of their scores (a start that comes again hides nothing new, so that drawing
-    without replacement is the same); what the last run hides too many is uncovered from that run's end.
+    without replacement is the same); what the last run hides too many is uncovered from that run's start.
 
     Args:
         start_scores: random numbers `[B, T - run + 1]`, one per possible start of a run.
@@ -92,9 +93,9 @@ def continuous_plan(start_scores: torch.Tensor, grid_size: tuple[int, int], run:
     """
     rows, columns = grid_size
     order = start_scores.argsort(dim=1, stable=True).argsort(dim=1)
-    padded = F.pad(order.double(), (run - 1, run - 1), value=float(columns))
-    first_cover = padded.unfold(1, run, 1).amin(dim=2).long()
-    column_rank = (first_cover * columns + torch.arange(columns, device=order.device)).argsort(dim=1).argsort(dim=1)
+    first_cover = F.pad(order, (run - 1, run - 1), value=columns).unfold(1, run, 1).amin(dim=2)
+    last_first = torch.arange(columns - 1, -1, -1, device=order.device)
+    column_rank = (first_cover * columns + last_first).argsort(dim=1).argsort(dim=1)
     hidden = int(columns * mask_ratio)
     struck = (column_rank < hidden)[:, None, :].expand(-1, rows, -1).flatten(1)
     return _plan(struck.int(), rows * (columns - hidden))
@@ -111,8 +112,6 @@ def draw_structured_plan(batch: int, grid_size: tuple[int, int], mask_ratio: flo
     return structured_plan(rows, columns, mask_ratio, u=torch.rand(()).item())
 
 
-def draw_continuous_plan(
-    batch: int, grid_size: tuple[int, int], mask_ratio: float, device: torch.device, run: int
-) -> MaskPlan:
+def draw_continuous_plan(batch: int, grid_size: tuple[int, int], mask_ratio: float, device: torch.device, run: int) -> MaskPlan:
     """`continuous_plan` from torch's generator of the device."""
     return continuous_plan(torch.rand(batch, grid_size[1] - run + 1, device=device), grid_size, run, mask_ratio)

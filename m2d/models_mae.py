@@ -7,7 +7,7 @@ Each builder takes `img_size`, `patch_size`, `decoder_depth`, `norm_pix_loss`, `
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 
 from .duo import M2D_D2ViT, M2DViT
@@ -78,13 +78,20 @@ def _builders() -> dict[str, Callable[..., AudioViT]]:
             table[name] = partial(_build, model_class, {**encoder, **predictor})
             table[f"{name}_encoder_only"] = partial(_build, M2DEncoderViT, encoder)
     for family in ("mae", "m2d", "m2d_d2v"):
-        image = dict(img_size=224, patch_size=16, in_chans=3, **ENCODERS["base"], **PREDICTORS["base"])
-        table[f"{family}_vit_base_patch16"] = partial(_build, FAMILIES[family], image)
+        image = dict(patch_size=16, in_chans=3, **ENCODERS["base"], **PREDICTORS["base"])
+        table[f"{family}_vit_base_patch16"] = partial(_build, FAMILIES[family], image, img_size=224)
     return table
 
 
 BUILDERS = _builders()
 globals().update(BUILDERS)
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """Why a name is not one of `names`, with close ones offered."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(names)}"
+    return f"unknown model {name!r}: {hint}"
 
 
 def build(name: str, **options) -> AudioViT:
@@ -94,7 +101,5 @@ def build(name: str, **options) -> AudioViT:
         ValueError: no model of that name; close ones are offered.
     """
     if name not in BUILDERS:
-        close = difflib.get_close_matches(name, BUILDERS, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else f"choose from {', '.join(BUILDERS)}"
-        raise ValueError(f"unknown model {name!r}: {hint}")
+        raise ValueError(closest(name, BUILDERS))
     return BUILDERS[name](**options)

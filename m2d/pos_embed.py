@@ -43,10 +43,17 @@ def resize_positions(pos_embed: torch.Tensor, grid_size: tuple[int, int], new_co
 
     Returns:
         `[1, 1 + F*new_columns, D]`.
+
+    Raises:
+        ValueError: the stored positions are of another grid, or no time step is wanted.
     """
     rows, columns = grid_size
+    if new_columns < 1:
+        raise ValueError(f"positions are needed for one time step at least, not for {new_columns} time steps")
     if pos_embed.shape[1] != 1 + rows * columns:
         raise ValueError(f"{pos_embed.shape[1]} positions do not fit a class token and a grid of {rows} x {columns}")
+    if new_columns == columns:
+        return pos_embed
     cls_token, patches = pos_embed[:, :1], pos_embed[:, 1:]
     grid = patches.reshape(1, rows, columns, -1)
     if new_columns > columns:

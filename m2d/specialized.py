@@ -35,12 +35,12 @@ class M2D_X_ViT(M2DViT):
         """M2D's loss between predicted and offline targets `[B, T, E]`.
 
         Raises:
-            ValueError: the two have different numbers of time steps.
+            ValueError: the two have different numbers of time steps or widths.
         """
-        if pred.shape[1] != target.shape[1]:
+        if pred.shape != target.shape:
             raise ValueError(
-                f"the offline target has {target.shape[1]} time steps, the model predicts {pred.shape[1]}: "
-                "teacher and student need patches of the same number of frames"
+                f"the offline target is {list(target.shape)}, the model predicts {list(pred.shape)} (clips, time steps, width): "
+                "teacher and student need patches of the same number of frames, and off_emb_dim is the target's width"
             )
         return self.forward_loss(target, pred)
 
@@ -72,8 +72,18 @@ class M2D_AS_ViT(M2D_X_ViT):
     """M2D-X whose offline task is tagging: the mean over time of the linear layer's outputs against multi-hot labels."""
 
     def offline_loss(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Binary cross-entropy of time-averaged logits `[B, T, classes]` with labels `[B, classes]`."""
-        return F.binary_cross_entropy_with_logits(pred.float().mean(dim=1), target)
+        """Binary cross-entropy of time-averaged logits `[B, T, classes]` with labels `[B, classes]`.
+
+        Raises:
+            ValueError: the labels are of another number of classes.
+        """
+        logits = pred.float().mean(dim=1)
+        if logits.shape != target.shape:
+            raise ValueError(
+                f"the labels are {list(target.shape)}, the model predicts {list(logits.shape)} (clips, classes): "
+                "off_emb_dim is the number of classes"
+            )
+        return F.binary_cross_entropy_with_logits(logits, target.float())
 
 
 class M2D_S_ViT(M2D_X_ViT):

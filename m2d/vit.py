@@ -8,7 +8,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 
 from .masking import MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
-from .pos_embed import sincos_positions
+from .pos_embed import resize_positions, sincos_positions
 
 #: Statistics of log-mel spectrograms that stand in where a checkpoint of 2022 brings none: (mean, std).
 DEFAULT_NORM_STATS = (-7.1, 4.2)
@@ -94,6 +94,8 @@ class AudioViT(nn.Module):
         self.blocks = make_blocks(depth, embed_dim, num_heads, mlp_ratio, norm_layer)
         self.norm = norm_layer(embed_dim)
         stats = torch.as_tensor(DEFAULT_NORM_STATS if norm_stats is None else norm_stats, dtype=torch.float32)
+        if stats.numel() != 2:
+            raise ValueError(f"norm_stats are two numbers, mean and std, not {stats.numel()}")
         self.norm_stats = nn.Parameter(stats.detach().clone().reshape(2), requires_grad=False)
         self.set_random_mask()
 
@@ -136,25 +138,32 @@ class AudioViT(nn.Module):
         self.draw_plan = draw_structured_plan
 
     def set_random_1d_mask(self, frames: int) -> None:
-        """Hide whole time columns in runs of `frames` columns of patches."""
+        """Hide whole time columns in runs of `frames` columns of patches (not spectrogram frames)."""
+        columns = self.grid_size()[1]
+        if not 0 < frames <= columns:
+            raise ValueError(f"runs of {frames} columns cannot be hidden: an input has {columns} columns of patches")
         self.draw_plan = partial(draw_continuous_plan, run=frames)
 
     def make_plan(self, x: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int]) -> MaskPlan | None:
-        """The masking plan for inputs `[B, C, mels, frames]`; None where nothing is masked."""
+        """The masking plan for inputs `[B, C, mels, frames]`; None where nothing is masked.
+
+        Raises:
+            ValueError: the ratio is not from 0 to 1, or the fixed plan is for another number of clips or patches.
+        """
+        batch, (rows, columns) = x.shape[0], (self.grid_size()[0], x.shape[3] // self.patch_size()[1])
         if isinstance(mask_ratio, tuple):
-            return MaskPlan(mask_ratio[0].to(x.device), mask_ratio[1])
-        if mask_ratio == 0:
-            return None
-        grid = self.grid_size()[0], x.shape[3] // self.patch_size()[1]
-        return self.draw_plan(x.shape[0], grid, mask_ratio, x.device)
+            ids_restore, keep = mask_ratio
+            if ids_restore.shape != (batch, rows * columns) or not 0 <= keep <= rows * columns:
+                raise ValueError(
+                    f"needed is a mask plan for {batch} clips of {rows * columns} patches, "
+                    f"given is one of {list(ids_restore.shape)} with {keep} visible"
+                )
+            return MaskPlan(ids_restore.to(x.device), keep)
+        if not 0 <= mask_ratio <= 1:
+            raise ValueError(f"the mask ratio {mask_ratio} is not a share from 0 to 1")
+        return None if mask_ratio == 0 else self.draw_plan(batch, (rows, columns), mask_ratio, x.device)
 
     # ------------------------------------------------------------------ encoding
-
-    def positions(self, columns: int) -> torch.Tensor:
-        """Patch positions `[1, F*columns, D]`: the first columns of the position grid."""
-        rows, all_columns = self.grid_size()
-        grid = self.pos_embed[:, 1:].unflatten(1, (rows, all_columns))
-        return grid[:, :, :columns].flatten(1, 2)
 
     def embed(self, x: torch.Tensor, adjust_short: bool = False) -> torch.Tensor:
         """Patches with their positions: `[B, C, mels, frames]` to `[B, F*T, D]`.
@@ -162,11 +171,13 @@ class AudioViT(nn.Module):
         Raises:
             ValueError: the input has not the model's size; with `adjust_short` fewer frames are allowed.
         """
-        mels, frames = self.patch_embed.img_size
-        short = adjust_short and self.patch_size()[1] <= x.shape[-1] < frames
-        if x.ndim != 4 or x.shape[2] != mels or not (x.shape[3] == frames or short):
-            raise ValueError(f"the model takes inputs of [batch, channels, {mels}, {frames}], not {list(x.shape)}")
-        return self.patch_embed(x) + self.positions(x.shape[3] // self.patch_size()[1])
+        channels, (mels, frames) = self.patch_embed.proj.in_channels, self.patch_embed.img_size
+        width = self.patch_size()[1]
+        shortest = width if adjust_short else frames
+        if x.ndim != 4 or x.shape[1:3] != (channels, mels) or not shortest <= x.shape[3] <= frames:
+            raise ValueError(f"the model takes inputs of [batch, {channels}, {mels}, {frames}], not {list(x.shape)}")
+        positions = resize_positions(self.pos_embed, self.grid_size(), x.shape[3] // width)
+        return self.patch_embed(x) + positions[:, 1:]
 
     def with_cls_token(self, x: torch.Tensor) -> torch.Tensor:
         """Put the class token, with its position, before patch tokens `[B, N, D]`."""
@@ -206,7 +217,7 @@ class AudioViT(nn.Module):
         plan = self.make_plan(x, mask_ratio)
         visible = patches
         if plan is None:
-            mask = patches.new_zeros(patches.shape[:2])
+            mask = torch.zeros(patches.shape[:2], device=x.device)
             ids_restore = torch.arange(patches.shape[1], device=x.device).expand(patches.shape[:2])
         else:
             mask, ids_restore, ids_shuffle = plan.mask, plan.ids_restore, plan.ids_shuffle
