@@ -82,7 +82,7 @@ class _Group:
         self._group, self._without = parser.add_argument_group(title), without
 
     def __call__(self, *flags: str, **options) -> None:
-        if options.get("dest", flags[0].lstrip("-")) not in self._without:
+        if flags[0].lstrip("-") not in self._without:
             self._group.add_argument(*flags, **options)
 
 
@@ -123,13 +123,9 @@ def _add_loss(add: _Group) -> None:
     add("--loss_fn", choices=LOSS_TYPES, default="norm_mse", help="loss of the prediction")
     add("--loss_m2d", type=float, default=1.0, help="weight of the M2D loss")
     add("--loss_off", type=float, default=0.0, help="weight of the offline loss")
-    add(
-        "--no_norm_pix_loss",
-        dest="norm_pix_loss",
-        action="store_false",
-        default=True,
-        help="do not standardise each target vector",
-    )
+    norm = dict(dest="norm_pix_loss", default=True)
+    add("--norm_pix_loss", action="store_true", **norm, help="standardise each target vector")
+    add("--no_norm_pix_loss", action="store_false", **norm, help="targets as they are")
 
 
 def _add_optimizer(add: _Group) -> None:
@@ -151,6 +147,7 @@ def _add_data(add: _Group) -> None:
     add("--csv_bg_noise", default="", help="the list of background noise clips")
     add("--csv_val", default="", help="the list of validation clips (at most 2,048 are used)")
     add("--noise_ratio", type=float, default=0.0, help="share of background noise in the mixed clips")
+    add("--weighted", action="store_true", help="draw clips in proportion to the list's column weight")
     add("--swap_inputs", action="store_true", help="the clean clip to the student, the mixed one to the teacher")
     add("--min_ds_size", type=int, default=10000, help="repeat a shorter list until it has so many entries; 0: never")
     add("--norm_stats", type=norm_stats, default=None, help='"[mean,std]" of the data; resume: those of --resume; none: measured')

@@ -79,8 +79,8 @@ def pretrain(recipe: Recipe, args: Namespace, launch: Launch) -> int:
     if launch.is_main:
         holder.claim()
         holder.record(continuation.saved_settings(args))
-    run = Run(args, data, trainer, folder, {"stats": stats, "effective_batch": effective_batch}, position)
-    return run.go()
+    facts = {"stats": stats, "effective_batch": effective_batch}
+    return Run(recipe, args, data, trainer, folder, facts, position).go()
 
 
 def _wanted_folder(recipe: Recipe, args: Namespace, effective_batch: int) -> Path:
@@ -95,6 +95,7 @@ class Run:
     """A run under way.
 
     Args:
+        recipe: the program.
         args: the settings.
         data: what is learned from, and validated on.
         trainer: the model in training.
@@ -104,8 +105,16 @@ class Run:
     """
 
     def __init__(
-        self, args: Namespace, data: DataSets, trainer: Trainer, folder: Path, facts: dict, position: continuation.Position
+        self,
+        recipe: Recipe,
+        args: Namespace,
+        data: DataSets,
+        trainer: Trainer,
+        folder: Path,
+        facts: dict,
+        position: continuation.Position,
     ):
+        self.recipe = recipe
         self.args, self.data, self.trainer, self.folder, self.facts = args, data, trainer, folder, facts
         self.updates, self.meter = position.updates, LossMeter(position.meter)
         self.is_main = trainer.launch.is_main
@@ -136,6 +145,7 @@ class Run:
             self._report_bad_numbers(error)
             return EXIT_BAD_NUMBERS
         finally:
+            batches.close()
             if self.is_main:
                 self.saver.finish()
             self.log.close()
@@ -187,10 +197,20 @@ class Run:
         figures |= self._evaluate(done)
         self.log.epoch(**figures, epoch=done)
         if self.is_main:
-            numbered = last or done % self.args.save_freq == 0
-            self.saver.save(done if numbered else None, wait=last)
-            if numbered and done >= self.args.eval_after or last:
-                self._hand_over(done, last)
+            self._save(done, last)
+
+    def _save(self, done: int, last: bool) -> None:
+        """Write last.pth each epoch and, where its time has come, the numbered checkpoint with all that follows it."""
+        if not last and done % self.args.save_freq:
+            self.saver.save()
+            return
+        self.saver.save(done, wait=last)
+        checkpoint = self.folder / f"checkpoint-{done}.pth"
+        self.recipe.at_checkpoint(self.trainer, checkpoint)
+        if last or done >= self.args.eval_after:
+            self.saver.finish()
+            if checkpoint.exists():
+                hand_to_evar("all_eval.sh" if last else "quick_eval.sh", checkpoint, wait=last)
 
     def _evaluate(self, done: int) -> dict[str, float]:
         """Validation loss each epoch, label-free quality each feature_eval_freq epochs; on every rank."""
@@ -207,12 +227,6 @@ class Run:
             figures |= quality
         self.log.scalars(1000 * done, **figures)
         return figures
-
-    def _hand_over(self, done: int, last: bool) -> None:
-        self.saver.finish()
-        checkpoint = self.folder / f"checkpoint-{done}.pth"
-        if checkpoint.exists():
-            hand_to_evar("all_eval.sh" if last else "quick_eval.sh", checkpoint, wait=last)
 
     def _after_update(self, done: int, reported: bool) -> None:
         self.updates += 1

@@ -1,6 +1,7 @@
 """From settings to a model in training: data, statistics, teacher, model, optimizer, processes."""
 
 import logging
+import multiprocessing
 import signal
 from argparse import Namespace
 from collections.abc import Iterator
@@ -40,8 +41,8 @@ class DataSets:
 def open_data(recipe: Recipe, args: Namespace, launch: Launch) -> DataSets:
     """Open the lists and look whether their files are there."""
     noise = open_store(args.csv_bg_noise, args.data_path) if getattr(args, "noise_ratio", 0) > 0 else None
-    train = recipe.open_data(args, args.csv_main, noise, True)
-    val = recipe.open_data(args, args.csv_val, noise, False) if args.csv_val else None
+    train = recipe.open_data(args, args.csv_main, noise, None)
+    val = recipe.open_data(args, args.csv_val, noise, train) if args.csv_val else None
     stores = [dataset.clips for dataset in (train, val) if dataset is not None] + ([noise] if noise else [])
 
     def check_present() -> None:
@@ -154,14 +155,24 @@ def _ignore_signals(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+class _Keys:
+    """The batch sampler that a DataLoader iterates anew for each epoch: what its workers are asked for."""
+
+    def __init__(self, plan: EpochPlan):
+        self.plan, self.epoch, self.first_step = plan, 0, 0
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return self.plan.batches(self.epoch, self.first_step)
+
+
 class TrainingBatches:
     """This rank's batches of any epoch, from any step, loaded by workers that live as long as the run."""
 
     def __init__(self, data: AudioDataset, plan: EpochPlan, args: Namespace, device: torch.device):
-        self._plan, self._epoch, self._first_step = plan, 0, 0
+        self._keys = _Keys(plan)
         self._loader = DataLoader(
             data,
-            batch_sampler=_Keys(self),
+            batch_sampler=self._keys,
             num_workers=args.num_workers,
             collate_fn=as_is,
             pin_memory=args.pin_mem and device.type == "cuda",
@@ -171,19 +182,12 @@ class TrainingBatches:
 
     def of(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Batches of an epoch from a step on."""
-        self._epoch, self._first_step = epoch, first_step
+        self._keys.epoch, self._keys.first_step = epoch, first_step
         return iter(self._loader)
 
-    def keys(self) -> Iterator[list[SampleKey]]:
-        """What the workers are asked for."""
-        return self._plan.batches(self._epoch, self._first_step)
-
-
-class _Keys:
-    """The batch sampler that a DataLoader iterates anew for each epoch."""
-
-    def __init__(self, batches: TrainingBatches):
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        return self._batches.keys()
+    def close(self) -> None:
+        """End the workers; they heed no signal but SIGKILL, and hold nothing."""
+        if self._loader._iterator is not None:
+            self._loader._iterator._shutdown_workers()
+        for worker in multiprocessing.active_children():
+            worker.kill()
