@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Make M2D an upstream of your copy of s3prl, by links: bash superb/setup_s3prl.sh /your/s3prl
+set -euo pipefail
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+[[ $# -eq 1 ]] || {
+    echo "usage: bash superb/setup_s3prl.sh S3PRL_FOLDER (the clone, which holds s3prl/upstream)" >&2
+    exit 2
+}
+package=$1/s3prl
+[[ -f $package/upstream/interfaces.py ]] || {
+    echo "$1: no s3prl/upstream/interfaces.py in it. Clone https://github.com/s3prl/s3prl.git first" >&2
+    exit 1
+}
+
+mkdir -p -- "$package/upstream/m2d"
+for file in __init__.py expert.py hubconf.py; do
+    ln -sfn -- "$root/superb/upstream/m2d/$file" "$package/upstream/m2d/$file"
+done
+ln -sfn -- "$root" "$package/upstream/m2d/m2d"
+
+# hub.py of recent versions names every upstream in a line of its own.
+line='from s3prl.upstream.m2d.hubconf import *'
+if grep -q '^from s3prl\.upstream\..*hubconf import' "$package/hub.py" && ! grep -qxF "$line" "$package/hub.py"; then
+    printf '\n%s\n' "$line" >>"$package/hub.py"
+fi
+echo "M2D is an upstream of $package: -u m2d, -u m2d_local, -u m2d_calcnorm"
