@@ -91,9 +91,10 @@ class M2DViT(MaskedPredictorViT):
         With `keep_cls` the class token's output comes first.
         """
         visible = x.shape[1]
+        if not keep_cls:
+            return self.project(self.decode_tokens(x, ids_restore, first=visible))
         x = self.decode_tokens(x, ids_restore)
-        hidden = x[:, visible:]
-        return self.project(torch.cat([x[:, :1], hidden], dim=1) if keep_cls else hidden)
+        return self.project(torch.cat([x[:, :1], x[:, visible:]], dim=1))
 
     def forward_loss(self, target: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
         """Loss between targets and predictions `[..., D]`, a scalar (Niizumi et al., 2023, equation 1)."""

@@ -43,17 +43,22 @@ class MaskedPredictorViT(AudioViT):
         self.decoder_norm = norm_layer(width)
         self.decoder_pred = nn.Linear(width, output_dim)
 
-    def decode_tokens(self, x: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
-        """Predictor outputs `[B, 1 + L, output width]`: the class token, then the patches in shuffled order."""
+    def decode_tokens(self, x: torch.Tensor, ids_restore: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Outputs of the predictor's blocks, from encoder outputs `[B, 1 + keep, D]`.
+
+        Returns:
+            `[B, 1 + L - first, predictor width]`: the class token, then the patches in shuffled order; the `first` tokens
+            of these are left out, which the last block then need not compute.
+        """
         x = self.decoder_embed(x)
         batch, length = ids_restore.shape
         x = torch.cat([x, self.mask_token.to(x.dtype).expand(batch, length + 1 - x.shape[1], -1)], dim=1)
         positions = resize_positions(self.decoder_pos_embed, self.grid_size(), length // self.grid_size()[0])
         patch_positions = take_tokens(positions[:, 1:], ids_restore.argsort(dim=1))
         x = x + torch.cat([positions[:, :1].expand(batch, -1, -1), patch_positions], dim=1)
-        for block in self.decoder_blocks:
+        for block in self.decoder_blocks[:-1]:
             x = block(x)
-        return x
+        return self.decoder_blocks[-1](x, first)
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """Norm and last projection."""

@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from timm.models.vision_transformer import Block
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .masking import MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
 from .pos_embed import resize_positions, sincos_positions
@@ -30,9 +33,37 @@ def take_tokens(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
 
 
+class AudioBlock(Block):
+    """timm's pre-norm block (qkv bias, exact GELU), which can give the last tokens alone and recompute activations.
+
+    Attributes:
+        recompute: give up the activations and compute them again in the backward pass (Chen et al., 2016).
+    """
+
+    recompute = False
+
+    def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Tokens `[B, N, D]` to tokens `[B, N - first, D]`: those before `first` are attended to, and not computed."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._tokens, x, first, use_reentrant=False)
+        return self._tokens(x, first)
+
+    def _tokens(self, x: torch.Tensor, first: int) -> torch.Tensor:
+        if first == 0:
+            return super().forward(x)
+        normed, tail = self.norm1(x), x[:, first:]
+        width, qkv = x.shape[2], self.attn.qkv
+        query = F.linear(normed[:, first:], qkv.weight[:width], qkv.bias[:width])
+        key, value = F.linear(normed, qkv.weight[width:], qkv.bias[width:]).chunk(2, dim=2)
+        heads = (rearrange(t, "b n (h d) -> b h n d", h=self.attn.num_heads) for t in (query, key, value))
+        tail = tail + self.attn.proj(rearrange(F.scaled_dot_product_attention(*heads), "b h n d -> b n (h d)"))
+        return tail + self.mlp(self.norm2(tail))
+
+
 def make_blocks(depth: int, width: int, heads: int, mlp_ratio: float, norm_layer: Callable) -> nn.ModuleList:
-    """Pre-norm transformer blocks with qkv bias and exact GELU."""
-    return nn.ModuleList(Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
+    """A transformer's blocks."""
+    blocks = (AudioBlock(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
+    return nn.ModuleList(blocks)
 
 
 def freeze(module: nn.Module) -> None:
@@ -116,6 +147,12 @@ class AudioViT(nn.Module):
     def patch_size(self) -> tuple[int, int]:
         """Mel bands and frames of a patch."""
         return self.patch_embed.patch_size
+
+    def recompute_activations(self, on: bool = True) -> None:
+        """Trade time for memory: compute the blocks' activations again in the backward pass."""
+        for module in self.modules():
+            if isinstance(module, AudioBlock):
+                module.recompute = on
 
     @staticmethod
     def get_cls_token(x: torch.Tensor) -> torch.Tensor:
