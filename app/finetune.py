@@ -27,12 +27,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from app.scores import main_score, scores, unit_probabilities
-from app.segments import SegmentDataset, read_segments
+from app.segments import SegmentDataset, read_segments, write_csv
 from m2d.checkpoint import load_file, save_atomically
 from m2d.runtime_audio import Config, RuntimeM2D
 from m2d.sampling import Purpose, permutation
 from m2d.schedules import learning_rate
-from util.files import write_whole
 from util.program import run_program
 
 logger = logging.getLogger("m2d")
@@ -161,7 +160,7 @@ def fine_tune(args: argparse.Namespace) -> None:
     train(model, sets, args)
     model.load_state_dict(load_file(args.output_dir / "checkpoint.pth")["model"])
     result = evaluate(model, loader(sets["test"], args), precision(args))
-    write_whole(args.output_dir / "predictions.csv", lambda out: result.to_csv(out, index=False))
+    write_csv(result, args.output_dir / "predictions.csv")
     for name, value in score_table(result, classes).items():
         logger.info("test %s %.4f", name, value)
 

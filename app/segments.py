@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from m2d.sampling import Purpose, choice, uniform
-from util.files import write_whole
+from m2d.whole_file import whole_file
 from wav_to_lms import convert_wav
 
 logger = logging.getLogger("m2d")
@@ -36,11 +36,18 @@ def convert_recordings(recordings: Path, lms: Path, names: Iterable[str]) -> set
     return there
 
 
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a table; its folder is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as out:
+        table.to_csv(out, index=False)
+
+
 def write_segments(table: pd.DataFrame, path: Path) -> None:
     """Write a list of segments."""
     if table.empty:
         raise ValueError(f"{path}: no segment is left to list")
-    write_whole(path, lambda out: table[list(COLUMNS)].to_csv(out, index=False))
+    write_csv(table[list(COLUMNS)], path)
     counts = table.groupby(["split", "label"]).size().unstack(fill_value=0)
     logger.info("%s: %d segments\n%s", path, len(table), counts.to_string())
 
@@ -48,7 +55,7 @@ def write_segments(table: pd.DataFrame, path: Path) -> None:
 def write_pretraining_list(files: Iterable[str], path: Path) -> None:
     """Write a list of spectrograms for further pre-training."""
     files = sorted(set(files))
-    write_whole(path, lambda out: pd.DataFrame({"file_name": files}).to_csv(out, index=False))
+    write_csv(pd.DataFrame({"file_name": files}), path)
     logger.info("%s: %d files for further pre-training", path, len(files))
 
 

@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from m2d.audio_io import find_audio, load_audio
 from m2d.errors import UserError
 from m2d.logmel import PRESETS, NumpyLogMel
-from util.files import write_whole
+from m2d.whole_file import whole_file
 from util.program import run_program
 
 logger = logging.getLogger("m2d")
@@ -118,7 +118,9 @@ def read_clip(source: Path, min_samples: int, to_lms: NumpyLogMel) -> Clip:
 def write_clip(path: Path, clip: Clip, features: np.ndarray) -> None:
     """Write a clip's .npz; it gets its name when it is whole."""
     valid = len(features) * clip.samples // len(clip.waveform)
-    write_whole(path, lambda out: np.savez(out, clip.lms[None], features[None], valid))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as out:
+        np.savez(out, clip.lms[None], features[None], valid)
 
 
 def is_whole(path: Path) -> bool:
@@ -232,7 +234,9 @@ def write_csv(paths: list[Path], dest: Path, dest_csv: Path) -> Path:
     inside = dest.resolve().is_relative_to(dest_csv.parent.resolve())
     base = dest_csv.parent if inside else dest.parent
     names = [path.resolve().relative_to(base.resolve()).as_posix() for path in paths]
-    write_whole(dest_csv, lambda out: pd.DataFrame({"file_name": names}).to_csv(out, index=False))
+    dest_csv.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(dest_csv) as out:
+        pd.DataFrame({"file_name": names}).to_csv(out, index=False)
     return base
 
 

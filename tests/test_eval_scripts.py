@@ -248,6 +248,6 @@ def test_setting_up_evar_without_network_or_over_another_folder(project, tmp_pat
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_shellcheck():
-    scripts = [*EVAL_SCRIPTS, *(str(path.relative_to(ROOT)) for path in (ROOT / "util").glob("*.sh"))]
+    scripts = [*EVAL_SCRIPTS, *(f"util/ft-{name}.sh" for name in FT_SCRIPTS), "util/evar-common.sh", "util/setup_evar.sh"]
     done = subprocess.run(["shellcheck", "-x", "-P", ".", *scripts], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

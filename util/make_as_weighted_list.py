@@ -25,7 +25,7 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from util.files import write_whole
+from m2d.whole_file import whole_file
 from util.program import run_program
 
 logger = logging.getLogger("m2d")
@@ -201,7 +201,9 @@ def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path
             raise FileNotFoundError(f"--segments {folder}: lacks {', '.join(missing)}")
     table = label_files(file_names, read_segments(folder), read_classes(folder))
     table["weight"] = weights(table["label"])
-    write_whole(to_list, lambda out: table.to_csv(out, index=False))
+    to_list.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(to_list) as out:
+        table.to_csv(out, index=False)
     classes = len({name for label in table["label"].unique() for name in label.split(",")})
     logger.info("%s: %d clips, %d classes", to_list, len(table), classes)
 
