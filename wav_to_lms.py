@@ -21,7 +21,17 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from m2d.audio_io import find_audio, walk_files
-from m2d.convert import Converter, DeviceMel, Job, convert_all, is_temporary, npy_sink, remove_if_stale, written_whole
+from m2d.convert import (
+    Converter,
+    DeviceMel,
+    Job,
+    convert_all,
+    is_temporary,
+    keep_freed_memory,
+    npy_sink,
+    remove_if_stale,
+    written_whole,
+)
 from m2d.logmel import PRESETS, FrontEnd, NumpyLogMel
 
 if TYPE_CHECKING:
@@ -261,6 +271,7 @@ class _Request:
 def main() -> int:
     """The command line; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    keep_freed_memory()
 
     @wraps(convert_wav)
     def request(*args: object, **kwargs: object) -> _Request:

@@ -15,7 +15,10 @@ EPS = float(np.finfo(np.float32).eps)
 SILENCE = float(np.log(EPS))
 
 # A block of frames and its spectrum stay in the second-level cache, which doubles the speed on long clips.
-_FRAMES_PER_BLOCK = 64
+_FRAMES_PER_BLOCK = 128
+# Rounding in single precision leaves noise in proportion to a frame's power, which moves the logarithm of a weak band.
+# Measured over tones, chirps and DC beside silence: by 5e-4 where the band has this share of the frame's power.
+_MASKED_BELOW = 3e-10
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,8 @@ class NumpyLogMel:
 
     def __init__(self, front_end: FrontEnd):
         self.front_end = front_end
-        # The transform runs in double precision: a single-precision one leaves rounding noise beside a loud tone
-        # that moves the quiet bands by more than 1e-3.
         self._window = hann_window(front_end)
+        self._window_single = self._window.astype(np.float32)
         # Each frequency bin lies in two filters at most: a sparse product does a fortieth of a dense one's work,
         # and in one thread.
         self._filters = csr_matrix(mel_filters(front_end).astype(np.float32))
@@ -90,14 +92,30 @@ class NumpyLogMel:
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
         n_fft, hop = self.front_end.n_fft, self.front_end.hop_size
         waveform = np.asarray(waveform, dtype=np.float32)
-        missing = max(0, self.front_end.min_samples - len(waveform))
-        reflected = np.pad(np.pad(waveform, (0, missing)), n_fft // 2, mode="reflect")
+        if len(waveform) < self.front_end.min_samples:
+            waveform = np.pad(waveform, (0, self.front_end.min_samples - len(waveform)))
+        reflected = np.pad(waveform, n_fft // 2, mode="reflect")
         frames = sliding_window_view(reflected, n_fft)[::hop]
         lms = np.empty((self.front_end.n_mels, len(frames)), dtype=np.float32)
         for begin in range(0, len(frames), _FRAMES_PER_BLOCK):
             block = slice(begin, begin + _FRAMES_PER_BLOCK)
-            spectrum = rfft(frames[block] * self._window).astype(np.complex64)
-            power = spectrum.real**2 + spectrum.imag**2
-            lms[:, block] = self._filters @ np.ascontiguousarray(power.T)
+            lms[:, block] = self._mel(frames[block])
         lms += EPS
         return np.log(lms, out=lms)
+
+    def _mel(self, frames: np.ndarray) -> np.ndarray:
+        """Mel power `[n_mels, frames]` of a block: single precision, and double where that is not enough."""
+        power = _power(frames * self._window_single)
+        mel = self._filters @ np.ascontiguousarray(power.T)
+        masked = np.flatnonzero(mel.min(axis=0) + EPS < _MASKED_BELOW * power.sum(axis=1))
+        if len(masked):
+            power = _power(frames[masked] * self._window).astype(np.float32)
+            mel[:, masked] = self._filters @ np.ascontiguousarray(power.T)
+        return mel
+
+
+def _power(windowed: np.ndarray) -> np.ndarray:
+    spectrum = rfft(windowed)
+    power = spectrum.real**2
+    power += spectrum.imag**2
+    return power
