@@ -1,0 +1,340 @@
+"""PortableM2D: pre-trained and fine-tuned M2D encoders in one file.
+
+Copy this file anywhere. It needs torch, timm, einops, nnAudio and numpy, and nothing else of the M2D project
+(Apache License 2.0).
+
+    model = PortableM2D("m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly/weights_ep69it3124-0.48494.pth")
+    frames = model(audio)                      # [B, samples] in ±1 -> [B, T, 3840], one vector per time step
+    clips = model.get_scene_embeddings(audio)  # [B, 3840]
+    tagger = PortableM2D(path, num_classes=527)
+    logits = tagger(audio)                     # [B, 527], with a fine-tuned checkpoint
+
+The model is that of Niizumi et al., "Masked Modeling Duo: Towards a Universal Audio Pre-training Framework", 2024.
+"""
+
+import argparse
+import logging
+import math
+import pickle
+import re
+import zipfile
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.models.vision_transformer import Block
+from torch import nn
+
+log = logging.getLogger("m2d")
+
+FRONT_ENDS = {
+    "16k": dict(sample_rate=16000, n_fft=400, window_size=400, hop_size=160, n_mels=80, f_min=50, f_max=8000),
+    "32k": dict(sample_rate=32000, n_fft=800, window_size=800, hop_size=320, n_mels=80, f_min=50, f_max=16000),
+}
+EPS = torch.finfo(torch.float32).eps
+#: (mean, std) of checkpoints that bring none.
+DEFAULT_NORM_STATS = (-7.1, 4.2)
+HEAD_WIDTH = 64
+_NAME = re.compile(r"(?<![A-Za-z0-9_])([A-Za-z]\w*)-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+k))?(?![A-Za-z0-9])")
+_HEAD = re.compile(r"(?:^|\.)head(?:(?:\.|_)norm\.running_(mean|var)|\.(?:mlp\.mlp\.0\.)?(weight|bias))$")
+_ANCHOR = "patch_embed.proj.weight"
+# Frames of log-mel made, and tokens encoded at a time: a long input needs no more memory than a short one.
+_FRAMES_PER_STRETCH = 1 << 14
+_TOKENS_PER_BLOCK = 1 << 13
+
+
+# ---------------------------------------------------------------- checkpoint
+
+
+def _allowed() -> list:
+    """What published checkpoints hold beside tensors: settings in an argparse.Namespace, numpy numbers."""
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(code)) for code in "?bhilqBHILQefd"]
+    return [argparse.Namespace, np.dtype, *dtypes, *[(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]]
+
+
+def _read(path: Path) -> tuple[dict, dict]:
+    """The tensors of a checkpoint, and the settings in it. No code that it may hold is run."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint {path}: give the path of a .pth file")
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            # Files from before torch 1.6 are no zip archives, and cannot be mapped.
+            saved = torch.load(str(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        asked = re.findall(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it asks to run {', '.join(asked)}: refused" if asked else "it is damaged, or no checkpoint"
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read: it is damaged, or no checkpoint ({reason})") from error
+    settings = saved.get("args") if isinstance(saved, dict) else None
+    settings = vars(settings) if isinstance(settings, argparse.Namespace) else settings or {}
+    for key in ("model", "state_dict"):
+        saved = saved[key] if isinstance(saved, dict) and isinstance(saved.get(key), dict) else saved
+    if not isinstance(saved, dict) or not any(str(name).endswith(_ANCHOR) for name in saved):
+        raise ValueError(f"{path} is no checkpoint of an M2D model: it holds no {_ANCHOR}")
+    return {name.replace("_orig_mod.", ""): value for name, value in saved.items() if torch.is_tensor(value)}, settings
+
+
+def _split(tensors: dict) -> tuple[dict, dict]:
+    """The encoder's tensors under their own names, and a classifier's: mean, var, weight, bias."""
+    prefix = next(name for name in tensors if name.endswith(_ANCHOR)).removesuffix(_ANCHOR)
+    encoder, head = {}, {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix):
+            encoder[name.removeprefix(prefix)] = tensor
+        if found := _HEAD.search(name):
+            head[found[1] or found[2]] = tensor
+    return encoder, head
+
+
+def _sizes(path: Path, settings: dict) -> tuple[int, int, str]:
+    """(mel bands, frames, rate) from the folder's name, the file's name, or the settings in the file."""
+    for name in (path.absolute().parent.name, path.name):
+        if found := _NAME.search(name):
+            return int(found[2]), int(found[3]), found[6] or "16k"
+    size = settings.get("input_size")
+    if size:
+        mels, frames = size.split("x") if isinstance(size, str) else size
+        return int(mels), int(frames), str(settings.get("sr") or "16k")
+    raise ValueError(
+        f"{path}: neither the folder's name nor the file's tells the input size. Put the file into a folder named "
+        "{model}-{mel bands}x{frames}p{patch bands}x{patch frames}[p{rate}k]-…, such as m2d_vit_base-80x608p16x16-221006"
+    )
+
+
+# ---------------------------------------------------------------- encoder
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches of a spectrogram, each projected to the encoder's width."""
+
+    def __init__(self, img_size: tuple[int, int], patch_size: tuple[int, int], width: int):
+        super().__init__()
+        self.img_size, self.patch_size = img_size, patch_size
+        self.proj = nn.Conv2d(1, width, patch_size, patch_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, 1, mels, frames]` to `[B, F·T, D]`, frequency first."""
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    """The M2D encoder: a ViT with a class token and stored positions, of the sizes that its tensors have."""
+
+    def __init__(self, state: dict, img_size: tuple[int, int]):
+        super().__init__()
+        width, _, *patch_size = state[_ANCHOR].shape
+        depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.embed_dim = width
+        self.patch_embed = PatchEmbed(img_size, tuple(patch_size), width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid_size()), width), requires_grad=False)
+        self.blocks = nn.ModuleList(Block(width, width // HEAD_WIDTH, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+        self.norm = norm(width)
+        self.norm_stats = nn.Parameter(torch.zeros(2), requires_grad=False)
+
+    def grid_size(self) -> tuple[int, int]:
+        """Patches along (frequency, time)."""
+        size, patch = self.patch_embed.img_size, self.patch_embed.patch_size
+        return size[0] // patch[0], size[1] // patch[1]
+
+    def patch_size(self) -> tuple[int, int]:
+        """Mel bands and frames of a patch."""
+        return self.patch_embed.patch_size
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """`[B, 1, mels, frames]`, no longer than the model's input, to one `[B, F·T, D]` per block, the last normalised."""
+        positions = self.pos_embed[:, 1:].unflatten(1, self.grid_size())[:, :, : x.shape[-1] // self.patch_size()[1]]
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(x.shape[0], -1, -1)
+        x = torch.cat([cls_token, self.patch_embed(x) + positions.flatten(1, 2)], dim=1)
+        layers = []
+        for block in self.blocks:
+            x = block(x)
+            layers.append(x)
+        return [layer[:, 1:] for layer in [*layers[:-1], self.norm(x)]]
+
+
+def _load_encoder(state: dict, img_size: tuple[int, int], path: Path) -> Encoder:
+    # On the meta device nothing is drawn at random that the checkpoint replaces at once.
+    with torch.device("meta"):
+        encoder = Encoder(state, img_size)
+    state = {"norm_stats": torch.tensor(DEFAULT_NORM_STATS), **state}
+    own = {name: state[name].float().clone() for name in encoder.state_dict() if name in state}
+    try:
+        encoder.load_state_dict(own, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the input size {img_size[0]}x{img_size[1]} of its name: {error}") from error
+    return encoder
+
+
+# ---------------------------------------------------------------- the model
+
+
+class PortableM2D(nn.Module):
+    """Waveforms to embeddings, or logits.
+
+    Features are stacked: all frequencies of a time step in one vector, `[B, T, F·D]`. Inputs longer than the model's are
+    cut into pieces of its length, each encoded alone; the end is padded to a whole patch.
+
+    Args:
+        weight_file: a .pth of any M2D model (tiny, small, base, large; pre-trained, encoder-only or fine-tuned).
+        num_classes: add a batch norm and a linear head, loaded where the checkpoint has one of so many classes.
+        freeze_embed: do not train the patch embedding.
+        flat_features: every patch a vector of its own, `[B, F·T, D]`; None: only where the checkpoint's head asks for it.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or one that cannot be used; says why.
+    """
+
+    def __init__(
+        self,
+        weight_file: str | Path,
+        num_classes: int | None = None,
+        freeze_embed: bool = False,
+        flat_features: bool | None = None,
+    ):
+        super().__init__()
+        path = Path(weight_file)
+        tensors, settings = _read(path)
+        mels, frames, rate = _sizes(path, settings)
+        if rate not in FRONT_ENDS:
+            raise ValueError(f"{path}: a sample rate of {rate} is not known: choose from {', '.join(FRONT_ENDS)}")
+        state, head = _split(tensors)
+        self.backbone = _load_encoder(state, (mels, frames), path)
+        width = self.backbone.embed_dim
+        narrow_head = num_classes is not None and "weight" in head and head["weight"].shape[1] == width
+        mean, std = self.backbone.norm_stats.tolist()
+        self.cfg = SimpleNamespace(weight_file=str(weight_file), sr=rate, mean=mean, std=std, **FRONT_ENDS[rate])
+        self.cfg.input_size, self.cfg.patch_size = [mels, frames], list(self.backbone.patch_size())
+        self.cfg.flat_features = bool(flat_features) or narrow_head
+        self.cfg.feature_d = width if self.cfg.flat_features else width * self.backbone.grid_size()[0]
+        self.to_spec = self._make_to_spec()
+        self.num_classes = num_classes
+        if num_classes is not None:
+            self._add_head(num_classes, head)
+        self.backbone.patch_embed.requires_grad_(not freeze_embed)
+        self.eval()
+
+    def _make_to_spec(self) -> nn.Module:
+        from nnAudio.features import MelSpectrogram  # takes seconds to import
+
+        cfg = self.cfg
+        sizes = dict(sr=cfg.sample_rate, n_fft=cfg.n_fft, win_length=cfg.window_size, hop_length=cfg.hop_size)
+        return MelSpectrogram(**sizes, n_mels=cfg.n_mels, fmin=cfg.f_min, fmax=cfg.f_max, center=True, power=2, verbose=False)
+
+    def _add_head(self, num_classes: int, head: dict) -> None:
+        self.head_norm = nn.BatchNorm1d(self.cfg.feature_d, affine=False)
+        self.head = nn.Linear(self.cfg.feature_d, num_classes)
+        shape = list(head["weight"].shape) if "weight" in head else None
+        if shape != [num_classes, self.cfg.feature_d]:
+            said = f"is {shape}, not" if shape else "is not there:"
+            wanted = (self.cfg.weight_file, said, list(self.head.weight.shape))
+            log.warning("%s: its classifier %s %s: a new one starts at random", *wanted)
+            return
+        self.head_norm.load_state_dict({"running_mean": head["mean"], "running_var": head["var"]}, strict=False)
+        self.head.load_state_dict({"weight": head["weight"], "bias": head["bias"]})
+
+    # ------------------------------------------------------------ waveforms to spectrograms
+
+    def _stretch(self, audio: torch.Tensor, start: int, stop: int, total: int) -> torch.Tensor:
+        """Log-mel frames start to stop, from a stretch of audio wide enough that its ends do not show in them."""
+        hop, margin = self.cfg.hop_size, -(-self.cfg.n_fft // 2 // self.cfg.hop_size)
+        before = min(start, margin)
+        end = audio.shape[1] if stop + margin >= total else (stop + margin) * hop
+        with torch.autocast(audio.device.type, enabled=False):
+            mel = self.to_spec(audio[:, (start - before) * hop : end])
+            return (mel[:, None, :, before : before + stop - start] + EPS).log()
+
+    def to_log_mel_spec(self, audio: torch.Tensor) -> torch.Tensor:
+        """Waveforms `[B, samples]` of full scale ±1 to log-mel spectrograms `[B, 1, n_mels, 1 + samples // hop_size]`.
+
+        Raises:
+            ValueError: another shape, no samples, or NaN.
+        """
+        if audio.ndim != 2 or 0 in audio.shape or not audio.is_floating_point():
+            raise ValueError(f"audio is a float tensor [batch, samples] in ±1; this is {audio.dtype} {list(audio.shape)}")
+        if not torch.compiler.is_compiling() and audio.isnan().any():
+            raise ValueError("the audio holds NaN")
+        audio = audio.to(self.to_spec.mel_basis)
+        audio = F.pad(audio, (0, max(0, self.cfg.n_fft // 2 + 1 - audio.shape[1])))
+        total = 1 + audio.shape[1] // self.cfg.hop_size
+        starts = range(0, total, _FRAMES_PER_STRETCH)
+        return torch.cat([self._stretch(audio, i, min(i + _FRAMES_PER_STRETCH, total), total) for i in starts], dim=-1)
+
+    def normalize_batch(self, x: torch.Tensor) -> torch.Tensor:
+        """`(x - mean) / std` with the checkpoint's statistics."""
+        return (x - self.cfg.mean) / self.cfg.std
+
+    def to_normalized_feature(self, audio: torch.Tensor) -> torch.Tensor:
+        """Waveforms `[B, samples]` to normalised log-mel spectrograms `[B, 1, n_mels, frames]`."""
+        return self.normalize_batch(self.to_log_mel_spec(audio))
+
+    # ------------------------------------------------------------ spectrograms to features
+
+    def _encode_pieces(self, x: torch.Tensor, piece: int, return_layers: bool, per_frame: bool) -> list[torch.Tensor]:
+        batch, rows = x.shape[0], self.backbone.grid_size()[0]
+        layers = self.backbone(rearrange(x, "b c m (n t) -> (b n) c m t", t=piece))
+        features = []
+        for layer in layers if return_layers else layers[-1:]:
+            if not self.cfg.flat_features:
+                layer = rearrange(layer, "b (f t) d -> b t (f d)", f=rows)
+            elif per_frame:
+                layer = rearrange(layer, "b (f t) d -> b t f d", f=rows).mean(dim=2)
+            features.append(rearrange(layer, "(b n) t d -> b (n t) d", b=batch))
+        return features
+
+    def encode_lms(
+        self, lms: torch.Tensor, return_layers: bool = False, average_per_time_frame: bool = False
+    ) -> torch.Tensor | list[torch.Tensor]:
+        """Normalised log-mel `[B, 1, n_mels, frames]`, of any length, to features `[B, T, F·D]`, or flat `[B, F·T, D]`.
+
+        With `return_layers` a list, one per block, the last normalised. `average_per_time_frame` averages flat features
+        over frequency: `[B, T, D]`.
+        """
+        (mels, unit), patch = self.backbone.patch_embed.img_size, self.backbone.patch_size()[1]
+        if lms.ndim != 4 or tuple(lms.shape[1:3]) != (1, mels) or 0 in lms.shape:
+            raise ValueError(f"log-mel spectrograms are [batch, 1, {mels}, frames]; these are {list(lms.shape)}")
+        lms = F.pad(lms, (0, (patch - lms.shape[3] % unit % patch) % patch))
+        whole = lms.shape[3] // unit * unit
+        tokens = lms.shape[0] * (1 + math.prod(self.backbone.grid_size()))
+        parts = lms[..., :whole].split(unit * max(1, _TOKENS_PER_BLOCK // tokens), dim=3) if whole else ()
+        blocks = [(part, unit) for part in parts]
+        if lms.shape[3] - whole >= patch:
+            blocks.append((lms[..., whole:], lms.shape[3] - whole))
+        encoded = [self._encode_pieces(part, piece, return_layers, average_per_time_frame) for part, piece in blocks]
+        layers = [torch.cat(parts, dim=1) for parts in zip(*encoded, strict=True)]
+        return layers if return_layers else layers[0]
+
+    def encode(self, audio: torch.Tensor, average_per_time_frame: bool = False) -> torch.Tensor:
+        """Waveforms `[B, samples]` to features, as `encode_lms` gives them."""
+        return self.encode_lms(self.to_normalized_feature(audio), average_per_time_frame=average_per_time_frame)
+
+    def forward(self, audio: torch.Tensor, average_per_time_frame: bool = False) -> torch.Tensor:
+        """Waveforms `[B, samples]` to features `[B, T, feature_d]`, or with `num_classes` to logits `[B, classes]`."""
+        features = self.encode(audio, average_per_time_frame)
+        return features if self.num_classes is None else self.head(self.head_norm(features.mean(dim=1)))
+
+    def get_scene_embeddings(self, audio: torch.Tensor) -> torch.Tensor:
+        """Waveforms `[B, samples]` to one vector a clip, the mean over time: `[B, feature_d]`."""
+        return self.encode(audio).mean(dim=1)
+
+    def get_timestamp_embeddings(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Waveforms `[B, samples]` to features per time step `[B, T, feature_d]` and their times in ms `[B, T]`."""
+        features = self.encode(audio, average_per_time_frame=True)
+        step = audio.shape[1] / self.cfg.sample_rate * 1000 / features.shape[1]
+        times = torch.arange(features.shape[1], device=features.device) * step
+        return features, times.expand(len(features), -1)
+
+    def forward_frames(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Waveforms `[B, samples]` to logits per time step `[B, T, classes]` and their times in ms `[B, T]`."""
+        if self.num_classes is None:
+            raise ValueError("logits need a classifier: give num_classes to PortableM2D")
+        features, times = self.get_timestamp_embeddings(audio)
+        return self.head(self.head_norm(features.transpose(1, 2)).transpose(1, 2)), times
