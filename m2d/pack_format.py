@@ -12,14 +12,18 @@ the chunks that lack, and several machines can share them out.
 """
 
 import json
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from .clip_list import TextColumn
+
 VERSION = 1
 HEADER_BYTES = 128
 DTYPES = ("float16", "float32")
+MOST_CHUNKS = 256  # their files stay open
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,11 @@ def read_info(pack: str | Path) -> PackInfo:
     """What a pack holds.
 
     Raises:
-        ValueError: the folder is no pack, or one of another version.
+        FileNotFoundError, ValueError: there is no pack, or one of another version.
     """
     path = info_path(pack)
+    if not path.is_file():
+        raise FileNotFoundError(f"{pack}: no pack (a folder with a pack.json, which util/pack_lms.py writes)")
     try:
         values = json.loads(path.read_text())
         if values.pop("format") != "m2d-pack":
@@ -92,3 +98,23 @@ def array_header(shape: tuple[int, ...], dtype: str) -> bytes:
 def missing_chunks(pack: str | Path, info: PackInfo) -> list[int]:
     """Chunks that are not there, or not whole."""
     return [k for k in range(info.chunks) if not chunk_path(pack, k, "index.npz").is_file()]
+
+
+def read_index(pack: str | Path, chunk: int) -> dict[str, np.ndarray]:
+    """The arrays of a chunk's index: `lengths`, `crc`, each column as blob and offsets; of features `feature_lengths`,
+    `feature_crc`, `valid`; a number per clip each.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = chunk_path(pack, chunk, "index.npz")
+    try:
+        with np.load(path) as index:
+            return {name: index[name] for name in index.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: damaged ({error}): remove {path.name.split('.')[0]}.* and pack the list again") from error
+
+
+def text_column(index: dict[str, np.ndarray], name: str) -> TextColumn:
+    """A column of a chunk's index."""
+    return TextColumn(index[f"{name}.blob"], index[f"{name}.offsets"])

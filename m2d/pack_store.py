@@ -1,19 +1,16 @@
 """Clips of a pack: crops that are one contiguous read each (`pack_format` says what lies where)."""
 
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from .clip_list import TextColumn
-from .pack_format import HEADER_BYTES, chunk_path, info_path, missing_chunks, read_info
+from .pack_format import HEADER_BYTES, chunk_path, info_path, missing_chunks, read_index, read_info, text_column
 from .pair_store import FRAMES_PER_FEATURE, PairStore, aligned_start
 from .sampling import choice
 from .store_base import ClipStore, fill_short
-
-_MOST_OPEN = 256
 
 
 def is_pack(path: str | Path) -> bool:
@@ -80,9 +77,9 @@ class PackedArray:
 
     def _fd(self, chunk: int) -> int:
         if chunk not in self._open:
-            while len(self._open) >= _MOST_OPEN:
-                os.close(self._open.pop(next(iter(self._open))))
-            self._open[chunk] = os.open(chunk_path(self.pack, chunk, self.part), os.O_RDONLY)
+            opened = os.open(chunk_path(self.pack, chunk, self.part), os.O_RDONLY)
+            if self._open.setdefault(chunk, opened) != opened:  # another thread was faster
+                os.close(opened)
         return self._open[chunk]
 
     def close(self) -> None:
@@ -121,9 +118,9 @@ class PackStore(ClipStore):
         self.source, self.n_mels = Path(path), n_mels
         self.info = read_info(path)
         self._check_info(columns)
-        index = [_read_index(path, chunk) for chunk in range(self.info.chunks)]
+        index = [read_index(path, chunk) for chunk in range(self.info.chunks)]
         wanted = [name for name in self.info.columns if name in (*columns, *optional)]
-        self.columns = {name: TextColumn.join([_text_column(each, name) for each in index]) for name in wanted}
+        self.columns = {name: TextColumn.join([text_column(each, name) for each in index]) for name in wanted}
         self.order = self.columns["file_name"].argsort() if sort else np.arange(len(self))
         self.columns = {name: column.take(self.order) for name, column in self.columns.items()}
         lengths = [each["lengths"] for each in index]
@@ -211,16 +208,3 @@ class PackPairStore(PackStore, PairStore):
         for b in np.flatnonzero(valid < features.shape[1]):
             features[b, valid[b] :] = 0
         return crops, features
-
-
-def _read_index(pack: str | Path, chunk: int) -> dict[str, np.ndarray]:
-    path = chunk_path(pack, chunk, "index.npz")
-    try:
-        with np.load(path) as index:
-            return {name: index[name] for name in index.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: damaged ({error}): remove {path.name.split('.')[0]}.* and pack the list again") from error
-
-
-def _text_column(index: dict[str, np.ndarray], name: str) -> TextColumn:
-    return TextColumn(index[f"{name}.blob"], index[f"{name}.offsets"])

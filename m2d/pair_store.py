@@ -143,11 +143,13 @@ class _Npz:
     def read_features(self, start: int, out: np.ndarray, scratch: Scratch) -> None:
         width, dtype = self.features.shape[2], self.features.dtype
         count = max(0, min(self.features.shape[1] - start, len(out)))
-        piece = scratch.take(count * width * dtype.itemsize)
         at = self.features_begin + self.features.offset + start * width * dtype.itemsize
+        straight = dtype == out.dtype
+        piece = out[:count] if straight else scratch.take(count * width * dtype.itemsize)
         if os.preadv(self.fd, [piece], at) != piece.nbytes:
             raise ValueError("the file ended while it was read")
-        out[:count] = piece.view(dtype).reshape(count, width)
+        if not straight:
+            out[:count] = piece.view(dtype).reshape(count, width)
         out[count:] = 0
 
 

@@ -118,11 +118,13 @@ class NoiseOrder:
 
     def _order(self, epoch: int, cycle: int) -> np.ndarray:
         key = (epoch, cycle)
-        if key not in self._orders:
-            while len(self._orders) >= 2:
-                self._orders.pop(next(iter(self._orders)))
-            self._orders[key] = permutation(self.seed, epoch, Purpose.NOISE_ORDER, self.count, cycle)
-        return self._orders[key]
+        order = self._orders.get(key)
+        if order is None:
+            order = permutation(self.seed, epoch, Purpose.NOISE_ORDER, self.count, cycle)
+            for old in list(self._orders)[:-1]:  # other threads may be here too
+                self._orders.pop(old, None)
+            self._orders[key] = order
+        return order
 
 
 class EpochPlan:

@@ -4,13 +4,13 @@ import hashlib
 import json
 import logging
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 
 from .sampling import Purpose, uniform
 from .store_base import ClipStore
+from .whole_file import whole_file
 
 _CLIPS_AT_ONCE = 32
 _CACHED_SETTINGS = 16
@@ -81,19 +81,11 @@ def cached_stats(store: ClipStore, input_frames: int, n_files: int = 5000, repea
     mean, std = measure_stats(store, input_frames, n_files, repeat)
     kept = dict(list(cache.items())[1 - _CACHED_SETTINGS :])
     try:
-        _write(path, json.dumps(kept | {key: {"mean": mean, "std": std, **settings}}, indent=1))
+        with whole_file(path) as out:
+            out.write(json.dumps(kept | {key: {"mean": mean, "std": std, **settings}}, indent=1).encode())
     except OSError as error:
         logger.warning("%s: statistics are not kept: %s", path, error)
     return mean, std
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        aside.write_text(text)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _read_cache(path: Path) -> dict[str, dict[str, float]]:
