@@ -14,10 +14,10 @@ from .optimizer import load_optimizer
 from .trainer import Trainer
 
 #: Settings that may change when a run goes on: they do not touch what is learned from here on ...
-FREE = {
-    "auto_resume", "device", "eval_after", "feature_eval_freq", "force_start_epoch", "keep_last", "log_dir", "num_workers",
-    "output_dir", "pin_mem", "resume", "save_freq", "save_minutes", "stop_at", "csv_val", "batch_size", "accum_iter",
-}  # fmt: skip
+FREE = set(
+    "accum_iter activation_checkpointing auto_resume batch_size compile csv_val device eval_after feature_eval_freq "
+    "force_start_epoch keep_last log_dir num_workers output_dir pin_mem resume save_freq save_minutes stop_at".split()
+)
 #: ... or change it in a way that a person may want; the log says so.
 SOUND = {"epochs", "min_lr", "data_path", "clip_grad", "weight_decay"}
 

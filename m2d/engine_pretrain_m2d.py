@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from .audio_dataset import Batch
+from .compute import peak_memory
+from .prefetch import on_device
 from .run_log import Pace, RunLog
 from .trainer import LossMeter, Trainer
 
@@ -56,7 +58,7 @@ def train_one_epoch(
     first_update = epoch * trainer.plan.updates_per_epoch
     pace = Pace(trainer.plan.batch_size * trainer.plan.world_size)
     trainer.model.train()
-    for step, batch in enumerate(_timed(batches, pace), first_step):
+    for step, batch in enumerate(on_device(_timed(batches, pace), trainer.launch.device), first_step):
         if step % accum_iter == 0:
             lr = trainer.set_learning_rate(epoch + step / steps)
         done = step + 1
@@ -74,8 +76,10 @@ def train_one_epoch(
 def _report(trainer: Trainer, log: RunLog, pace: Pace, loss: float, epoch: int, done: int, lr: float) -> None:
     steps, epochs = trainer.plan.steps_per_epoch, trainer.args.epochs
     rate, waiting, to_go = pace.report((trainer.last_epoch - epoch) * steps - done)
-    line = "epoch %d/%d  step %d/%d  loss %.4f  lr %.2e  %.0f clips/s  data-wait %.0f%%  to go %s"
-    logger.info(line, epoch + 1, epochs, done, steps, loss, lr, rate, 100 * waiting, to_go)
+    line = f"epoch {epoch + 1}/{epochs}  step {done}/{steps}  loss {loss:.4f}  lr {lr:.2e}  {rate:.0f} clips/s"
+    line += f"  mfu {trainer.utilisation(rate):.0%}  data-wait {waiting:.0%}  to go {to_go}"
+    memory = peak_memory(trainer.launch.device)
+    logger.info("%s%s", line, f"  memory {memory / 2**30:.1f} GiB" if memory else "")
     scalars = {"train_loss": loss, "lr": lr}
     if trainer.moves_target:
         update = epoch * trainer.plan.updates_per_epoch + (done - 1) // trainer.args.accum_iter

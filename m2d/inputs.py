@@ -7,6 +7,7 @@ from torch import nn
 
 from .audio_dataset import Batch, prepare
 from .masking import MaskPlan, continuous_plan, random_plan
+from .prefetch import to_device
 from .sampling import Purpose, random_bits
 
 
@@ -51,7 +52,7 @@ class BatchInputs:
     def __call__(self, batch: Batch) -> tuple:
         """`(imgs, plan)`, or `(imgs, offline target, plan)` where there is a teacher or the batch has a target."""
         epoch = int(batch["epoch"])
-        batch = {name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "epoch"}
+        batch = to_device(batch, self.device)
         teacher_input, student_input = prepare(batch, self.stats, self.noise_stats, self.noise_ratio)
         if self.swap_inputs:
             teacher_input, student_input = student_input, teacher_input

@@ -172,6 +172,9 @@ def _add_machine(add: _Group) -> None:
     add("--num_workers", type=int, default=8, help="loader processes per training process")
     add("--pin_mem", action="store_true", default=True, help="pin the loader's memory (CUDA)")
     add("--no_pin_mem", dest="pin_mem", action="store_false", help="do not")
+    add("--compile", action="store_true", default=None, help="compile the model; none: on CUDA")
+    add("--no_compile", dest="compile", action="store_false", help="do not")
+    add("--activation_checkpointing", action="store_true", help="compute activations again in the backward pass, to save memory")
 
 
 def check(args: argparse.Namespace, families: tuple[str, ...]) -> None:

@@ -74,7 +74,7 @@ def pretrain(recipe: Recipe, args: Namespace, launch: Launch) -> int:
         checkpoint = load_file(newest)
         continuation.check_settings(checkpoint["args"], args, checkpoint["effective_batch"], effective_batch)
     stats = checkpoint["stats"] if checkpoint else normalisation(args, data.train, launch)
-    trainer = make_trainer(args, data.train, *stats, launch)
+    trainer = make_trainer(args, data.train, *stats, launch, load_weights=checkpoint is None)
     position = continuation.starting_point(trainer, checkpoint)
     if launch.is_main:
         holder.claim()

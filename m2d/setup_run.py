@@ -11,7 +11,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from . import continuation, models_mae
+from . import compute, continuation, models_mae
 from .audio_dataset import AudioDataset, Batch, as_is
 from .clip_store import open_store
 from .distributed import Launch, from_rank0
@@ -113,8 +113,11 @@ def build_model(args: Namespace, stats: Stats, target_width: int | None) -> torc
     return models_mae.build(args.model, **options)
 
 
-def make_trainer(args: Namespace, data: AudioDataset, stats: Stats, noise_stats: Stats | None, launch: Launch) -> Trainer:
-    """A model in training, at its start."""
+def make_trainer(
+    args: Namespace, data: AudioDataset, stats: Stats, noise_stats: Stats | None, launch: Launch, load_weights: bool = True
+) -> Trainer:
+    """A model in training, at its start; with the weights of --resume unless they are to come from elsewhere."""
+    compute.configure(launch.device)
     plan = EpochPlan(
         len(data),
         args.batch_size,
@@ -126,27 +129,31 @@ def make_trainer(args: Namespace, data: AudioDataset, stats: Stats, noise_stats:
     )
     teacher, feature_width = load_teacher(args, launch.device)
     model = build_model(args, stats, feature_width or data.target_width)
-    if args.resume:
+    if args.resume and load_weights:
         continuation.load_resumed_weights(model, args)
     model.to(launch.device)
-    parallel = model
-    if launch.world_size > 1:
-        devices = [launch.device] if launch.device.type == "cuda" else None
-        parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    model.recompute_activations(args.activation_checkpointing)
     mask = MaskRule(model.grid_size(), args.mask_ratio, args.seed, args.cont_mask)
     noise = (noise_stats, getattr(args, "noise_ratio", 0.0), getattr(args, "swap_inputs", False))
     use_scaler = precision_of(args, launch.device) == torch.float16
-    return Trainer(
+    trainer = Trainer(
         args=args,
         launch=launch,
         model=model,
-        parallel=parallel,
+        parallel=model,
         optimizer=make_optimizer(model, args),
         scaler=torch.amp.GradScaler(launch.device.type, enabled=use_scaler),
         inputs=BatchInputs(launch.device, mask, stats, *noise, teacher),
         plan=plan,
         peak_lr=args.blr * plan.per_update / 256 if args.lr is None else args.lr,
     )
+    if args.compile if args.compile is not None else launch.device.type == "cuda":
+        first_batch = data.__getitems__(next(plan.batches(epoch=0)))
+        compute.try_compile(model, lambda: trainer.losses(model, first_batch)[0].backward())
+    if launch.world_size > 1:
+        devices = [launch.device] if launch.device.type == "cuda" else None
+        trainer.parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    return trainer
 
 
 def _ignore_signals(_worker: int) -> None:

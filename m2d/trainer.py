@@ -4,12 +4,15 @@ from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
 
 from .audio_dataset import Batch
+from .compute import peak_flops
 from .distributed import Launch, sum_over_ranks
+from .flops import step_flops
 from .inputs import BatchInputs
 from .sampling import EpochPlan
 from .schedules import ema_decay, learning_rate
@@ -56,6 +59,7 @@ class Trainer:
         self.precision = precision_of(self.args, self.launch.device)
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.last_epoch = min(self.args.stop_at, self.args.epochs) if self.args.stop_at > 0 else self.args.epochs
+        self.flops_per_clip = step_flops(self.model, self.args.mask_ratio)
         self.moves_target = hasattr(self.model, "update_target_network")
 
     def autocast(self) -> torch.autocast:
@@ -89,6 +93,14 @@ class Trainer:
         if self.moves_target:
             self.model.update_target_network(self.target_decay(number))
         return norm
+
+    @cached_property
+    def _peak_flops(self) -> float:
+        return peak_flops(self.launch.device, self.precision) * self.launch.world_size
+
+    def utilisation(self, clips_per_second: float) -> float:
+        """Share of the devices' peak that a speed takes (MFU): the model's arithmetic, a teacher's not counted."""
+        return clips_per_second * self.flops_per_clip / self._peak_flops
 
     def target_decay(self, number: int) -> float:
         """EMA decay at an update of the run."""
