@@ -22,7 +22,6 @@ from .checkpoint_file import (
     resolve,
     save_atomically,
     verify,
-    write_atomically,
 )
 from .sizes import Sizes, sizes_of_path, sizes_of_settings
 
@@ -39,7 +38,6 @@ __all__ = [
     "resolve",
     "save_atomically",
     "verify",
-    "write_atomically",
 ]
 
 log = logging.getLogger("m2d")

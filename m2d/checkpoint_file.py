@@ -9,20 +9,20 @@ import os
 import pathlib
 import pickle
 import re
+import shutil
 import sys
-import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
+
+from .whole_file import whole_file
 
 log = logging.getLogger("m2d")
 
@@ -120,8 +120,8 @@ def _fetch(address: str) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with urllib.request.urlopen(address, timeout=60) as reply:
-                write_atomically(path, lambda file: _receive(reply, file, address))
+            with urllib.request.urlopen(address, timeout=60) as reply, whole_file(path) as file:
+                _receive(reply, file, address)
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
             raise CheckpointError(f"{address} could not be fetched ({reason}); give a local file in its place") from error
@@ -172,14 +172,9 @@ def _unpack(path: Path) -> Path:
     target = (folder if folder != path else path.with_suffix("")) / member.name
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
-        with zipfile.ZipFile(path) as archive, archive.open(members[0]) as source:
-            write_atomically(target, lambda file: _copy(source, file))
+        with zipfile.ZipFile(path) as archive, archive.open(members[0]) as source, whole_file(target) as file:
+            shutil.copyfileobj(source, file, _BLOCK)
     return target
-
-
-def _copy(source: BinaryIO, file: BinaryIO) -> None:
-    while block := source.read(_BLOCK):
-        file.write(block)
 
 
 # ---------------------------------------------------------------- reading
@@ -286,39 +281,6 @@ def load_file(source: str | Path, mmap: bool = True) -> dict:
 # ---------------------------------------------------------------- writing and verifying
 
 
-@contextmanager
-def _aside(path: Path) -> Iterator[BinaryIO]:
-    """A file of a name of its own beside `path`, put in its place when all went well."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
-    """Let `write` fill a file aside, then put it in the place of `path`: readers see the old file or the whole new one.
-
-    Raises:
-        OSError: the disk is full, or the folder is not writable; nothing is left behind.
-    """
-    with _aside(Path(path)) as file:
-        write(file)
-
-
 class _Recorder:
     """A file to write to that remembers its error: torch.save turns a full disk into a RuntimeError about positions."""
 
@@ -345,8 +307,19 @@ def _save(obj: object, file: BinaryIO) -> None:
 
 
 def save_atomically(obj: object, path: str | Path) -> None:
-    """`torch.save`, whole or not at all (see `write_atomically`)."""
-    write_atomically(path, lambda file: _save(obj, file))
+    """`torch.save` aside, then in the place of `path`: readers see the old file or the whole new one, on the disk.
+
+    Raises:
+        OSError: the disk is full, or the folder is not writable; nothing is left behind.
+    """
+    path = Path(path)
+    with whole_file(path) as file:
+        _save(obj, file)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def verify(path: str | Path) -> None:
