@@ -12,6 +12,7 @@ from contextlib import closing
 from csv import writer
 from dataclasses import dataclass, field, fields
 from functools import wraps
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,13 +27,14 @@ from m2d.convert import (
     DeviceMel,
     Job,
     convert_all,
+    is_done,
     is_temporary,
     keep_freed_memory,
     npy_sink,
     remove_if_stale,
-    written_whole,
 )
 from m2d.logmel import PRESETS, FrontEnd, NumpyLogMel
+from m2d.whole_file import whole_file
 
 if TYPE_CHECKING:
     import torch
@@ -228,7 +230,7 @@ def _existing_targets(dest: Path) -> set[str]:
         raise OSError(f"the folder {dest} cannot be made: {error.strerror}") from None
     targets = set()
     for path in walk_files(dest):
-        if path.endswith(".npy"):
+        if is_done(path):
             targets.add(path)
         elif is_temporary(path):
             remove_if_stale(path)
@@ -241,24 +243,27 @@ def _cpu_count() -> int:
 
 def _write_failed(path: Path, failed: dict[str, str]) -> None:
     try:
-        if not failed:
+        if failed:
+            _write_table(path, ("file_name", "reason"), sorted(failed.items()))
+        else:
             path.unlink(missing_ok=True)
-            return
-        with written_whole(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            rows = writer(file, lineterminator="\n")
-            rows.writerow(("file_name", "reason"))
-            rows.writerows(sorted(failed.items()))
     except OSError as error:
         logger.warning("%s cannot be written: %s", path, error.strerror)
 
 
 def _write_list(path: Path, targets: list[str]) -> None:
     folder = Path(os.path.abspath(path)).parent
-    with written_whole(path, "w", newline="", encoding="utf-8") as file:
-        rows = writer(file, lineterminator="\n")
-        rows.writerow(("file_name",))
-        rows.writerows((Path(target).relative_to(folder).as_posix(),) for target in targets)
+    _write_table(path, ("file_name",), ((Path(target).relative_to(folder).as_posix(),) for target in targets))
     logger.info("%s lists %d files", path, len(targets))
+
+
+def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    text = StringIO()
+    table = writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode(errors="backslashreplace"))
 
 
 class _Request:

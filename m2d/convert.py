@@ -15,12 +15,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait as wait_for_connection
-from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -65,31 +63,37 @@ Sink = Callable[[str, np.ndarray], None]
 
 
 def npy_sink(target: str, lms: np.ndarray) -> None:
-    """Write a spectrogram `[n_mels, frames]` as the .npy file `target`, `[1, n_mels, frames]`."""
-    os.makedirs(os.path.dirname(target), exist_ok=True)
+    """Write a spectrogram `[n_mels, frames]` as the .npy file `target`, `[1, n_mels, frames]`: whole or not at all.
+
+    Not forced to the disk, which would take longer than the conversion: a machine that loses power may leave empty
+    files, and `is_done` does not count them.
+
+    Raises:
+        OSError: the disk is full, or the folder is not writable.
+    """
+    folder = os.path.dirname(target)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{socket.gethostname()}-{os.getpid()}{_TEMPORARY_SUFFIX}")
     lms = np.ascontiguousarray(lms[None])
-    with written_whole(target, "wb") as file:
-        # np.save would write by C's stdio, whose errors do not tell a full disk from others.
-        npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(lms))
-        file.write(lms.data)
-
-
-@contextmanager
-def written_whole(path: str | os.PathLike, mode: str, **options: str) -> Iterator[IO]:
-    """A file that takes its name when it is complete; until then it has a temporary one in the same folder."""
-    temporary = Path(path).with_name(f".{socket.gethostname()}-{os.getpid()}{_TEMPORARY_SUFFIX}")
     try:
-        with open(temporary, mode, **options) as file:
-            yield file
-        os.replace(temporary, path)
+        with open(temporary, "wb") as file:
+            # np.save would write by C's stdio, whose errors do not tell a full disk from others.
+            npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(lms))
+            file.write(lms.data)
+        os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
-            temporary.unlink()
+            os.unlink(temporary)
         raise
 
 
+def is_done(path: str) -> bool:
+    """Whether a file is a spectrogram that was written completely."""
+    return path.endswith(".npy") and os.path.isfile(path) and os.path.getsize(path) > 0
+
+
 def is_temporary(path: str) -> bool:
-    """Whether `written_whole` gave this name."""
+    """Whether `npy_sink` gave this name, which lasts only while it writes."""
     return path.endswith(_TEMPORARY_SUFFIX)
 
 

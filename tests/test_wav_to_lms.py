@@ -345,6 +345,14 @@ def test_existing_files_stay_as_they_are_and_the_failures_list_is_of_the_last_ru
     assert pd.read_csv(tmp_path / "list.csv").file_name.tolist() == [f"out/{n}.npy" for n in ("a", "b", "new", "sub/c")]
 
 
+def test_an_empty_file_does_not_count_as_done(src, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a.npy").touch()
+    report = convert_wav(src, tmp_path / "out", workers=1)
+    assert (report.existing, len(report.converted)) == (0, 3)
+    assert np.load(tmp_path / "out/a.npy").shape == (1, 80, 611)
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_is_recognised(src, tmp_path):
     (tmp_path / "out").mkdir()
