@@ -1,0 +1,172 @@
+"""Pre-training runs small enough for tests: models of two blocks, lists of made-up clips.
+
+As a program, `python small_runs.py train_audio FLAGS…` runs a training program with those models.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from m2d import models_mae
+from m2d.pretrain import main
+
+ENCODER = dict(embed_dim=48, depth=2, num_heads=2)
+DECODER = dict(decoder_embed_dim=32, decoder_num_heads=2)
+PROGRAMS = ("train_audio", "mae_train_audio", "audioset.train_as", "speech.train_speech")
+#: Model and sizes of each program's runs: 5 x 2 patches, for speech 1 x 8.
+SETTINGS = {
+    "train_audio": "--model m2d_vit_tiny --input_size 80x32",
+    "mae_train_audio": "--model msm_mae_vit_tiny --input_size 80x32",
+    "audioset.train_as": "--model m2d_as_vit_tiny --input_size 80x32",
+    "speech.train_speech": "--model m2d_s_vit_tiny --input_size 80x32 --noise_ratio 0.",
+}
+COMMON = "--decoder_depth 1 --device cpu --num_workers 0 --warmup_epochs 1 --feature_eval_freq 0 --blr 0.05"
+
+
+def small_builders() -> dict:
+    """Builders under the `_tiny` names, of two blocks and 48 wide."""
+    table = {}
+    for family, model_class in models_mae.FAMILIES.items():
+        decoder = DECODER | (dict(decoder_depth=1) if family == "msm_mae" else {})
+        table[f"{family}_vit_tiny"] = partial(models_mae._build, model_class, {**ENCODER, **decoder})
+        table[f"{family}_vit_tiny_encoder_only"] = partial(models_mae._build, models_mae.M2DEncoderViT, ENCODER)
+    return table
+
+
+def recipe_of(program: str):
+    """The Recipe of a program, by its module's name."""
+    return importlib.import_module(program).RECIPE
+
+
+def flags_of(program: str, more: str = "") -> list[str]:
+    """A small run's flags, with more of them after."""
+    epochs = "" if "--epochs" in more else "--epochs 2"
+    batch = "" if "--batch_size" in more else "--batch_size 8"
+    repeated = "--min_ds_size 0" if "speech" not in program and "audioset" not in program else ""
+    return f"{SETTINGS[program]} {COMMON} {epochs} {batch} {repeated} {more}".split()
+
+
+def run(program: str, more: str = "") -> int:
+    """A small run in this process and its working folder; returns the exit status."""
+    return main(recipe_of(program), flags_of(program, more))
+
+
+def command(program: str, more: str = "", processes: int = 1, agent: str = "") -> list[str]:
+    """The command that does the same in processes of its own."""
+    python = [sys.executable]
+    if processes > 1 or agent:
+        agent = agent or "--standalone"
+        python += ["-m", "torch.distributed.run", *agent.split(), f"--nproc_per_node={processes}"]
+    return [*python, str(Path(__file__).resolve()), program, *flags_of(program, more)]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of such a command."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
+
+
+def launch(program: str, more: str = "", processes: int = 1, agent: str = "", **options) -> subprocess.Popen:
+    """Start a small run in processes of its own."""
+    piped = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
+    return subprocess.Popen(command(program, more, processes, agent), **{**piped, **options})
+
+
+# ---------------------------------------------------------------- data
+
+
+def make_clip(rng: np.random.Generator, frames: int) -> np.ndarray:
+    """A log-mel `[1, 80, frames]` with structure: two harmonic bands, a rhythm, and a little noise."""
+    mels, time = np.arange(80)[:, None], np.arange(frames)[None]
+    centre, period, phase = rng.uniform(10, 60), rng.uniform(6, 20), rng.uniform(0, 6)
+    bands = np.exp(-(((mels - centre) / 5) ** 2)) + 0.6 * np.exp(-(((mels - centre - 15) / 4) ** 2))
+    clip = -9 + 6 * bands * (1 + 0.8 * np.sin(2 * np.pi * time / period + phase)) + 0.3 * rng.standard_normal((80, frames))
+    return clip.astype(np.float32)[None]
+
+
+def write_list(name: str = "main", clips: int = 48, frames: int = 40, seed: int = 0, **columns: list[str]) -> Path:
+    """A list `data/files_{name}.csv` of clips in `data/{name}_lms/`, below the working folder."""
+    rng = np.random.default_rng(seed)
+    folder = Path("data") / f"{name}_lms"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(clips):
+        np.save(folder / f"{i:03d}.npy", make_clip(rng, frames))
+        rows.append(",".join([f"{name}_lms/{i:03d}.npy", *(f'"{values[i % len(values)]}"' for values in columns.values())]))
+    path = Path("data") / f"files_{name}.csv"
+    path.write_text("\n".join([",".join(["file_name", *columns]), *rows]) + "\n")
+    return path
+
+
+def write_pairs(name: str = "speech", clips: int = 48, frames: int = 40, width: int = 12, seed: int = 0) -> Path:
+    """A list `data/files_{name}.csv` of log-mels with features, below the working folder."""
+    rng = np.random.default_rng(seed)
+    folder = Path("data") / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(clips):
+        clip = make_clip(rng, frames)
+        features = clip[0].reshape(80, frames // 2, 2).mean(2).T @ rng.standard_normal((80, width)).astype(np.float32)
+        np.savez(folder / f"{i:03d}.npz", clip, features[None].astype(np.float32), np.int64(frames // 2))
+    path = Path("data") / f"files_{name}.csv"
+    path.write_text("\n".join(["file_name", *(f"{name}/{i:03d}.npz" for i in range(clips))]) + "\n")
+    return path
+
+
+def write_data(program: str) -> str:
+    """The lists of a program's small run; returns the flags that name them."""
+    if program == "speech.train_speech":
+        return f"--csv_main {write_pairs()}"
+    if program == "audioset.train_as":
+        return f"--csv_main {write_list(label=['/m/a', '/m/b', '/m/a,/m/c'], weight=['1.5', '0.5'])}"
+    return f"--csv_main {write_list()}"
+
+
+# ---------------------------------------------------------------- what a run left
+
+
+def load(path: Path) -> dict:
+    """A checkpoint, as anybody may load it."""
+    return torch.load(path, weights_only=True)
+
+
+def digest(path: Path) -> str:
+    """A hash of a checkpoint's weights and optimizer state."""
+    saved, state = load(path), hashlib.sha256()
+    for name, tensor in saved["model"].items():
+        state.update(name.encode() + tensor.numpy().tobytes())
+    for number, moments in sorted(saved["optimizer"]["state"].items()):
+        state.update(f"{number}".encode() + b"".join(moments[key].numpy().tobytes() for key in sorted(moments)))
+    return state.hexdigest()
+
+
+def log_lines(folder: Path) -> list[dict]:
+    """log.txt, one dict an epoch."""
+    return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def step_losses(text: str) -> list[str]:
+    """The losses in a run's progress lines, as they are printed."""
+    return re.findall(r"step \d+/\d+  loss (\S+)", text)
+
+
+def install() -> None:
+    """Put the small models in the place of the tiny ones, in this process."""
+    models_mae.BUILDERS.update(small_builders())
+    torch.set_num_threads(1)
+
+
+if __name__ == "__main__":
+    install()
+    sys.exit(main(recipe_of(sys.argv[1]), sys.argv[2:]))
