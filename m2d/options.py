@@ -12,6 +12,10 @@ from .errors import UserError
 from .frontend import PRESETS
 
 N_MELS = 80
+NOT_NEGATIVE = (
+    "blr clip_grad cont_mask feature_eval_freq keep_last lr min_ds_size min_lr num_workers save_minutes start_epoch "
+    "warmup_epochs weight_decay"
+).split()
 
 
 def size_pair(text: str) -> str:
@@ -46,7 +50,7 @@ def norm_stats(text: str) -> tuple[float, float] | str:
     if text == "resume":
         return text
     value = _literal(text, "a pair such as [-7.1,4.2], nor the word resume")
-    if len(value) != 2 or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in value) or value[1] <= 0:
+    if len(value) != 2 or not all(type(v) in (int, float) and math.isfinite(v) for v in value) or value[1] <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a mean and a positive standard deviation such as [-7.1,4.2]")
     return float(value[0]), float(value[1])
 
@@ -54,7 +58,7 @@ def norm_stats(text: str) -> tuple[float, float] | str:
 def layer_list(text: str) -> list[int]:
     """Block numbers such as "[0,2]"; an empty text for none."""
     value = _literal(text, "a list of block numbers such as [0,2]") if text else []
-    if not all(isinstance(v, int) for v in value):
+    if not all(type(v) is int for v in value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of block numbers such as [0,2]")
     return list(value)
 
@@ -67,7 +71,8 @@ def make_parser(prog: str, description: str, defaults: Mapping[str, object], wit
         defaults: the program's own defaults, by flag.
         without: flags that the program does not have.
     """
-    parser = argparse.ArgumentParser(prog, description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    shape = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(prog, description=description, formatter_class=shape, allow_abbrev=False)
     for add in (_add_run, _add_model, _add_loss, _add_optimizer, _add_data, _add_output, _add_machine):
         add(_Group(parser, add.__doc__, without))
     known = {action.dest for action in parser._actions}
@@ -152,6 +157,7 @@ def _add_data(add: _Group) -> None:
     add("--min_ds_size", type=int, default=10000, help="repeat a shorter list until it has so many entries; 0: never")
     add("--norm_stats", type=norm_stats, default=None, help='"[mean,std]" of the data; resume: those of --resume; none: measured')
     add("--no_random_crop", dest="random_crop", action="store_false", default=True, help="crop every clip at its beginning")
+    add("--skip_bad_files", action="store_true", help="take the next clip in the place of one that cannot be read, and count it")
 
 
 def _add_output(add: _Group) -> None:
@@ -188,9 +194,11 @@ def check(args: argparse.Namespace, families: tuple[str, ...]) -> None:
         UserError: naming the flags.
     """
     _check_model(args, families)
-    _check_lengths(args)
+    _check_numbers(args)
+    _check_start(args)
     _check_noise(args)
     _check_offline(args)
+    _check_lists(args)
 
 
 def family_of(model: str) -> str:
@@ -207,31 +215,47 @@ def _check_model(args: argparse.Namespace, families: tuple[str, ...]) -> None:
         raise UserError(f"--input_size {args.input_size}: log-mel spectrograms have {N_MELS} mel bands here")
     if mels % height or frames % width:
         raise UserError(f"--input_size {args.input_size} is not a multiple of --patch_size {args.patch_size}")
-    patches = (mels // height) * (frames // width)
-    visible = int(patches * (1 - args.mask_ratio))
-    if not 0 < args.mask_ratio < 1 or visible in (0, patches):
-        raise UserError(f"--mask_ratio {args.mask_ratio} leaves {visible} of {patches} patches visible: some must be, some not")
-    columns = frames // width
+    rows, columns = mels // height, frames // width
+    visible = int(rows * columns * (1 - args.mask_ratio)) if 0 < args.mask_ratio < 1 else 0
+    if visible in (0, rows * columns):
+        raise UserError(f"--mask_ratio {args.mask_ratio}: of {rows * columns} patches some must stay visible, and some not")
     if args.cont_mask:
         hidden = int(columns * args.mask_ratio)
         if not 0 < args.cont_mask <= columns or not 0 < hidden < columns:
             raise UserError(f"--cont_mask {args.cont_mask}: --input_size has {columns} columns of patches, {hidden} to hide")
 
 
-def _check_lengths(args: argparse.Namespace) -> None:
-    for flag in ("batch_size", "accum_iter", "epochs", "save_freq"):
+def _check_numbers(args: argparse.Namespace) -> None:
+    for flag in ("batch_size", "accum_iter", "epochs", "save_freq", "decoder_depth"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} {getattr(args, flag)}: at least 1")
-    for flag in ("num_workers", "warmup_epochs", "feature_eval_freq", "min_ds_size", "start_epoch", "cont_mask", "keep_last"):
-        if getattr(args, flag, 0) < 0:
-            raise UserError(f"--{flag} {getattr(args, flag)}: not below 0")
+    for flag in NOT_NEGATIVE:
+        value = getattr(args, flag, 0)
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"--{flag} {value}: a number of at least 0")
+    for flag in ("ema_decay_init", "ema_decay"):
+        if not 0 <= getattr(args, flag, 0) <= 1:
+            raise UserError(f"--{flag} {getattr(args, flag)}: from 0 to 1")
+    if args.stop_at < 1 and args.stop_at != -1:
+        raise UserError(f"--stop_at {args.stop_at}: an epoch from 1 on, or -1")
+
+
+def _check_start(args: argparse.Namespace) -> None:
     if args.start_epoch and args.resume:
         raise UserError("--start_epoch has no effect with --resume: --force_start_epoch says where a resumed run counts from")
-    if args.lr is not None and args.lr < 0 or args.blr < 0:
-        raise UserError("--lr and --blr are not below 0")
+    if args.force_start_epoch > 0 and not args.resume:
+        raise UserError("--force_start_epoch has no effect without --resume: --start_epoch says where a new run counts from")
+    if args.force_start_epoch < -1:
+        raise UserError(f"--force_start_epoch {args.force_start_epoch}: an epoch, or -1 to go on from the checkpoint")
+    for flag in ("start_epoch", "force_start_epoch"):
+        if getattr(args, flag) >= args.epochs:
+            raise UserError(f"--{flag} {getattr(args, flag)} leaves nothing of --epochs {args.epochs}")
     if args.norm_stats == "resume" and not args.resume:
         raise UserError("--norm_stats resume takes the statistics of the checkpoint of --resume, which is not given")
-    for flag in ("csv_main", "csv_bg_noise", "csv_val"):
+
+
+def _check_lists(args: argparse.Namespace) -> None:
+    for flag in ("csv_main", "csv_bg_noise", "csv_val") if getattr(args, "noise_ratio", 0) else ("csv_main", "csv_val"):
         path = getattr(args, flag, "")
         if path and not Path(path).exists():
             raise UserError(f"--{flag} {path}: no such file; data/README.md says how to make a list")
@@ -243,6 +267,8 @@ def _check_noise(args: argparse.Namespace) -> None:
         raise UserError(f"--noise_ratio {ratio}: from 0 to 1")
     if ratio > 0 and not args.csv_bg_noise:
         raise UserError(f"--noise_ratio {ratio} needs --csv_bg_noise, a list of background noise clips")
+    if ratio == 0 and getattr(args, "csv_bg_noise", "") and family_of(args.model) != "m2d_s":  # which has a default list
+        raise UserError("--csv_bg_noise has no effect without --noise_ratio, the share of noise in the mixed clips")
     if getattr(args, "swap_inputs", False) and not (getattr(args, "teacher", "") and ratio > 0):
         raise UserError("--swap_inputs exchanges the inputs of student and teacher: it needs --teacher and --noise_ratio")
 
@@ -254,5 +280,7 @@ def _check_offline(args: argparse.Namespace) -> None:
         raise UserError(f"--model {args.model} learns from a teacher: give --teacher CHECKPOINT, or train m2d_vit_*")
     if teacher and family != "m2d_x":
         raise UserError(f"--teacher has no effect with --model {args.model}: models with a teacher are m2d_x_vit_*")
+    if family in ("m2d", "m2d_d2v") and args.loss_m2d != 1:
+        raise UserError(f"--loss_m2d {args.loss_m2d} has no effect with --model {args.model}, which has that one loss")
     if family in ("m2d", "m2d_d2v") and getattr(args, "loss_off", 0):
         raise UserError(f"--loss_off {args.loss_off} needs a teacher: --model m2d_x_vit_* with --teacher CHECKPOINT")
