@@ -72,6 +72,26 @@ def test_an_epoch_left_early_is_not_read_to_its_end():
     loader.close()
 
 
+def test_what_an_epoch_left_early_had_asked_for_is_not_read():
+    class Slow(Numbers):
+        go_on = threading.Event()
+
+        def __getitems__(self, keys):
+            if self.asked:
+                self.go_on.wait()
+            return super().__getitems__(keys)
+
+    data = Slow()
+    loader = BatchLoader(data, workers=1, ahead=8)
+    batches = loader.batches(plan_of(data).batches(0))
+    next(batches)
+    batches.close()
+    data.go_on.set()
+    list(loader._pool.map(lambda _: None, [0]))
+    assert len(data.asked) <= 2
+    loader.close()
+
+
 def test_closing_ends_the_threads():
     before = threading.active_count()
     loader = BatchLoader(Numbers(), workers=4)
