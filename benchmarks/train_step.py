@@ -1,0 +1,181 @@
+"""The training step against a plain one in the same run: clips/s, utilisation (MFU), peak memory.
+
+    python benchmarks/train_step.py --device cpu --model m2d_vit_base --input_size 80x208 --batch_size 16
+    python benchmarks/train_step.py --device cuda --bf16 --batch_size 512 --compile
+
+The plain step is written the obvious way: attention as two products and a softmax, AdamW and EMA one parameter after the
+other, all tokens projected, the loss read at every step. Both see the same batches, in turns; the figures are medians.
+With --each, every optimisation is turned off alone.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from m2d import compute, flops, models_mae
+from m2d.masking import MaskPlan, random_plan
+from m2d.options import as_pair, size_pair
+from m2d.specialized import M2D_X_ViT
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a step does the fast way."""
+
+    fused_attention: bool = True
+    fused_optimizer: bool = True
+    foreach_ema: bool = True
+    hidden_tokens_only: bool = True
+    losses_stay: bool = True
+
+
+PLAIN = Choices(False, False, False, False, False)
+
+
+def parse() -> argparse.Namespace:
+    """The settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="m2d_vit_base")
+    parser.add_argument("--input_size", type=size_pair, default="80x608")
+    parser.add_argument("--patch_size", type=size_pair, default="16x16")
+    parser.add_argument("--mask_ratio", type=float, default=0.7)
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16; float32 otherwise")
+    parser.add_argument("--compile", action="store_true", help="compile the fast step's model")
+    parser.add_argument("--activation_checkpointing", action="store_true", help="recompute the fast step's activations")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--each", action="store_true", help="also each optimisation turned off alone")
+    parser.add_argument("--fast_only", action="store_true", help="without the plain step (batches that it has no memory for)")
+    return parser.parse_args()
+
+
+class Step:
+    """One way of making training steps, with a model of its own."""
+
+    def __init__(self, args: argparse.Namespace, choices: Choices, compiled: bool):
+        torch.manual_seed(0)
+        self.args, self.choices, self.device = args, choices, torch.device(args.device)
+        sizes = dict(img_size=as_pair(args.input_size), patch_size=as_pair(args.patch_size))
+        self.model = models_mae.build(args.model, **sizes).to(self.device).train()
+        for module in self.model.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = choices.fused_attention
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        how = dict(fused=True) if choices.fused_optimizer else dict(foreach=False)
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **how)
+        self.trained, self.compiled = trained, compiled
+        if compiled:
+            self.model.recompute_activations(args.activation_checkpointing)
+            if args.compile:
+                self.model.compile(dynamic=False)
+
+    def forward(self, x: torch.Tensor, target: torch.Tensor | None, plan: MaskPlan) -> torch.Tensor:
+        """The loss."""
+        arguments = (x, plan) if target is None else (x, target, plan)
+        if self.choices.hidden_tokens_only or not hasattr(self.model, "target_blocks"):
+            return self.model(*arguments)[0]
+        keep = plan.keep
+        latent, x_target, _, ids_restore = self.model.forward_encoder(x, plan)
+        pred = self.model.project(self.model.decode_tokens(latent, ids_restore))[:, keep + 1 :]
+        loss = self.model.forward_loss(self.model.target_of(x_target, ids_restore, keep), pred)
+        if target is None:
+            return loss
+        offline = self.model.offline_loss(self.model.forward_offline(latent, pred, ids_restore), target)
+        return self.model.loss_m2d * loss + self.model.loss_off * offline
+
+    def update_target(self) -> None:
+        """The EMA step."""
+        if not hasattr(self.model, "target_blocks"):
+            return
+        if self.choices.foreach_ema:
+            self.model.update_target_network(0.999)
+            return
+        with torch.no_grad():
+            for part, twin in (("target_blocks", "blocks"), ("target_norm", "norm")):
+                pairs = zip(getattr(self.model, part).parameters(), getattr(self.model, twin).parameters(), strict=True)
+                for slow, online in pairs:
+                    slow.data = slow.data * 0.999 + online.data * (1 - 0.999)
+
+    def __call__(self, x: torch.Tensor, target: torch.Tensor | None, plan: MaskPlan) -> None:
+        """One whole step."""
+        autocast = torch.autocast(self.device.type, torch.bfloat16) if self.args.bf16 else nullcontext()
+        with autocast:
+            loss = self.forward(x, target, plan)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.trained, 3.0, foreach=self.choices.fused_optimizer)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.update_target()
+        if not self.choices.losses_stay:
+            loss.item()
+
+
+def make_batch(step: Step) -> tuple[torch.Tensor, torch.Tensor | None, MaskPlan]:
+    """Random inputs of the right shapes."""
+    args, model = step.args, step.model
+    rows, columns = model.grid_size()
+    x = torch.randn(args.batch_size, 1, *as_pair(args.input_size), device=step.device)
+    target = None
+    if isinstance(model, M2D_X_ViT):
+        width = model.offline_predictor.out_features
+        labels = "_as_" in args.model
+        shape = (args.batch_size, width) if labels else (args.batch_size, columns, width)
+        target = torch.randn(shape, device=step.device)
+        target = (target > 2).float() if labels else target
+    return x, target, random_plan(torch.rand(args.batch_size, rows * columns, device=step.device), args.mask_ratio)
+
+
+def measure(steps: dict[str, Step], clock: Callable[[], float], args: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Seconds per step and peak memory in GiB of each way, measured in turns."""
+    times = {name: [] for name in steps}
+    memory = dict.fromkeys(steps, 0.0)
+    batch = make_batch(next(iter(steps.values())))
+    for turn in range(args.warmup + args.steps):
+        for name, step in steps.items():
+            if step.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated() - sum(p.nbytes for p in step.model.parameters()) * 3
+            begin = clock()
+            step(*batch)
+            compute.synchronize(step.device)
+            if turn >= args.warmup:
+                times[name].append(clock() - begin)
+                if step.device.type == "cuda":
+                    memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**30
+    return {name: (statistics.median(values), memory[name]) for name, values in times.items()}
+
+
+def main() -> None:
+    """Measure and print a table."""
+    args = parse()
+    device = torch.device(args.device)
+    compute.configure(device)
+    steps = {} if args.fast_only else {"plain": Step(args, PLAIN, compiled=False)}
+    steps["fast"] = Step(args, Choices(), compiled=True)
+    if args.each:
+        for name in Choices.__dataclass_fields__:
+            steps[f"fast without {name}"] = Step(args, replace(Choices(), **{name: False}), compiled=True)
+    # On a CPU that others use too, the time that the process itself took is the steadier figure.
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    results = measure(steps, clock, args)
+    work = flops.step_flops(steps["fast"].model, args.mask_ratio)
+    peak = compute.peak_flops(device, torch.bfloat16 if args.bf16 else torch.float32)
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {args.model} {args.input_size}", end=" ")
+    print(f"{args.patch_size} batch {args.batch_size}; {work / 1e9:.1f} GFLOP a clip; peak {peak / 1e12:.2f} TFLOP/s")
+    base = results[next(iter(steps))][0]
+    print(f"{'step':32} {'s/step':>9} {'clips/s':>9} {'MFU':>6} {'GiB':>6} {'ratio':>6}")
+    for name, (seconds, memory) in results.items():
+        rate = args.batch_size / seconds
+        print(f"{name:32} {seconds:9.3f} {rate:9.1f} {rate * work / peak:6.0%} {memory:6.1f} {base / seconds:6.2f}")
+
+
+if __name__ == "__main__":
+    main()

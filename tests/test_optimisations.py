@@ -1,0 +1,126 @@
+"""What makes a training step fast changes no loss: each optimisation on and off under a fixed seed."""
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from small_models import inputs, plan, small_model
+from small_runs import small_builders
+
+from benchmarks.train_step import PLAIN, Choices, Step, make_batch
+from m2d import compute, models_mae
+from m2d.flops import blocks_flops, step_flops
+from m2d.prefetch import on_device
+
+STEPS = 3
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """Settings of the benchmark's steps for a very small model."""
+    monkeypatch.setattr(models_mae, "BUILDERS", small_builders())
+
+    class Settings:
+        model, input_size, patch_size, mask_ratio = "m2d_vit_tiny", "80x48", "16x16", 0.6
+        batch_size, device, bf16, compile, activation_checkpointing = 4, "cpu", False, False, False
+
+    return Settings
+
+
+def losses(settings, choices: Choices, fast: bool = True) -> torch.Tensor:
+    """Losses of a few steps."""
+    step = Step(settings, choices, fast)
+    torch.manual_seed(1)
+    found = []
+    for _ in range(STEPS):
+        batch = make_batch(step)
+        with torch.no_grad():
+            found.append(step.forward(*batch))
+        step(*batch)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("family", ["m2d", "m2d_x", "m2d_as", "m2d_d2v", "mae"])
+def test_the_fast_step_is_the_plain_one(settings, family):
+    settings.model = f"{family}_vit_tiny"
+    torch.testing.assert_close(losses(settings, Choices()), losses(settings, PLAIN), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Choices)])
+def test_each_optimisation_alone_changes_no_loss(settings, name):
+    fast = losses(settings, Choices())
+    torch.testing.assert_close(losses(settings, replace(Choices(), **{name: False})), fast, rtol=1e-5, atol=1e-6)
+
+
+def test_recomputed_activations_give_the_same_losses_to_the_bit(settings):
+    stored = losses(settings, Choices())
+    settings.activation_checkpointing = True
+    assert torch.equal(losses(settings, Choices()), stored)
+
+
+def test_recomputed_activations_are_not_kept(settings):
+    model = small_model("m2d").train()
+    x, mask = inputs(model, "m2d")[0], plan()
+
+    def kept_bytes() -> int:
+        total = 0
+
+        def count(tensor):
+            nonlocal total
+            total += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model(x, mask)
+        return total
+
+    everything = kept_bytes()
+    model.recompute_activations()
+    assert kept_bytes() < 0.5 * everything
+    model.recompute_activations(False)
+    assert kept_bytes() == everything
+
+
+@pytest.mark.slow
+def test_the_compiled_step_gives_the_same_losses(settings):
+    plain = losses(settings, Choices())
+    settings.compile = True
+    torch.testing.assert_close(losses(settings, Choices()), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_does_not_compile_runs_as_it_is(caplog, monkeypatch):
+    model = small_model("m2d")
+    x, mask = inputs(model, "m2d")[0], plan()
+    expected = model(x, mask)[0]
+
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("no compiler\nand a long story")
+
+    monkeypatch.setattr(model, "compile", lambda **_: setattr(model, "_compiled_call_impl", broken))
+    with caplog.at_level("WARNING", "m2d"):
+        assert compute.try_compile(model, lambda: model(x, mask)[0].backward()) is False
+    assert "no compiler" in caplog.text and "long story" not in caplog.text
+    assert torch.equal(model(x, mask)[0], expected)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_flops_of_a_step_by_hand():
+    model = models_mae.build("m2d_vit_base", img_size=(80, 608), patch_size=(16, 16))
+    width, tokens = 768, 58
+    assert blocks_flops(model.blocks, tokens) == 12 * (24 * tokens * width**2 + 4 * tokens**2 * width)
+    # 57 of 190 patches stay visible: the parts add up to the sum that system designers work with, about 82 GFLOP.
+    online, predictor = blocks_flops(model.blocks, 58), blocks_flops(model.decoder_blocks, 191)
+    target = blocks_flops(model.target_blocks, 134)
+    assert step_flops(model, 0.7) == pytest.approx(3 * (online + predictor) + target, rel=0.03)
+
+
+def test_flops_without_a_target_encoder():
+    model = small_model("mae")
+    assert step_flops(model, 0.75) < step_flops(small_model("m2d"), 0.75)
+
+
+def test_batches_keep_their_order_and_their_epoch_stays_on_the_host():
+    batches = [{"clean": torch.full((2,), float(i)), "epoch": torch.tensor(i)} for i in range(4)]
+    seen = list(on_device(batches, torch.device("cpu")))
+    assert [int(batch["epoch"]) for batch in seen] == [0, 1, 2, 3]
+    assert [batch["clean"][0].item() for batch in seen] == [0, 1, 2, 3]
