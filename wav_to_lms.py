@@ -157,7 +157,7 @@ def _run(jobs: list[Job], converter: Converter, finish: DeviceMel | None, worker
                     raise OSError(f"{outcome.error}. Stopped: files written are whole, and the same command goes on from here")
                 if outcome.error:
                     report.failed[outcome.job.name] = outcome.error
-                    logger.warning("failed: %s", outcome.error)
+                    logger.warning("failed: %s", outcome.error.encode(errors="backslashreplace").decode())
                     continue
                 report.converted.add(outcome.job.name)
                 if verbose:
