@@ -68,7 +68,9 @@ class TextColumn:
 
     def take(self, indices: np.ndarray) -> "TextColumn":
         """The column of the texts at these indices."""
-        return TextColumn.from_arrow(self.to_arrow().take(pa.array(indices)))
+        column = TextColumn.from_arrow(self.to_arrow().take(pa.array(indices)))
+        pa.default_memory_pool().release_unused()
+        return column
 
 
 class ClipList:
@@ -110,9 +112,7 @@ class ClipList:
         order = self.names.argsort()
         if np.array_equal(order, np.arange(len(self))):
             return self
-        clips = ClipList(self.source, {k: c.take(order) for k, c in self.columns.items()}, self.rows[order])
-        pa.default_memory_pool().release_unused()
-        return clips
+        return ClipList(self.source, {k: c.take(order) for k, c in self.columns.items()}, self.rows[order])
 
 
 def read_list(csv_path: str | Path, columns: Sequence[str] = ("file_name",), optional: Sequence[str] = ()) -> ClipList:
