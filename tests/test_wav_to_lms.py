@@ -369,6 +369,8 @@ def test_a_full_disk_stops_all_workers_at_once(tmp_path, monkeypatch, workers):
         write(tmp_path / f"src/{number:03}.wav", 320)
 
     def fill_up(target: str, lms: np.ndarray) -> None:
+        with open(tmp_path / "tries", "a") as tries:
+            tries.write("x")
         if len(targets(tmp_path / "out")) >= 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         convert.npy_sink(target, lms)
@@ -378,6 +380,7 @@ def test_a_full_disk_stops_all_workers_at_once(tmp_path, monkeypatch, workers):
         convert_wav(tmp_path / "src", tmp_path / "out", workers=workers)
     monkeypatch.undo()
     assert 3 <= len(targets(tmp_path / "out")) <= 3 + workers
+    assert (tmp_path / "tries").stat().st_size <= 3 + 2 * workers
     assert len(convert_wav(tmp_path / "src", tmp_path / "out", workers=1).converted) >= 195
 
 
