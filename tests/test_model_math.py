@@ -254,6 +254,14 @@ def test_losses_of_a_worked_example():
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])
+@pytest.mark.parametrize("loss_type", ["norm_mse", "mse"])
+def test_losses_of_half_precision_values_are_computed_in_float32(loss_type, norm_pix):
+    model = small_model("m2d", loss_type=loss_type, norm_pix_loss=norm_pix)
+    target, pred = torch.randn(2, 2, 25, 32).bfloat16()
+    assert torch.equal(model.forward_loss(target, pred), model.forward_loss(target.float(), pred.float()))
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
 def test_mae_loss_and_pictures(norm_pix):
     model, x, fixed = small_model("mae", norm_pix_loss=norm_pix), torch.randn(2, 1, 80, 115), plan()
     loss, pred, mask = model(x, fixed)

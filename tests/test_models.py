@@ -73,6 +73,14 @@ def test_encoder_only_loads_the_full_models_weights(family):
     assert torch.equal(ids_restore, fixed[0])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layer_norms_add_1e_6_and_blocks_have_biases_and_exact_gelu(family):
+    model = small_model(family)
+    assert {m.eps for m in model.modules() if isinstance(m, torch.nn.LayerNorm)} == {1e-6}
+    blocks = [block for name, group in model.named_children() if name.endswith("blocks") for block in group]
+    assert all(block.attn.qkv.bias is not None and block.mlp.act.approximate == "none" for block in blocks)
+
+
 def test_every_published_name_is_there():
     families = ("mae", "msm_mae", "m2d", "m2d_d2v", "m2d_x", "m2d_as", "m2d_s")
     names = {f"{f}_vit_base" for f in families} | {f"{f}_vit_large" for f in ("m2d", "m2d_x", "m2d_as", "msm_mae")}
@@ -282,7 +290,9 @@ def test_bfloat16_autocast_is_near_float32(family):
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.requires_grad)
 
 
-def test_the_mask_is_float32_under_autocast():
-    model, x = small_model("m2d"), torch.randn(2, 1, 80, 115)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert model.forward_encoder(x, 0.0)[2].dtype == model.forward_encoder(x, 0.5)[2].dtype == torch.float32
+def test_a_model_of_bfloat16_weights_runs_and_its_mask_is_float32():
+    model, x = small_model("m2d").bfloat16(), torch.randn(2, 1, 80, 115).bfloat16()
+    for ratio in (0.0, 0.5):
+        tokens, _, mask, _ = model.forward_encoder(x, ratio)
+        assert (tokens.dtype, mask.dtype) == (torch.bfloat16, torch.float32)
+    assert model(x, 0.5)[0].dtype == torch.float32
