@@ -19,7 +19,6 @@ RECIPE = Recipe(
         mask_ratio=0.75,
         norm_pix_loss=False,
         num_workers=10,
-        force_start_epoch=-1,
     ),
     without=(
         "no_norm_pix_loss",

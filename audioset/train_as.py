@@ -15,7 +15,7 @@ from m2d.recipe import Recipe
 
 def open_labelled(args: Namespace, path: str, noise: ClipStore | None, train: ASDataset | None) -> ASDataset:
     """Labelled clips in the list's order; validation takes the classes of the training data."""
-    store = open_store(path, args.data_path, sort=False, columns=LIST_COLUMNS, optional=("weight",))
+    store = open_store(path, args.data_path, sort=False, columns=LIST_COLUMNS, optional=("weight",), check=False)
     classes = train.classes if train else None
     return ASDataset(store, as_pair(args.input_size)[1], args.seed, noise, args.random_crop, classes)
 

@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from .sampling import NoiseOrder, Purpose, SampleKey, uniform
-from .store_base import EPS, ClipStore
+from .skipping import Reader, read_readable
+from .store_base import EPS, ClipStore, check_finite
 
 Batch = dict[str, torch.Tensor]
 
@@ -27,9 +28,6 @@ class AudioDataset(Dataset):
 
     A subclass that adds something to a sample extends `read`.
 
-    Attributes:
-        weights: how often each sample is to be drawn, relative to the others, float64 `[samples]`; None: each once.
-
     Args:
         clips: the clips to learn from.
         input_frames: length of a crop.
@@ -42,13 +40,13 @@ class AudioDataset(Dataset):
         target_width: width of the offline target that a subclass adds (E of M2D-X and its kin).
         weights: sampling weight of each sample, float64 `[len(self)]`, where the list gives them.
         facts: what a checkpoint is to keep of the data, such as the names of classes.
+        skip_bad_files: take the next clip in the place of one that cannot be read; batches then count them in `skipped`.
     """
 
     target_width: int | None = None
     weights: np.ndarray | None = None
     facts: Mapping[str, object] = MappingProxyType({})
-
-    weights: np.ndarray | None = None
+    skip_bad_files = False
 
     def __init__(
         self,
@@ -73,16 +71,15 @@ class AudioDataset(Dataset):
         Returns:
             `clean` and, with noise, `noise`: log-mel crops, not normalised, `[B, 1, n_mels, input_frames]` (float32;
             of another float type where the store holds it: `prepare` converts); `epoch` int64 scalar;
-            `position` and `index` int64 `[B]`; and what a subclass adds.
+            `position` and `index` int64 `[B]`; with skip_bad_files, `skipped` int64 scalar; and what a subclass adds.
         """
         epochs, positions, indices = np.array(keys, dtype=np.int64).T
         epoch = int(epochs[0])
-        clips = indices % len(self.clips)
-        arrays = self.read(clips, self._places(epoch, positions, Purpose.CROP))
+        arrays, passed = self._readable(self.read, self.clips, indices, self._places(epoch, positions, Purpose.CROP))
         if self.noise is not None:
-            noise_clips = self.noise_order(epoch, positions) % len(self.noise)
             places = self._places(epoch, positions, Purpose.NOISE_CROP)
-            arrays["noise"] = self.noise.read_crops(noise_clips, places, self.input_frames, repeat=True)
+            noise, more = self._readable(self._read_noise, self.noise, self.noise_order(epoch, positions), places)
+            arrays, passed = arrays | noise, passed + more
         batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
         for name in ("clean", "noise"):
             if name in batch:
@@ -91,6 +88,7 @@ class AudioDataset(Dataset):
             "epoch": torch.tensor(epoch),
             "position": torch.from_numpy(positions.copy()),
             "index": torch.from_numpy(indices.copy()),
+            **({"skipped": torch.tensor(passed)} if self.skip_bad_files else {}),
         }
 
     def __getitem__(self, i: int) -> Batch:
@@ -107,6 +105,21 @@ class AudioDataset(Dataset):
             u: where each crop starts among all valid starts, float64 `[B]` in [0, 1).
         """
         return {"clean": self.clips.read_crops(clips, u, self.input_frames, repeat=False)}
+
+    def _read_noise(self, clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+        return {"noise": self.noise.read_crops(clips, u, self.input_frames, repeat=True)}
+
+    def _readable(self, read: Reader, store: ClipStore, samples: np.ndarray, u: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
+        """What is read of samples of a store, and how many clips were passed over for it."""
+
+        def read_finite(clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+            arrays = read(clips, u)
+            for array in arrays.values():
+                check_finite(store, clips, array)
+            return arrays
+
+        skip = self.skip_bad_files
+        return read_readable(read_finite if skip else read, samples % len(store), u, len(store), skip)
 
     def names(self, indices: torch.Tensor | np.ndarray) -> list[str]:
         """Where the samples of a batch's `index` come from ("data/x.csv row 17: fsd/17.npy"), for error reports."""

@@ -2,7 +2,7 @@
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,17 @@ class TextColumn:
         return column
 
 
+def columns_digest(columns: Mapping[str, TextColumn]) -> str:
+    """A hash of columns' content and order."""
+    state = hashlib.sha256()
+    for name in sorted(columns):
+        column = columns[name]
+        state.update(f"{name} {len(column)} ".encode())
+        state.update(column.offsets.data)
+        state.update(column.blob.data)
+    return state.hexdigest()
+
+
 class ClipList:
     """The clips of a run, from a CSV.
 
@@ -99,13 +110,7 @@ class ClipList:
 
     def digest(self) -> str:
         """A hash of the list's content and order."""
-        state = hashlib.sha256()
-        for name in sorted(self.columns):
-            column = self.columns[name]
-            state.update(f"{name} {len(column)} ".encode())
-            state.update(column.offsets.data)
-            state.update(column.blob.data)
-        return state.hexdigest()
+        return columns_digest(self.columns)
 
     def sort(self) -> "ClipList":
         """The same clips in the order of their file names."""

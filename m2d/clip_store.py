@@ -17,6 +17,7 @@ def open_store(
     sort: bool = True,
     columns: Sequence[str] = ("file_name",),
     optional: Sequence[str] = (),
+    check: bool = True,
 ) -> ClipStore:
     """The clips of a list.
 
@@ -26,19 +27,21 @@ def open_store(
         n_mels: mel bands expected.
         sort: order the clips by file name; otherwise keep the list's order.
         columns, optional: columns that the list must have, and may have (`clip_list.read_list`).
+        check: look whether the files are there (`FileStore.check_present`).
 
     Raises:
-        FileNotFoundError, ValueError: the list cannot be used, or files are missing (`FileStore.check_present`).
+        FileNotFoundError, ValueError: the list cannot be used, or files are missing.
     """
     if is_pack(path):
         return PackStore(path, n_mels, sort, columns, optional)
     clip_list = read_list(path, columns, optional)
     store = NpyStore(clip_list.sort() if sort else clip_list, data_path, n_mels)
-    store.check_present()
+    if check:
+        store.check_present()
     return store
 
 
-def open_pairs(path: str | Path, data_path: str | Path, n_mels: int = 80, patch_frames: int = 4) -> PairStore:
+def open_pairs(path: str | Path, data_path: str | Path, n_mels: int = 80, patch_frames: int = 4, check: bool = True) -> PairStore:
     """The speech clips of a list, sorted by file name.
 
     Args:
@@ -46,6 +49,7 @@ def open_pairs(path: str | Path, data_path: str | Path, n_mels: int = 80, patch_
         data_path: folder that the file names of a CSV are relative to.
         n_mels: mel bands expected.
         patch_frames: frames that a patch spans.
+        check: look whether the files are there (`FileStore.check_present`).
 
     Raises:
         FileNotFoundError, ValueError: the list cannot be used, or files are missing.
@@ -53,5 +57,6 @@ def open_pairs(path: str | Path, data_path: str | Path, n_mels: int = 80, patch_
     if is_pack(path):
         return PackPairStore(path, n_mels, patch_frames)
     store = NpzStore(read_list(path).sort(), data_path, n_mels, patch_frames)
-    store.check_present()
+    if check:
+        store.check_present()
     return store

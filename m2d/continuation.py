@@ -7,19 +7,21 @@ from typing import NamedTuple
 
 from torch import nn
 
+from .audio_dataset import AudioDataset
 from .checkpoint import load_into, read_weights
 from .checkpoint_file import load_file, resolve
+from .clip_list import columns_digest
 from .errors import UserError
 from .optimizer import load_optimizer
 from .trainer import Trainer
 
 #: Settings that may change when a run goes on: they do not touch what is learned from here on ...
 FREE = set(
-    "accum_iter activation_checkpointing auto_resume batch_size compile csv_val device eval_after feature_eval_freq "
-    "force_start_epoch keep_last log_dir num_workers output_dir pin_mem resume save_freq save_minutes stop_at".split()
+    "accum_iter auto_resume batch_size csv_val eval_after feature_eval_freq force_start_epoch keep_last log_dir num_workers "
+    "output_dir pin_mem resume save_freq save_minutes stop_at".split()
 )
-#: ... or change it in a way that a person may want; the log says so.
-SOUND = {"epochs", "min_lr", "data_path", "clip_grad", "weight_decay"}
+#: ... or change it in a way that a person may want, if only in rounding; the log says so.
+SOUND = set("activation_checkpointing clip_grad compile data_path device epochs min_lr skip_bad_files weight_decay".split())
 
 logger = logging.getLogger("m2d")
 
@@ -29,24 +31,37 @@ def saved_settings(args: Namespace) -> dict[str, object]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(args).items()}
 
 
-def check_settings(saved: Mapping[str, object], args: Namespace, saved_batch: int, effective_batch: int) -> None:
-    """Refuse settings that would make a continued run another run.
+def list_digests(data: AudioDataset) -> dict[str, str]:
+    """A hash of each list that is learned from, by the flag that names it."""
+    stores = {"csv_main": data.clips, "csv_bg_noise": data.noise}
+    return {flag: columns_digest(store.columns) for flag, store in stores.items() if store is not None}
+
+
+def check_same_run(checkpoint: Mapping[str, object], args: Namespace, facts: Mapping[str, object]) -> None:
+    """Refuse settings or lists that would make a continued run another run.
 
     Args:
-        saved: the run's settings.
-        args: those given now.
-        saved_batch, effective_batch: clips per update, then and now.
+        checkpoint: the run's own, with its settings and facts.
+        args: the settings given now.
+        facts: as in the checkpoint: `effective_batch` and `lists` now.
 
     Raises:
-        UserError: naming each such setting with both values.
+        UserError: naming each such setting with both values, or the list that has changed.
     """
-    now = saved_settings(args)
+    saved, now = checkpoint["args"], saved_settings(args)
+    saved_batch, effective_batch = checkpoint["effective_batch"], facts["effective_batch"]
     changed = {k: (saved[k], now[k]) for k in sorted(now.keys() & saved.keys()) if saved[k] != now[k] and k not in FREE}
     if saved_batch != effective_batch:
         changed["batch_size x accum_iter x processes"] = (saved_batch, effective_batch)
     refused = [f"--{k} was {was!r}, is {now!r}" for k, (was, now) in changed.items() if k not in SOUND]
     if refused:
         raise UserError(f"the run in the output folder cannot go on with other settings: {'; '.join(refused)}")
+    for flag, digest in facts["lists"].items():
+        if digest != checkpoint["lists"].get(flag, digest):
+            raise UserError(
+                f"the run in the output folder cannot go on: --{flag} {now[flag]} has changed since it began. "
+                f"Restore that list, or start a new run from its weights (--resume, with another --output_dir)"
+            )
     for flag, (was, is_now) in changed.items():
         logger.warning("going on with --%s %s, which was %s", flag, is_now, was)
 

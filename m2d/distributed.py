@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from .errors import UserError
+from .errors import ReadError, UserError
 
 T = TypeVar("T")
 logger = logging.getLogger("m2d")
@@ -105,15 +105,52 @@ def from_rank0(launch: Launch, compute: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def all_agree(launch: Launch, error: Exception | None) -> None:
-    """Raise on every rank where one rank has an error: the first rank's that has one."""
-    errors = [error]
-    if launch.world_size > 1:
-        errors = [None] * launch.world_size
+def together(launch: Launch, compute: Callable[[], T]) -> T:
+    """Compute on every rank; where that fails on one, raise the first such rank's error on all.
+
+    `compute` must not talk to other ranks.
+    """
+    if launch.world_size == 1:
+        return compute()
+    result, error = None, None
+    try:
+        result = compute()
+    except Exception as failed:
+        error = failed
+    raise_first(error)
+    return result
+
+
+def raise_first(error: Exception | None) -> None:
+    """Raise on every rank the first rank's error that has one."""
+    errors: list = [error]
+    if dist.is_initialized():
+        errors = [None] * dist.get_world_size()
         dist.all_gather_object(errors, error)
     for found in errors:
         if found is not None:
             raise found
+
+
+def in_step(items: Iterable[T]) -> Iterator[T]:
+    """Each rank's items, as many on each; where one rank cannot get its next one, all raise before that item.
+
+    Raises:
+        ReadError: with the message of the rank that failed.
+    """
+    items = iter(items)
+    while True:
+        item, error = None, None
+        try:
+            item = next(items, None)
+        except (OSError, ValueError) as failed:
+            error = ReadError(str(failed))
+        failures = int(error is not None)
+        if sum_over_ranks(torch.tensor(failures)):
+            raise_first(error)
+        if item is None:
+            return
+        yield item
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

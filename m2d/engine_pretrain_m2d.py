@@ -1,6 +1,7 @@
 """One epoch of pre-training: the hot loop, and nothing else.
 
-The host does not wait for the device between reports, which come every LOG_STEPS steps.
+The host does not wait for the device between reports, which come every LOG_STEPS steps, at the same ones in a run that was
+interrupted.
 """
 
 import logging
@@ -63,13 +64,14 @@ def train_one_epoch(
             lr = trainer.set_learning_rate(epoch + step / steps)
         done = step + 1
         whole_group = done % accum_iter == 0
-        meter.add(trainer.forward_backward(batch, synchronise=whole_group), batch["index"])
+        meter.add(trainer.forward_backward(batch, synchronise=whole_group), batch)
         if not whole_group:
             continue
         meter.norms.append(trainer.update(first_update + step // accum_iter))
-        reported = meter.unreported >= LOG_STEPS or done == steps
+        reported = done // LOG_STEPS > (done - accum_iter) // LOG_STEPS or done == steps
         if reported:
-            _report(trainer, log, pace, meter.report()[0].item(), epoch, done, lr)
+            loss = meter.report(trainer.may_overflow())[0].item()
+            _report(trainer, log, pace, loss, epoch, done, lr)
         after_update(done, reported)
 
 

@@ -12,7 +12,7 @@ import torch
 from util.analyze_repr import GramAccumulator
 
 from .audio_dataset import AudioDataset, Batch
-from .distributed import sum_over_ranks
+from .distributed import sum_over_ranks, together
 from .sampling import SampleKey
 from .trainer import TERM_NAMES, Trainer
 
@@ -41,14 +41,20 @@ def fixed_batches(dataset: AudioDataset, count: int, batch_size: int, rank: int 
 def validation_losses(trainer: Trainer, dataset: AudioDataset) -> dict[str, float]:
     """Mean losses over at most VALIDATION_CLIPS clips of a data set, by name: `val_loss` and its parts."""
     trainer.model.eval()
-    launch, sums = trainer.launch, torch.zeros(len(TERM_NAMES) + 1, dtype=torch.float64)
-    for batch in fixed_batches(dataset, VALIDATION_CLIPS, trainer.args.batch_size, launch.rank, launch.world_size):
-        terms = trainer.losses(trainer.model, batch).double().cpu()
-        clips = len(batch["index"])
-        sums[: len(terms)] += terms * clips
-        sums[-1] += clips
-    sum_over_ranks(sums)
-    return {f"val_{name}": float(total / sums[-1]) for name, total in zip(TERM_NAMES, sums[:-1], strict=True) if total != 0}
+    launch = trainer.launch
+
+    def sum_of_mine() -> torch.Tensor:
+        sums = torch.zeros(len(TERM_NAMES) + 1, dtype=torch.float64)
+        for batch in fixed_batches(dataset, VALIDATION_CLIPS, trainer.args.batch_size, launch.rank, launch.world_size):
+            terms = trainer.losses(trainer.model, batch).double().cpu()
+            clips = len(batch["index"])
+            sums[: len(terms)] += terms * clips
+            sums[-1] += clips
+        return sums
+
+    sums = sum_over_ranks(together(launch, sum_of_mine))
+    names = TERM_NAMES if hasattr(trainer.model, "loss_off") else TERM_NAMES[:1]
+    return {f"val_{name}": float(total / sums[-1]) for name, total in zip(names, sums, strict=False)}
 
 
 @torch.no_grad()

@@ -52,13 +52,21 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, checkpoin
     if len(numbers) != len(saved_names) or len(saved_names) != len(own_names):
         raise UserError(f"the checkpoint's optimizer has {len(numbers)} parameters, this model {len(own_names)}: {_ANEW}")
     by_name = {saved_names[i]: saved["state"][n] for i, n in enumerate(numbers) if n in saved["state"]}
+    wanted = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
     for name, state in by_name.items():
+        if not wanted <= state.keys():
+            raise UserError(f"the checkpoint's optimizer is another one (it keeps {', '.join(state)} of {name}): {_ANEW}")
         for key, value in state.items():
             if torch.is_tensor(value) and value.ndim and value.shape != shapes[name]:
                 raise UserError(f"the checkpoint's optimizer state {key} of {name} has shape {list(value.shape)}: {_ANEW}")
     own = optimizer.state_dict()
-    own["state"] = {i: by_name[name] for i, name in enumerate(own_names) if name in by_name}
+    # Copies: what is taken as it is, on a CPU, would stay a view of the checkpoint's file.
+    own["state"] = {i: _copied(by_name[name]) for i, name in enumerate(own_names) if name in by_name}
     optimizer.load_state_dict(own)
+
+
+def _copied(state: dict) -> dict:
+    return {key: value.clone() if torch.is_tensor(value) else value for key, value in state.items()}
 
 
 def _numbered(groups: tuple[list[str], list[str]]) -> list[str]:

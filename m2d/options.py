@@ -175,7 +175,7 @@ def _add_output(add: _Group) -> None:
 def _add_machine(add: _Group) -> None:
     """machine"""
     add("--device", default="cuda", help="cuda (the CPU where there is none), mps or cpu")
-    add("--num_workers", type=int, default=8, help="loader processes per training process")
+    add("--num_workers", type=int, default=8, help="threads that read ahead, per training process")
     add("--pin_mem", action="store_true", default=True, help="pin the loader's memory (CUDA)")
     add("--no_pin_mem", dest="pin_mem", action="store_false", help="do not")
     add("--compile", action="store_true", default=None, help="compile the model; none: on CUDA")

@@ -4,22 +4,22 @@ import logging
 from argparse import Namespace
 from collections.abc import Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
-
-import torch
-import torch.distributed as dist
 
 from . import continuation, distributed, options
 from .checkpoint_file import load_file
-from .distributed import Launch, from_rank0
+from .distributed import Launch, from_rank0, together
 from .engine_pretrain_m2d import train_one_epoch
+from .errors import ReadError
 from .evaluation import hand_to_evar, label_free_quality, validation_losses
+from .nan_report import report_bad_numbers
 from .recipe import Recipe
 from .run_folder import RunFolder, existing_run
-from .run_log import RunLog, start_console
+from .run_log import RunLog, errors_alone, start_console
 from .run_name import run_name
 from .saver import Saver
-from .setup_run import DataSets, TrainingBatches, make_trainer, normalisation, open_data
+from .setup_run import DataSets, TrainingBatches, connect, make_plan, make_trainer, normalisation, open_data
 from .stop_signal import StopSignal
 from .trainer import LossMeter, NonFiniteLoss, Trainer
 
@@ -43,19 +43,19 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
     """Run a training program; returns its exit status."""
     parser = options.make_parser(recipe.prog, recipe.description, recipe.defaults, recipe.without)
     args = parser.parse_args(argv)
-    start_console(is_main=True)
+    start_console()
     is_main = True
     try:
         launch = distributed.start(args.device)
         is_main = launch.is_main
-        start_console(is_main)
+        if not is_main:
+            errors_alone()
         options.check(args, recipe.families)
         recipe.check(args)
         return pretrain(recipe, args, launch)
     except (ValueError, OSError) as error:
         if is_main:
             logger.error("%s: error: %s", recipe.prog, error)
-        logger.debug("where this came from:", exc_info=True)
         return EXIT_USAGE
     finally:
         distributed.stop()
@@ -63,24 +63,22 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
 
 def pretrain(recipe: Recipe, args: Namespace, launch: Launch) -> int:
     """One run of checked settings; returns the exit status."""
-    effective_batch = args.batch_size * args.accum_iter * launch.world_size
     data = open_data(recipe, args, launch)
-    folder = from_rank0(launch, lambda: _wanted_folder(recipe, args, effective_batch))
-    holder = RunFolder(folder, args.auto_resume) if launch.is_main else None
-    newest = from_rank0(launch, lambda: holder.newest_checkpoint())
+    plan = make_plan(args, data.train, launch)
+    facts = {"effective_batch": plan.per_update, "lists": continuation.list_digests(data.train)}
+    folder = RunFolder(from_rank0(launch, lambda: _wanted_folder(recipe, args, plan.per_update)))
+    newest = from_rank0(launch, lambda: folder.find_run(args.auto_resume))
     checkpoint = None
     if newest is not None:
         logger.info("going on from %s", newest)
-        checkpoint = load_file(newest)
-        continuation.check_settings(checkpoint["args"], args, checkpoint["effective_batch"], effective_batch)
-    stats = checkpoint["stats"] if checkpoint else normalisation(args, data.train, launch)
-    trainer = make_trainer(args, data.train, *stats, launch, load_weights=checkpoint is None)
-    position = continuation.starting_point(trainer, checkpoint)
-    if launch.is_main:
-        holder.claim()
-        holder.record(continuation.saved_settings(args))
-    facts = {"stats": stats, "effective_batch": effective_batch}
-    return Run(recipe, args, data, trainer, folder, facts, position).go()
+        checkpoint = together(launch, lambda: load_file(newest))
+        continuation.check_same_run(checkpoint, args, facts)
+    facts["stats"] = checkpoint["stats"] if checkpoint else normalisation(args, data.train, launch)
+    trainer = together(launch, lambda: make_trainer(args, data.train, plan, *facts["stats"], launch, checkpoint is None))
+    position = together(launch, lambda: continuation.starting_point(trainer, checkpoint))
+    connect(trainer)
+    from_rank0(launch, lambda: folder.begin(continuation.saved_settings(args)))
+    return Run(recipe, args, data, trainer, folder.path, facts, position).go()
 
 
 def _wanted_folder(recipe: Recipe, args: Namespace, effective_batch: int) -> Path:
@@ -125,31 +123,35 @@ class Run:
         """Train to the end; returns the exit status."""
         plan, args = self.trainer.plan, self.args
         first_epoch, updates_done = divmod(self.updates, plan.updates_per_epoch)
-        log_from = self.updates / plan.updates_per_epoch
-        self.log = RunLog(self.folder if self.is_main else None, args.log_dir, log_from)
-        self._announce()
         if first_epoch >= self.trainer.last_epoch:
             logger.info("%s is finished: %d of %d epochs are done", self.folder, first_epoch, args.epochs)
             return 0
+        self.log = RunLog(self.folder if self.is_main else None, args.log_dir, self.updates / plan.updates_per_epoch)
+        self._announce()
         batches = TrainingBatches(self.data.train, plan, args, self.trainer.launch.device)
+        status = 0
         try:
             with self.stop:
-                for epoch in range(first_epoch, self.trainer.last_epoch):
-                    first_step = updates_done * args.accum_iter
-                    self._epoch(epoch, batches.of(epoch, first_step), first_step)
-                    updates_done = 0
+                self._epochs(first_epoch, updates_done * args.accum_iter, batches)
         except Stopped:
             logger.warning("stopped at update %d; --auto_resume goes on from there", self.updates)
-            return EXIT_REQUEUE
+            status = EXIT_REQUEUE
         except NonFiniteLoss as error:
-            self._report_bad_numbers(error)
+            report_bad_numbers(self.folder, self.updates, self.meter, self.data.train, error)
             return EXIT_BAD_NUMBERS
+        except Exception:
+            logger.debug("the run ended with an error:", exc_info=True)
+            raise
         finally:
             batches.close()
             if self.is_main:
                 self.saver.finish()
             self.log.close()
-        return EXIT_NOT_SAVED if self.is_main and self.saver.failed else 0
+        if self.is_main and self.saver.failed:
+            return EXIT_NOT_SAVED
+        if self.is_main and status == 0:
+            hand_to_evar("all_eval.sh", self._numbered(self.trainer.last_epoch), wait=True)
+        return status
 
     def state(self) -> dict:
         """What a checkpoint holds."""
@@ -187,6 +189,16 @@ class Run:
         if self.updates:
             logger.info("starting at epoch %.3f", self.updates / plan.updates_per_epoch)
 
+    def _epochs(self, first_epoch: int, first_step: int, batches: TrainingBatches) -> None:
+        for epoch in range(first_epoch, self.trainer.last_epoch):
+            try:
+                self._epoch(epoch, batches.of(epoch, first_step), first_step)
+            except ReadError:
+                if self.meter.unreported % self.args.accum_iter == 0:
+                    self._keep_position()
+                raise
+            first_step = 0
+
     def _epoch(self, epoch: int, batches, first_step: int) -> None:
         train_one_epoch(self.trainer, batches, epoch, self.log, self.meter, first_step, self._after_update)
         done, last = epoch + 1, epoch + 1 == self.trainer.last_epoch
@@ -198,19 +210,21 @@ class Run:
         self.log.epoch(**figures, epoch=done)
         if self.is_main:
             self._save(done, last)
+        if self.stop.agreed() and not last:
+            self._keep_position()
+            raise Stopped
 
     def _save(self, done: int, last: bool) -> None:
         """Write last.pth each epoch and, where its time has come, the numbered checkpoint with all that follows it."""
         if not last and done % self.args.save_freq:
             self.saver.save()
             return
-        self.saver.save(done, wait=last)
-        checkpoint = self.folder / f"checkpoint-{done}.pth"
-        self.recipe.at_checkpoint(self.trainer, checkpoint)
-        if last or done >= self.args.eval_after:
-            self.saver.finish()
-            if checkpoint.exists():
-                hand_to_evar("all_eval.sh" if last else "quick_eval.sh", checkpoint, wait=last)
+        evaluate = partial(hand_to_evar, "quick_eval.sh", wait=False)
+        self.saver.save(done, wait=last, then=evaluate if done >= self.args.eval_after and not last else None)
+        self.recipe.at_checkpoint(self.trainer, self._numbered(done))
+
+    def _numbered(self, epoch: int) -> Path:
+        return self.folder / f"checkpoint-{epoch}.pth"
 
     def _evaluate(self, done: int) -> dict[str, float]:
         """Validation loss each epoch, label-free quality each feature_eval_freq epochs; on every rank."""
@@ -218,50 +232,31 @@ class Run:
         if figures:
             logger.info("epoch %d  %s", done, "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
         frequency = self.args.feature_eval_freq
-        if frequency and done % frequency == 0 and self.is_main:
-            quality = label_free_quality(self.trainer, self.data.train, "train")
-            if self.data.val:
-                quality |= label_free_quality(self.trainer, self.data.val, "val")
+        if frequency and done % frequency == 0:
+            quality = from_rank0(self.trainer.launch, self._label_free_quality)
             if quality:
                 logger.info("epoch %d  %s", done, "  ".join(f"{name} {value:.3f}" for name, value in quality.items()))
             figures |= quality
         self.log.scalars(1000 * done, **figures)
         return figures
 
+    def _label_free_quality(self) -> dict[str, float]:
+        quality = label_free_quality(self.trainer, self.data.train, "train")
+        return quality | (label_free_quality(self.trainer, self.data.val, "val") if self.data.val else {})
+
     def _after_update(self, done: int, reported: bool) -> None:
         self.updates += 1
+        if done == self.trainer.plan.steps_per_epoch:
+            return  # what ends an epoch comes first: its line in the log, its checkpoint
         if self.stop.agreed():
-            if self.meter.unreported:
-                self.meter.report()
-            if self.is_main:
-                self.saver.save(wait=True)
+            self._keep_position()
             raise Stopped
         if reported and self.is_main and self.saver.due():
             self.saver.save()
 
-    def _report_bad_numbers(self, error: NonFiniteLoss) -> None:
-        """Write nan_report.pt and say what to try; the checkpoints stay as they are."""
-        names = self.data.train.names(self.meter.suspects())
-        everyone = [names]
-        if dist.is_initialized():
-            everyone = [None] * dist.get_world_size()
-            dist.all_gather_object(everyone, names)
-        if not self.is_main:
-            return
-        report = {
-            "update": self.updates,
-            "error": str(error),
-            "files": [name for names in everyone for name in names],
-            "losses": torch.stack(self.meter.recent).tolist(),
-            "gradient_norms": torch.stack(self.meter.norms).tolist(),
-        }
-        torch.save(report, self.folder / "nan_report.pt")
-        logger.error(
-            "stopped within %d steps of a loss that is not a finite number, about update %d; the last checkpoint is good. "
-            "%s names the batch's files, losses and gradient norms. Look whether its files hold NaN; then try --bf16 in "
-            "place of float16, or a lower --blr (%g now), and go on with --auto_resume",
-            len(self.meter.recent),
-            self.updates,
-            self.folder / "nan_report.pt",
-            self.args.blr,
-        )
+    def _keep_position(self) -> None:
+        """Write last.pth at the present update, once its numbers are known to be finite."""
+        if self.meter.unreported:
+            self.meter.report(self.trainer.may_overflow())
+        if self.is_main:
+            self.saver.save(wait=True)

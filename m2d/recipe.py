@@ -45,7 +45,7 @@ class Recipe:
 def open_audio(args: Namespace, path: str, noise: ClipStore | None, train: AudioDataset | None) -> AudioDataset:
     """Unlabelled clips from a list of `.npy` files, sorted; for training repeated up to --min_ds_size."""
     return AudioDataset(
-        open_store(path, args.data_path),
+        open_store(path, args.data_path, check=False),
         input_frames=as_pair(args.input_size)[1],
         seed=args.seed,
         noise=noise,

@@ -4,26 +4,41 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from .whole_file import whole_file
+
+_MANY_RECORDS = 100_000
+
 logger = logging.getLogger("m2d")
 
 
-def start_console(is_main: bool) -> None:
-    """Messages of rank 0 to standard output; of the others, errors alone."""
+def start_console() -> None:
+    """Messages go to standard output, and are kept for the console.txt of a run to come."""
     logger.handlers.clear()
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO if is_main else logging.ERROR)
+    logger.setLevel(logging.DEBUG)
     logger.propagate = False
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setLevel(logging.INFO)
+    logger.addHandler(console)
+    logger.addHandler(MemoryHandler(_MANY_RECORDS, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
+
+
+def errors_alone() -> None:
+    """From here on this process, which is not the one that speaks, shows errors only."""
+    for handler in logger.handlers:
+        handler.setLevel(logging.ERROR)
 
 
 class RunLog:
-    """The logs of a run's folder; silent on ranks other than 0.
+    """The logs of a run's folder; silent on ranks other than 0. A file that cannot be written is said, and ends no run.
 
     Args:
         folder: the run's folder; None on the ranks that do not write.
@@ -32,41 +47,87 @@ class RunLog:
     """
 
     def __init__(self, folder: Path | None, tensorboard: str = "", start: float = 0.0):
-        self.folder = folder
+        self.folder, self._start = folder, start
+        self._events_folder, self._purge_step = tensorboard or str(folder), int(1000 * start) + 1
+        self._console: logging.Handler | None = None
+        self._writer: SummaryWriter | None = None
         if folder is None:
             return
-        self._console = logging.FileHandler(folder / "console.txt")
-        self._console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        self._console.setLevel(logging.DEBUG)
-        logger.addHandler(self._console)
-        self._writer = SummaryWriter(tensorboard or str(folder), purge_step=int(1000 * start) + 1 if start else None)
-        self._take_back(start)
+        with self._reported("console.txt"):
+            self._open_console()
+        with self._reported("log.txt"):
+            self._take_back()
 
-    def _take_back(self, start: float) -> None:
+    @contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            logger.error("%s could not be written, training goes on: %s", self.folder / name, error)
+
+    def _open_console(self) -> None:
+        self._console = _QuietFileHandler(self.folder / "console.txt", encoding="utf-8")
+        self._console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        for early in [handler for handler in logger.handlers if isinstance(handler, MemoryHandler)]:
+            early.setTarget(self._console)
+            early.flush()
+            logger.removeHandler(early)
+        logger.addHandler(self._console)
+
+    def _take_back(self) -> None:
         path = self.folder / "log.txt"
-        if path.exists():
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["epoch"] <= start]
-            path.write_text("".join(line + "\n" for line in lines))
+        if not path.exists():
+            return
+        kept = [line for line in path.read_text().splitlines() if _epoch_of(line) <= self._start]
+        with whole_file(path) as out:
+            out.write("".join(f"{line}\n" for line in kept).encode())
 
     def scalars(self, x: int, **values: float) -> None:
         """TensorBoard scalars at x = 1000 · epoch position."""
-        if self.folder is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, x)
+        if self.folder is None or not values:
+            return
+        with self._reported("events.out.tfevents"):
+            try:
+                if self._writer is None:
+                    self._writer = SummaryWriter(self._events_folder, purge_step=self._purge_step)
+                    self._purge_step = None
+                for name, value in values.items():
+                    self._writer.add_scalar(name, value, x)
+                self._writer.flush()
+            except OSError:
+                self._writer = None  # it has lost its thread; the next scalars open another file
+                raise
 
     def epoch(self, **values: float) -> None:
         """One JSON object in log.txt."""
         if self.folder is not None:
-            self._writer.flush()
-            with (self.folder / "log.txt").open("a") as file:
+            with self._reported("log.txt"), (self.folder / "log.txt").open("a") as file:
                 file.write(json.dumps(values) + "\n")
 
     def close(self) -> None:
-        """Flush and close the files."""
-        if self.folder is not None:
-            self._writer.close()
+        """Close the files."""
+        if self._writer is not None:
+            with self._reported("events.out.tfevents"):
+                self._writer.close()
+        if self._console is not None:
             logger.removeHandler(self._console)
-            self._console.close()
+            with self._reported("console.txt"):
+                self._console.close()
+
+
+class _QuietFileHandler(logging.FileHandler):
+    """A log file; what cannot be written to it is left out, since standard output has it too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: the default is a traceback on the console for each message."""
+
+
+def _epoch_of(line: str) -> float:
+    """The epoch of a line of log.txt; infinity for a torn one."""
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 class Pace:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +38,9 @@ class Saver:
         state: gives the run's state at the time of the call.
         save_minutes: time between writes of last.pth.
         keep_last: keep so many of the newest checkpoint-N.pth; 0: all.
+
+    Attributes:
+        failed: the last write failed.
     """
 
     def __init__(self, folder: Path, state: Callable[[], dict], save_minutes: float, keep_last: int = 0):
@@ -45,30 +49,30 @@ class Saver:
         self._saved_at = time.monotonic()
         self._thread: threading.Thread | None = None
         self.failed = False
-        self.stall = 0.0
 
     def due(self) -> bool:
         """Whether it is time for last.pth."""
         return time.monotonic() - self._saved_at >= self._seconds
 
-    def save(self, epoch: int | None = None, wait: bool = False) -> None:
+    def save(self, epoch: int | None = None, wait: bool = False, then: Callable[[Path], None] | None = None) -> None:
         """Write last.pth and, with an epoch, checkpoint-{epoch}.pth; training stands still for the copy alone.
+
+        While an earlier write is still under way, a last.pth that nobody waits for is left out.
 
         Args:
             epoch: the number of the published checkpoint.
             wait: return only when the files are on the disk.
+            then: called with the published checkpoint's path when it is on the disk.
         """
-        begin = time.perf_counter()
-        if self._busy() and epoch is None and not wait:
+        if self._thread is not None and self._thread.is_alive() and epoch is None and not wait:
             return
         self.finish()
         state = host_copy(self._state())
         self._saved_at = time.monotonic()
-        self._thread = threading.Thread(target=self._write, args=(state, epoch), name="checkpoint writer")
+        self._thread = threading.Thread(target=self._write, args=(state, epoch, then), name="checkpoint writer")
         self._thread.start()
         if wait:
             self.finish()
-        self.stall = time.perf_counter() - begin
 
     def finish(self) -> None:
         """Wait until what is being written is on the disk."""
@@ -76,39 +80,41 @@ class Saver:
             self._thread.join()
             self._thread = None
 
-    def _busy(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def _write(self, state: dict, epoch: int | None) -> None:
-        last = self.folder / LAST
-        name = LAST if epoch is None else f"checkpoint-{epoch}.pth"
+    def _write(self, state: dict, epoch: int | None, then: Callable[[Path], None] | None) -> None:
+        path = self.folder / (LAST if epoch is None else f"checkpoint-{epoch}.pth")
+        aside = self.folder / "last.new.pth"
         try:
             if epoch is None:
-                aside = self.folder / "last.new.pth"
                 save_atomically(state, aside)
             else:
-                save_atomically(state, self.folder / name)
-                aside = self._second_name(self.folder / name)
-            if last.exists():
-                last.replace(self.folder / PREVIOUS)
-            aside.replace(last)
+                save_atomically(state, path)
+                _link(path, aside)
+            self._rotate(aside)
             self._remove_old()
             self.failed = False
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # torch.save has RuntimeErrors of its own for files
             self.failed = True
-            logger.error("%s could not be written, training goes on: %s", self.folder / name, error)
+            logger.error("%s could not be written, training goes on: %s", path, error)
+            return
+        if then is not None:
+            then(path)
 
-    def _second_name(self, path: Path) -> Path:
-        """The same file under a second name; a copy where the file system has no links."""
-        aside = self.folder / "last.new.pth"
-        aside.unlink(missing_ok=True)
-        try:
-            os.link(path, aside)
-        except OSError:
-            aside.write_bytes(path.read_bytes())
-        return aside
+    def _rotate(self, newest: Path) -> None:
+        last = self.folder / LAST
+        if last.exists():
+            last.replace(self.folder / PREVIOUS)
+        newest.replace(last)
 
     def _remove_old(self) -> None:
         if self._keep_last:
             for path in checkpoints_in(self.folder)[: -self._keep_last]:
                 path.unlink()
+
+
+def _link(path: Path, name: Path) -> None:
+    """Give a file a second name; a copy where the file system has no links."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)

@@ -1,28 +1,26 @@
 """From settings to a model in training: data, statistics, teacher, model, optimizer, processes."""
 
 import logging
-import multiprocessing
-import signal
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from . import compute, continuation, models_mae
-from .audio_dataset import AudioDataset, Batch, as_is
+from .audio_dataset import AudioDataset, Batch
+from .batch_loader import BatchLoader
 from .clip_store import open_store
-from .distributed import Launch, from_rank0
+from .distributed import Launch, from_rank0, in_step, together
 from .errors import UserError
 from .inputs import BatchInputs, MaskRule
+from .npy_store import FileStore
 from .optimizer import make_optimizer
 from .options import as_pair
 from .recipe import Recipe
-from .sampling import EpochPlan, SampleKey
+from .sampling import EpochPlan
 from .statistics import cached_stats
-from .stop_signal import SIGNALS
 from .trainer import Trainer, precision_of
 
 Stats = tuple[float, float]
@@ -39,18 +37,44 @@ class DataSets:
 
 
 def open_data(recipe: Recipe, args: Namespace, launch: Launch) -> DataSets:
-    """Open the lists and look whether their files are there."""
-    noise = open_store(args.csv_bg_noise, args.data_path) if getattr(args, "noise_ratio", 0) > 0 else None
-    train = recipe.open_data(args, args.csv_main, noise, None)
-    val = recipe.open_data(args, args.csv_val, noise, train) if args.csv_val else None
-    stores = [dataset.clips for dataset in (train, val) if dataset is not None] + ([noise] if noise else [])
+    """Open the lists, on every rank, and look whether their files are there, on rank 0."""
 
-    def check_present() -> None:
-        for store in stores:
+    def open_lists() -> DataSets:
+        noise = open_store(args.csv_bg_noise, args.data_path, check=False) if getattr(args, "noise_ratio", 0) > 0 else None
+        train = recipe.open_data(args, args.csv_main, noise, None)
+        val = recipe.open_data(args, args.csv_val, noise, train) if args.csv_val else None
+        return DataSets(train, val)
+
+    data = together(launch, open_lists)
+    datasets = [dataset for dataset in (data.train, data.val) if dataset is not None]
+    for dataset in datasets:
+        dataset.skip_bad_files = args.skip_bad_files
+    stores = [data.train.noise, *(dataset.clips for dataset in datasets)]
+    files = [store for store in stores if isinstance(store, FileStore)]
+    from_rank0(launch, lambda: _check_present(files, args.skip_bad_files))
+    return data
+
+
+def _check_present(stores: Sequence[FileStore], skip_bad_files: bool) -> None:
+    for store in stores:
+        try:
             store.check_present()
+        except FileNotFoundError as error:
+            if not skip_bad_files:
+                raise
+            logger.warning("%s", error)
 
-    from_rank0(launch, check_present)
-    return DataSets(train, val)
+
+def make_plan(args: Namespace, data: AudioDataset, launch: Launch) -> EpochPlan:
+    """Which samples make up each step.
+
+    Raises:
+        ValueError: there is not one whole update in an epoch, or --weighted for a list without weights.
+    """
+    weights = data.weights if getattr(args, "weighted", False) else None
+    if getattr(args, "weighted", False) and weights is None:
+        raise UserError(f"--weighted: {args.csv_main} has no column weight (util/make_as_weighted_list.py writes one)")
+    return EpochPlan(len(data), args.batch_size, args.accum_iter, launch.rank, launch.world_size, args.seed, weights)
 
 
 def normalisation(args: Namespace, data: AudioDataset, launch: Launch) -> tuple[Stats, Stats | None]:
@@ -62,8 +86,8 @@ def normalisation(args: Namespace, data: AudioDataset, launch: Launch) -> tuple[
             return given, given
         noise_stats = None
         if data.noise is not None:
-            noise_stats = cached_stats(data.noise, data.input_frames, repeat=True)
-        return cached_stats(data.clips, data.input_frames), noise_stats
+            noise_stats = cached_stats(data.noise, data.input_frames, repeat=True, skip_bad=args.skip_bad_files)
+        return cached_stats(data.clips, data.input_frames, skip_bad=args.skip_bad_files), noise_stats
 
     stats, noise_stats = from_rank0(launch, decide)
     logger.info("log-mel values: mean %.4f, standard deviation %.4f", *stats)
@@ -78,8 +102,11 @@ def load_teacher(args: Namespace, device: torch.device) -> tuple[torch.nn.Module
     """
     if not getattr(args, "teacher", ""):
         return None, None
+    if args.loss_off == 0:
+        logger.warning("--loss_off 0: the teacher's features have no weight in the loss")
     from .runtime_audio import RuntimeM2D  # costs seconds to import, and only M2D-X has a teacher
 
+    torch.manual_seed(args.seed)  # for a teacher of random weights
     teacher = RuntimeM2D(weight_file=args.teacher).to(device).eval().requires_grad_(False)
     if teacher.cfg.sr != args.sr:
         raise UserError(f"--teacher {args.teacher} was trained at {teacher.cfg.sr}, this run's data are at --sr {args.sr}")
@@ -114,19 +141,16 @@ def build_model(args: Namespace, stats: Stats, target_width: int | None) -> torc
 
 
 def make_trainer(
-    args: Namespace, data: AudioDataset, stats: Stats, noise_stats: Stats | None, launch: Launch, load_weights: bool = True
+    args: Namespace,
+    data: AudioDataset,
+    plan: EpochPlan,
+    stats: Stats,
+    noise_stats: Stats | None,
+    launch: Launch,
+    load_weights: bool = True,
 ) -> Trainer:
     """A model in training, at its start; with the weights of --resume unless they are to come from elsewhere."""
     compute.configure(launch.device)
-    plan = EpochPlan(
-        len(data),
-        args.batch_size,
-        args.accum_iter,
-        launch.rank,
-        launch.world_size,
-        args.seed,
-        weights=data.weights if getattr(args, "weighted", False) else None,
-    )
     teacher, feature_width = load_teacher(args, launch.device)
     model = build_model(args, stats, feature_width or data.target_width)
     if args.resume and load_weights:
@@ -150,51 +174,32 @@ def make_trainer(
     if args.compile if args.compile is not None else launch.device.type == "cuda":
         first_batch = data.__getitems__(next(plan.batches(epoch=0)))
         compute.try_compile(model, lambda: trainer.losses(model, first_batch)[0].backward())
-    if launch.world_size > 1:
-        devices = [launch.device] if launch.device.type == "cuda" else None
-        trainer.parallel = DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
     return trainer
 
 
-def _ignore_signals(_worker: int) -> None:
-    """Loader workers leave the word to stop to the training process."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-class _Keys:
-    """The batch sampler that a DataLoader iterates anew for each epoch: what its workers are asked for."""
-
-    def __init__(self, plan: EpochPlan):
-        self.plan, self.epoch, self.first_step = plan, 0, 0
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        return self.plan.batches(self.epoch, self.first_step)
+def connect(trainer: Trainer) -> None:
+    """Wrap the model for the processes of a run, which then hold the same weights."""
+    launch = trainer.launch
+    if launch.world_size > 1:
+        devices = [launch.device] if launch.device.type == "cuda" else None
+        trainer.parallel = DistributedDataParallel(trainer.model, device_ids=devices, gradient_as_bucket_view=True)
 
 
 class TrainingBatches:
-    """This rank's batches of any epoch, from any step, loaded by workers that live as long as the run."""
+    """This rank's batches of any epoch, from any step, read ahead by threads that live as long as the run."""
 
     def __init__(self, data: AudioDataset, plan: EpochPlan, args: Namespace, device: torch.device):
-        self._keys = _Keys(plan)
-        self._loader = DataLoader(
-            data,
-            batch_sampler=self._keys,
-            num_workers=args.num_workers,
-            collate_fn=as_is,
-            pin_memory=args.pin_mem and device.type == "cuda",
-            persistent_workers=args.num_workers > 0,
-            worker_init_fn=_ignore_signals,
-        )
+        self._plan = plan
+        self._loader = BatchLoader(data, args.num_workers, pin_memory=args.pin_mem and device.type == "cuda")
 
     def of(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from a step on."""
-        self._keys.epoch, self._keys.first_step = epoch, first_step
-        return iter(self._loader)
+        """Batches of an epoch from a step on.
+
+        Raises:
+            ReadError: on all ranks, where a clip of one rank's batch cannot be read.
+        """
+        return in_step(self._loader.batches(self._plan.batches(epoch, first_step)))
 
     def close(self) -> None:
-        """End the workers; they heed no signal but SIGKILL, and hold nothing."""
-        if self._loader._iterator is not None:
-            self._loader._iterator._shutdown_workers()
-        for worker in multiprocessing.active_children():
-            worker.kill()
+        """End the threads."""
+        self._loader.close()

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from .sampling import Purpose, uniform
-from .store_base import ClipStore
+from .skipping import read_readable
+from .store_base import ClipStore, check_finite
 from .whole_file import whole_file
 
 _CLIPS_AT_ONCE = 32
@@ -24,7 +25,9 @@ def drawn_clips(store: ClipStore, n_files: int) -> np.ndarray:
     return np.arange(count) * len(store) // count
 
 
-def measure_stats(store: ClipStore, input_frames: int, n_files: int = 5000, repeat: bool = False) -> tuple[float, float]:
+def measure_stats(
+    store: ClipStore, input_frames: int, n_files: int = 5000, repeat: bool = False, skip_bad: bool = False
+) -> tuple[float, float]:
     """Mean and (population) standard deviation over one random crop of each of up to `n_files` clips.
 
     The same clips and crops whatever the run's seed. Memory does not grow with their number: moments of pieces
@@ -35,18 +38,24 @@ def measure_stats(store: ClipStore, input_frames: int, n_files: int = 5000, repe
         input_frames: length of a crop; shorter clips are completed as the training does it.
         n_files: at most so many clips are read.
         repeat: complete shorter clips by repeating them (background noise), not by silence.
+        skip_bad: take the next clip in the place of one that cannot be read or holds NaN.
 
     Raises:
         ValueError: a clip holds NaN or infinite values (named), or all values are equal.
     """
     clips = drawn_clips(store, n_files)
     u = uniform(0, 0, np.arange(len(clips)), Purpose.STATISTICS)
+
+    def read(clips: np.ndarray, u: np.ndarray) -> np.ndarray:
+        crops = store.read_crops(clips, u, input_frames, repeat)
+        check_finite(store, clips, crops)
+        return crops
+
     count, mean, m2 = 0, 0.0, 0.0
     for begin in range(0, len(clips), _CLIPS_AT_ONCE):
         piece = slice(begin, begin + _CLIPS_AT_ONCE)
-        crops = store.read_crops(clips[piece], u[piece], input_frames, repeat)
+        crops, _ = read_readable(read, clips[piece], u[piece], len(store), skip_bad)
         crops = crops.astype(np.float64, order="C")  # sums in one order, whatever the store's memory order
-        _check_finite(store, clips[piece], crops)
         n, crops_mean = crops.size, crops.mean()
         crops -= crops_mean
         delta = crops_mean - mean
@@ -59,13 +68,9 @@ def measure_stats(store: ClipStore, input_frames: int, n_files: int = 5000, repe
     return float(mean), float(std)
 
 
-def _check_finite(store: ClipStore, clips: np.ndarray, crops: np.ndarray) -> None:
-    bad = np.flatnonzero(~np.isfinite(crops).all(axis=(1, 2)))
-    if len(bad):
-        raise ValueError(f"{store.where(int(clips[bad[0]]))}: NaN or infinite values in it")
-
-
-def cached_stats(store: ClipStore, input_frames: int, n_files: int = 5000, repeat: bool = False) -> tuple[float, float]:
+def cached_stats(
+    store: ClipStore, input_frames: int, n_files: int = 5000, repeat: bool = False, skip_bad: bool = False
+) -> tuple[float, float]:
     """`measure_stats`, kept in `<list>.stats.json` beside the list.
 
     Measured again when the list, a measured file's size or time, or a setting has changed. Where the folder cannot
@@ -78,7 +83,7 @@ def cached_stats(store: ClipStore, input_frames: int, n_files: int = 5000, repea
     cache = _read_cache(path)
     if key in cache:
         return cache[key]["mean"], cache[key]["std"]
-    mean, std = measure_stats(store, input_frames, n_files, repeat)
+    mean, std = measure_stats(store, input_frames, n_files, repeat, skip_bad)
     kept = dict(list(cache.items())[1 - _CACHED_SETTINGS :])
     try:
         with whole_file(path) as out:

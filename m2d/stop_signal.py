@@ -1,6 +1,5 @@
 """Being asked to stop: SIGTERM, SIGINT and SIGUSR1 end a run at its next update, on all ranks at the same one."""
 
-import logging
 import signal
 import threading
 
@@ -8,8 +7,6 @@ import torch
 import torch.distributed as dist
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-
-logger = logging.getLogger("m2d")
 
 
 class StopSignal:
@@ -22,16 +19,16 @@ class StopSignal:
     def __init__(self):
         self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, object] = {}
-        self._pending: tuple[torch.Tensor, object] | None = None
+        self._pending: tuple[torch.Tensor, dist.Work] | None = None
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._pending is not None and self._pending[1] is not None and dist.is_initialized():
-            self._pending = None
+    def __exit__(self, error: type | None, *_) -> None:
+        if self._pending is not None and error is None:
+            self._pending[1].wait()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

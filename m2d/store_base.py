@@ -67,3 +67,10 @@ def fill_short(crop: np.ndarray, valid: int, repeat: bool) -> None:
         more = min(valid, crop.shape[1] - valid)
         crop[:, valid : valid + more] = crop[:, :more]
         valid += more
+
+
+def check_finite(store: ClipStore, clips: np.ndarray, values: np.ndarray) -> None:
+    """Raise ValueError, naming the clip, where one of the values `[B, ...]` of clips `[B]` is NaN or infinite."""
+    bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{store.where(int(clips[bad[0]]))}: NaN or infinite values in it")

@@ -102,6 +102,10 @@ class Trainer:
         """Share of the devices' peak that a speed takes (MFU): the model's arithmetic, a teacher's not counted."""
         return clips_per_second * self.flops_per_clip / self._peak_flops
 
+    def may_overflow(self) -> bool:
+        """Whether a gradient that is not finite may come from loss scaling, which then lowers its factor by itself."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1
+
     def target_decay(self, number: int) -> float:
         """EMA decay at an update of the run."""
         updates = self.plan.updates_per_epoch * self.args.epochs
@@ -121,53 +125,72 @@ class LossMeter:
 
     Args:
         state: what `state()` of an interrupted epoch's meter gave.
+
+    Attributes:
+        recent, norms: losses `[terms]` of each step, and the gradient norm of each update, since the last report.
+        skipped: clips that were passed over in this epoch (--skip_bad_files).
     """
 
     def __init__(self, state: dict | None = None):
-        self.sums = None if state is None else torch.tensor(state["sums"], dtype=torch.float64)
-        self.count = 0 if state is None else state["count"]
+        state = state or {"sums": None, "count": 0, "skipped": 0}
+        self.sums = None if state["sums"] is None else torch.tensor(state["sums"], dtype=torch.float64)
+        self.count, self.skipped = state["count"], state["skipped"]
         self.recent: list[torch.Tensor] = []
         self.norms: list[torch.Tensor] = []
-        self._indices: list[torch.Tensor] = []
+        self._batches: list[Batch] = []
 
-    def add(self, terms: torch.Tensor, index: torch.Tensor) -> None:
+    def add(self, terms: torch.Tensor, batch: Batch) -> None:
         """Count one step's losses `[terms]` and remember which samples it was made of."""
         self.recent.append(terms)
-        self._indices.append(index)
+        self._batches.append({name: batch[name] for name in ("index", "skipped") if name in batch})
 
     @property
     def unreported(self) -> int:
         """Steps since the last report."""
         return len(self.recent)
 
-    def report(self) -> torch.Tensor:
+    def report(self, norms_may_overflow: bool = False) -> torch.Tensor:
         """Mean losses over all ranks since the last report `[terms]`: where the host waits for the device.
 
+        Args:
+            norms_may_overflow: gradients that are not finite are another's business (loss scaling's).
+
         Raises:
-            NonFiniteLoss: on every rank, where one of them has a loss that is not finite.
+            NonFiniteLoss: on every rank, where a loss or a gradient of one of them is not finite.
         """
         recent = torch.stack(self.recent).cpu().double()
-        summed = sum_over_ranks(torch.cat([recent.sum(dim=0), torch.tensor([float(len(recent))], dtype=torch.float64)]))
+        skipped = sum(int(batch["skipped"]) for batch in self._batches if "skipped" in batch)
+        summed = sum_over_ranks(torch.cat([recent.sum(dim=0), torch.tensor([len(recent), skipped], dtype=torch.float64)]))
         if not summed.isfinite().all():
             raise NonFiniteLoss(f"losses of the last {len(recent)} steps: {recent[:, 0].tolist()}")
-        self.sums = summed[:-1] if self.sums is None else self.sums + summed[:-1]
-        self.count += int(summed[-1])
+        if not norms_may_overflow and not torch.stack(self.norms).isfinite().all():
+            raise NonFiniteLoss(f"gradient norms of the last {len(self.norms)} updates: {torch.stack(self.norms).tolist()}")
+        self.sums = summed[:-2] if self.sums is None else self.sums + summed[:-2]
+        self.count += int(summed[-2])
+        self.skipped += int(summed[-1])
         self.recent.clear()
         self.norms.clear()
-        self._indices.clear()
-        return summed[:-1] / summed[-1]
+        self._batches.clear()
+        return summed[:-2] / summed[-2]
 
     def suspects(self) -> Sequence[int]:
-        """Sample indices of this rank's first unreported step with a loss that is not finite."""
-        for terms, index in zip(self.recent, self._indices, strict=True):
+        """Sample indices of this rank's first unreported step with a loss, else update with a gradient, that is not finite."""
+        for terms, batch in zip(self.recent, self._batches, strict=True):
             if not terms.isfinite().all():
-                return index.tolist()
+                return batch["index"].tolist()
+        per_update = len(self._batches) // max(len(self.norms), 1)
+        for number, norm in enumerate(self.norms):
+            if not norm.isfinite():
+                group = self._batches[number * per_update : (number + 1) * per_update]
+                return torch.cat([batch["index"] for batch in group]).tolist()
         return []
 
     def means(self) -> dict[str, float]:
         """Means over the epoch so far, by name."""
-        return {f"train_{name}": value for name, value in zip(TERM_NAMES, (self.sums / self.count).tolist(), strict=False)}
+        means = {f"train_{name}": value for name, value in zip(TERM_NAMES, (self.sums / self.count).tolist(), strict=False)}
+        return means | ({"skipped_files": self.skipped} if self.skipped else {})
 
     def state(self) -> dict:
         """What an interrupted epoch needs to go on."""
-        return {"sums": None if self.sums is None else self.sums.tolist(), "count": self.count}
+        sums = None if self.sums is None else self.sums.tolist()
+        return {"sums": sums, "count": self.count, "skipped": self.skipped}

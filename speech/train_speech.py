@@ -28,7 +28,7 @@ SETTINGS = dict(
 
 def open_speech(args: Namespace, path: str, noise: ClipStore | None, train: SpeechDataset | None) -> SpeechDataset:
     """Speech clips with a teacher's features."""
-    clips = open_pairs(path, args.data_path, patch_frames=as_pair(args.patch_size)[1])
+    clips = open_pairs(path, args.data_path, patch_frames=as_pair(args.patch_size)[1], check=False)
     return SpeechDataset(clips, as_pair(args.input_size)[1], args.seed, noise, args.random_crop)
 
 

@@ -16,12 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
 from m2d import models_mae
 from m2d.pretrain import main
+
+ROOT = Path(__file__).resolve().parents[1]
 
 ENCODER = dict(embed_dim=48, depth=2, num_heads=2)
 DECODER = dict(decoder_embed_dim=32, decoder_num_heads=2)
@@ -75,7 +73,7 @@ def command(program: str, more: str = "", processes: int = 1, agent: str = "") -
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of such a command."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **more}
 
 
 def launch(program: str, more: str = "", processes: int = 1, agent: str = "", **options) -> subprocess.Popen:
