@@ -112,7 +112,8 @@ def loaded_backbone(weights: Weights, encoder_only: bool, dur_frames: int | None
     depth = block_count(weights.state)
     if depth > len(model.blocks):
         raise CheckpointError(f"{weights.path} has {depth} encoder blocks; {sizes.model} has {len(model.blocks)}")
-    log.info("%s (%s): %s", weights.path, weights.layout, report)
+    log.info("%s: %s (%s)", weights.path, sizes, weights.layout)
+    log.debug("%s: %s", weights.path, report)
     if report.new and not encoder_only:
         log.warning("%s brings no %s: random there", weights.path, ", ".join(sorted({n.split(".")[0] for n in report.new})))
     return model

@@ -23,7 +23,7 @@ log = logging.getLogger("m2d")
 
 # What is encoded, or turned into a spectrogram, at a time: a long input needs no more memory than a short one.
 _TOKENS_PER_BLOCK = 1 << 13
-_FRAMES_PER_BLOCK = 1 << 16
+_FRAMES_PER_BLOCK = 1 << 14
 
 
 def get_to_melspec(cfg: object) -> nn.Module:
@@ -286,6 +286,15 @@ class RuntimeM2D(nn.Module):
         layers = self._encode(lambda i, j: lms[..., i:j], lms.shape[0], lms.shape[3], return_layers, average_per_time_frame)
         return layers if return_layers else layers[0]
 
+    def split_lms(self, lms: torch.Tensor) -> list[torch.Tensor]:
+        """The pieces of `[B, 1, n_mels, frames]` that `encode_lms` encodes, each alone, in their order.
+
+        So that pieces of many clips can be encoded together: the outputs joined are those of the whole.
+        """
+        pieces = self._pieces(lms.shape[0], lms.shape[3])
+        lms = F.pad(lms, (0, pieces[-1][1] - lms.shape[3]))
+        return [lms[..., i : i + piece] for start, stop, piece in pieces for i in range(start, stop, piece)]
+
     def encode(self, audio: torch.Tensor, average_per_time_frame: bool = False) -> torch.Tensor:
         """Waveforms `[B, samples]` of full scale ±1 to features `[B, T, feature_d]`, as `encode_lms` gives them.
 
@@ -304,7 +313,13 @@ class RuntimeM2D(nn.Module):
     def forward(self, audio: torch.Tensor, average_per_time_frame: bool = False) -> torch.Tensor:
         """Waveforms `[B, samples]` to features (see `encode`), or with `num_classes` to logits `[B, classes]`."""
         features = self.encode(audio, average_per_time_frame)
-        return features if self.num_classes is None else self.head(self.head_norm(features.mean(dim=1)))
+        return features if self.num_classes is None else self.classify(features.mean(dim=1))
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Features averaged over some time `[N, feature_d]` to logits `[N, classes]`."""
+        if self.num_classes is None:
+            raise ValueError("logits need a classifier: give num_classes to RuntimeM2D")
+        return self.head(self.head_norm(features))
 
     def get_scene_embeddings(self, audio: torch.Tensor) -> torch.Tensor:
         """Waveforms `[B, samples]` to one vector a clip, the mean over time: `[B, feature_d]`."""
@@ -317,10 +332,8 @@ class RuntimeM2D(nn.Module):
 
     def forward_frames(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Waveforms `[B, samples]` to logits per time step `[B, T, classes]` and their times in ms `[B, T]`."""
-        if self.num_classes is None:
-            raise ValueError("logits need a classifier: give num_classes to RuntimeM2D")
         features, times = self.get_timestamp_embeddings(audio)
-        return self.head(self.head_norm(features.transpose(1, 2)).transpose(1, 2)), times
+        return self.classify(features.flatten(0, 1)).unflatten(0, times.shape), times
 
     # ------------------------------------------------------------------ reconstruction, for MAE checkpoints
 
