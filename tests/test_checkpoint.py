@@ -10,6 +10,8 @@ import pickle
 import random
 import resource
 import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 import zipfile
@@ -579,3 +581,14 @@ def test_a_released_archive_is_unpacked(whole_file, network):
     path = resolve(address)
     assert path.parent.name == NAME and path.name == "weights_ep1.pth" and read_weights(address).sizes is not None
     assert resolve(address) == path and len(asked) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_encoder_alone_needs_little_more_than_its_own_memory():
+    """Out of a training checkpoint of six times its size."""
+    benchmark = Path(__file__).resolve().parents[1] / "benchmarks" / "load_checkpoint.py"
+    command = [sys.executable, str(benchmark), "--model", "m2d_vit_small", "--repeat", "1"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    ratios = [float(line.split(" = ")[1].split()[0]) for line in lines if line.startswith("runtime")]
+    assert len(ratios) == 2 and max(ratios) <= 1.3, lines

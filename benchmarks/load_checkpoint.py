@@ -1,0 +1,114 @@
+"""Time and peak memory of loading the encoder alone out of a training checkpoint.
+
+    python benchmarks/load_checkpoint.py
+
+writes a training checkpoint of random numbers (weights, two AdamW moments of what is trained, settings in a Namespace),
+and loads it in fresh processes: as RuntimeM2D does it, and as a plain torch.load of everything followed by
+load_state_dict into a model with random weights. Memory is the peak of the resident set above its size before loading.
+"cold": the file is dropped from the page cache before.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+WAYS = ("runtime", "plain")
+
+
+def write_checkpoint(model: str, folder: Path) -> Path:
+    """A training checkpoint of a model of random numbers."""
+    from m2d import models_mae
+    from m2d.checkpoint import save_atomically
+
+    with torch.device("meta"):
+        built = models_mae.build(model, img_size=[80, 608], patch_size=[16, 16])
+    trained = [parameter for parameter in built.parameters() if parameter.requires_grad]
+    moments = {i: {name: torch.rand(p.shape) for name in ("exp_avg", "exp_avg_sq")} for i, p in enumerate(trained)}
+    state = {name: torch.rand(tensor.shape) for name, tensor in built.state_dict().items()}
+    path = folder / f"{model}-80x608p16x16p16k-261122-benchmark" / "checkpoint-1.pth"
+    path.parent.mkdir(parents=True)
+    saved = {"model": state, "optimizer": {"state": moments}, "epoch": 1, "args": argparse.Namespace(seed=0)}
+    save_atomically(saved, path)
+    return path
+
+
+def memory(name: str) -> int:
+    """A line of /proc/self/status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def drop_from_cache(path: Path) -> None:
+    """Have the file's pages leave the page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def load(way: str, path: Path) -> torch.nn.Module:
+    """The encoder with the checkpoint's weights."""
+    from m2d import models_mae
+    from m2d.backbone import loaded_backbone
+    from m2d.checkpoint import read_weights
+
+    if way == "runtime":
+        return loaded_backbone(read_weights(path), encoder_only=True, dur_frames=None)
+    model = path.parent.name.split("-")[0]
+    encoder = models_mae.build(f"{model}_encoder_only", img_size=[80, 608], patch_size=[16, 16])
+    encoder.load_state_dict(torch.load(path, map_location="cpu", weights_only=False)["model"], strict=False)
+    return encoder
+
+
+def measure(way: str, path: Path, cold: bool) -> dict[str, float]:
+    """Seconds, peak memory and size of the encoder in bytes, in this process."""
+    import timm.models.vision_transformer  # noqa: F401  what loading needs anyhow is imported before the clock starts
+
+    import m2d.backbone  # noqa: F401
+
+    torch.set_num_threads(1)
+    if cold:
+        drop_from_cache(path)
+    Path("/proc/self/clear_refs").write_text("5")
+    before, began = memory("VmRSS"), time.perf_counter()
+    encoder = load(way, path)
+    seconds = time.perf_counter() - began
+    size = sum(tensor.nbytes for tensor in encoder.state_dict().values())
+    return {"seconds": seconds, "peak": memory("VmHWM") - before, "encoder": size}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="m2d_vit_base")
+    parser.add_argument("--repeat", type=int, default=3, help="processes per figure; the median is shown")
+    parser.add_argument("--measure", nargs=3, metavar=("WAY", "PATH", "COLD"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        way, path, cold = args.measure
+        print(json.dumps(measure(way, Path(path), cold == "cold")))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_checkpoint(args.model, Path(folder))
+        print(f"{args.model}: training checkpoint of {path.stat().st_size / 1e6:.0f} MB")
+        for way in WAYS:
+            for cache in ("warm", "cold"):
+                command = [sys.executable, __file__, "--measure", way, str(path), cache]
+                replies = (subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(args.repeat))
+                runs = sorted((json.loads(reply.stdout) for reply in replies), key=lambda run: run["seconds"])
+                run = runs[len(runs) // 2]
+                peak, size = max(run["peak"] for run in runs), run["encoder"]
+                figures = f"peak {peak / 1e6:5.0f} MB = {peak / size:.2f} x the encoder's {size / 1e6:.0f} MB"
+                print(f"{way:8} {cache}: {run['seconds']:6.2f} s, {figures}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
