@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from .audio_dataset import AudioDataset
-from .checkpoint import load_into, read_weights
+from .checkpoint import POSITIONS, load_into, read_weights
 from .checkpoint_file import load_file, resolve
 from .clip_list import columns_digest
 from .errors import UserError
@@ -22,6 +22,8 @@ FREE = set(
 )
 #: ... or change it in a way that a person may want, if only in rounding; the log says so.
 SOUND = set("activation_checkpointing clip_grad compile data_path device epochs min_lr skip_bad_files weight_decay".split())
+
+_PREDICTOR = ("decoder_", "mask_token")
 
 logger = logging.getLogger("m2d")
 
@@ -67,9 +69,21 @@ def check_same_run(checkpoint: Mapping[str, object], args: Namespace, facts: Map
 
 
 def load_resumed_weights(model: nn.Module, args: Namespace) -> None:
-    """Load the weights of --resume into the model and say what was loaded, new and unused."""
-    weights = read_weights(args.resume)
-    report = load_into(model, weights.state, take_norm_stats=args.norm_stats == "resume")
+    """Load the weights of --resume into the model and say what was loaded, new and unused.
+
+    The parts of a predictor that another kind of model shapes differently (MAE's predicts pixels) start anew.
+    """
+    weights, own = read_weights(args.resume), model.state_dict()
+
+    def fits(name: str) -> bool:
+        if not name.startswith(_PREDICTOR) or name not in own:
+            return True
+        ours, theirs = own[name].shape, weights.state[name].shape
+        return ours[-1] == theirs[-1] if name in POSITIONS else ours == theirs
+
+    state = {name: tensor for name, tensor in weights.state.items() if fits(name)}
+    report = load_into(model, state, take_norm_stats=args.norm_stats == "resume")
+    report.unused.extend(name for name in weights.state if name not in state)
     logger.info("--resume %s: %s", args.resume, report)
 
 
