@@ -1,4 +1,4 @@
-"""Audio files to log-mel spectrograms, the training data of M2D: `python wav_to_lms.py SRC DEST`.
+"""Audio files to log-mel spectrograms, the training data of M2D: `python wav_to_lms.py SRC DEST` (or `--pack OUT.pack`).
 
 Torch is imported only where it is used (ToLogMelSpec, --device cuda), so that a run starts at once.
 """
@@ -7,12 +7,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from csv import writer
 from dataclasses import dataclass, field, fields
 from functools import wraps
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +22,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from m2d.audio_io import find_audio, walk_files
 from m2d.convert import (
+    FAILED,
     Converter,
     DeviceMel,
     Job,
+    Outcome,
+    Sink,
     convert_all,
     is_done,
     is_temporary,
@@ -34,10 +36,12 @@ from m2d.convert import (
     remove_if_stale,
 )
 from m2d.logmel import PRESETS, FrontEnd, NumpyLogMel
-from m2d.whole_file import whole_file
+from m2d.whole_file import write_table
 
 if TYPE_CHECKING:
     import torch
+
+    from m2d.pack_audio import AudioPack
 
 logger = logging.getLogger("m2d")
 
@@ -92,7 +96,7 @@ class Report:
 
 def convert_wav(
     from_dir: str | os.PathLike,
-    to_dir: str | os.PathLike,
+    to_dir: str | os.PathLike | None = None,
     suffix: str | Iterable[str] = ".wav",
     skip: int = 0,
     min_length: float | None = 6.1,
@@ -101,16 +105,27 @@ def convert_wav(
     csv: str | os.PathLike | None = None,
     sr: str = "16k",
     device: str = "cpu",
+    pack: str | os.PathLike | None = None,
+    dtype: str | None = None,
+    chunk_clips: int | None = None,
 ) -> Report:
     """Convert a folder of audio files to log-mel spectrograms: SRC/sub/a.wav becomes DEST/sub/a.npy.
 
+    wav_to_lms.py SRC DEST [flags]
+    wav_to_lms.py SRC --pack OUT.pack [flags]
+
     Each is float32 [1, 80, frames], 100 frames a second. Files that exist are skipped, so that the same command goes
     on after an interruption. Files that cannot be converted are listed in DEST/failed.csv.
+
+    With --pack OUT.pack in the place of DEST, all go into a few large files, which training takes as --csv_main
+    OUT.pack. The same command goes on with the chunks that lack. Files that cannot be converted are left out, and
+    listed in OUT.pack/failed.csv; to try them again, remove the chunk-N.* files that it names.
+
     Exit status: 0 all converted; 1 some failed, or the run was stopped; 2 nothing was started.
 
     Args:
         from_dir: SRC, the folder to walk; its files are taken in sorted order.
-        to_dir: DEST.
+        to_dir: DEST, the folder to write to; not with --pack.
         suffix: the audio files' suffix, or a list: wav,flac,ogg,mp3. Upper and lower case count as the same.
         skip: leave out this many files at the start of the sorted order.
         min_length: zero-pad shorter clips to this many seconds; None: do not pad.
@@ -119,36 +134,61 @@ def convert_wav(
         csv: also write the list of the spectrograms (column file_name, relative to the list's own folder).
         sr: sample rate, 16k or 32k.
         device: where the spectrograms are computed: cpu, cuda or mps.
+        pack: the pack to write, a folder, in the place of DEST.
+        dtype: of a pack's values: float16 (half the size, rounded by at most 0.004; the default) or float32.
+        chunk_clips: clips per file of a pack: 8192, or more where there were too many files.
     """
     started = time.perf_counter()
-    _check_paths(SRC=from_dir, DEST=to_dir, csv=csv or "")
+    _check_paths(SRC=from_dir, DEST=to_dir or "", csv=csv or "", pack=pack or "")
     _check_options(skip, min_length, workers, sr)
-    source, dest = Path(from_dir), Path(os.path.abspath(to_dir))
-    if csv is not None:
-        _check_list_place(csv, dest)
-    jobs = _plan(source, dest, _suffixes(suffix))
-    if skip >= len(jobs):
-        raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {source}")
+    _check_output(to_dir, csv, pack, dtype, chunk_clips)
     min_samples = round((min_length or 0) * PRESETS[sr].sample_rate)
-    converter = Converter(PRESETS[sr], min_samples, npy_sink, decode_only=device != "cpu")
+    folder = Path(os.path.abspath(to_dir if pack is None else pack))
+    if csv is not None:
+        _check_list_place(csv, folder)
+    jobs = _plan(Path(from_dir), folder if pack is None else Path(), _suffixes(suffix))
+    chosen = jobs[skip:]
+    if not chosen:
+        raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {from_dir}")
+    converter = Converter(PRESETS[sr], min_samples, npy_sink if pack is None else _pack_sink(dtype), decode_only=device != "cpu")
     finish = None if device == "cpu" else DeviceMel(converter, device)
-    existing = _existing_targets(dest)
-    to_do = [job for job in jobs[skip:] if job.target not in existing]
-    report = Report(found=len(jobs) - skip, existing=len(jobs) - skip - len(to_do))
+    report = Report(found=len(chosen), existing=0)
+    if pack is None:
+        existing = _existing_targets(folder)
+        to_do = [job for job in chosen if job.target not in existing]
+    else:
+        audio_pack = _open_pack(folder, chosen, converter, chunk_clips, report)
+        to_do = audio_pack.jobs_left()
+    report.existing = len(chosen) - len(to_do) - len(report.failed)
+    workers = min(workers or _cpu_count(), max(1, len(to_do)))
     try:
-        _run(to_do, converter, finish, min(workers or _cpu_count(), max(1, len(to_do))), verbose, report)
+        with closing(_converted(to_do, converter, finish, workers, verbose, report, in_order=pack is not None)) as outcomes:
+            if pack is None:
+                deque(outcomes, maxlen=0)
+            else:
+                _write_pack(audio_pack, outcomes, report)
     finally:
         report.seconds = time.perf_counter() - started
-        _write_failed(dest / "failed.csv", report.failed)
-        logger.info("%s%s", report, f": see {dest / 'failed.csv'}" if report.failed else "")
+        if pack is None:
+            _write_failed(folder / FAILED, report.failed)
+        logger.info("%s%s", report, f": see {folder / FAILED}" if report.failed else "")
     if csv is not None:
         _write_list(Path(csv), [job.target for job in jobs if job.target in existing or job.name in report.converted])
     return report
 
 
-def _run(jobs: list[Job], converter: Converter, finish: DeviceMel | None, workers: int, verbose: bool, report: Report) -> None:
+def _converted(
+    jobs: list[Job],
+    converter: Converter,
+    finish: DeviceMel | None,
+    workers: int,
+    verbose: bool,
+    report: Report,
+    in_order: bool,
+) -> Iterator[Outcome]:
+    """The outcomes of jobs, each in the report, the log and the progress bar."""
     with (
-        closing(convert_all(jobs, converter, workers)) as chunks,
+        closing(convert_all(jobs, converter, workers, in_order)) as chunks,
         tqdm(total=len(jobs), unit="file", disable=None) as bar,
     ):
         for outcomes in chunks:
@@ -158,11 +198,39 @@ def _run(jobs: list[Job], converter: Converter, finish: DeviceMel | None, worker
                 if outcome.error:
                     report.failed[outcome.job.name] = outcome.error
                     logger.warning("failed: %s", outcome.error.encode(errors="backslashreplace").decode())
-                    continue
-                report.converted.add(outcome.job.name)
-                if verbose:
-                    logger.info("%s -> %s: %d frames", outcome.job.source, outcome.job.target, outcome.frames)
+                else:
+                    report.converted.add(outcome.job.name)
+                    if verbose:
+                        logger.info("%s -> %s: %d frames", outcome.job.source, outcome.job.target, outcome.frames)
+                yield outcome
             bar.update(len(outcomes))
+
+
+def _pack_sink(dtype: str | None) -> Sink:
+    from m2d.pack_audio import PackSink  # reads lists with Arrow, which takes a moment to import
+
+    return PackSink(dtype or "float16")
+
+
+def _open_pack(folder: Path, jobs: list[Job], converter: Converter, chunk_clips: int | None, report: Report) -> "AudioPack":
+    """Begin a pack, or go on with it; what earlier runs had to leave out counts as failed."""
+    from m2d.pack_audio import AudioPack
+
+    audio_pack = AudioPack(folder, jobs, converter, converter.sink.dtype, chunk_clips)
+    report.failed.update(audio_pack.left_out)
+    return audio_pack
+
+
+def _write_pack(audio_pack: "AudioPack", outcomes: Iterator[Outcome], report: Report) -> None:
+    try:
+        audio_pack.write(outcomes)
+    except OSError as error:
+        if error.errno is None:  # it is explained already
+            raise
+        raise OSError(
+            f"{audio_pack.folder} cannot be written: {error.strerror}. "
+            "Stopped: its chunks are whole, and the same command goes on with those that lack"
+        ) from None
 
 
 def _check_paths(**paths: object) -> None:
@@ -171,18 +239,36 @@ def _check_paths(**paths: object) -> None:
             raise ValueError(f"{name} was read as the value {path!r}: put ./ before a path that looks like a number")
 
 
-def _check_options(skip: int, min_length: float | None, workers: int | None, sr: str) -> None:
-    def is_number(value: object, kinds: type | tuple[type, ...], least: float) -> bool:
-        return isinstance(value, kinds) and not isinstance(value, bool) and value >= least
+def _is_number(value: object, kinds: type | tuple[type, ...], least: float) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool) and value >= least
 
-    if not is_number(skip, int, 0):
+
+def _check_options(skip: int, min_length: float | None, workers: int | None, sr: str) -> None:
+    if not _is_number(skip, int, 0):
         raise ValueError(f"--skip {skip}: expected a number of files, 0 or more")
-    if min_length is not None and not is_number(min_length, (int, float), 0):
+    if min_length is not None and not _is_number(min_length, (int, float), 0):
         raise ValueError(f"--min_length {min_length}: expected seconds, or None")
-    if workers is not None and not is_number(workers, int, 1):
+    if workers is not None and not _is_number(workers, int, 1):
         raise ValueError(f"--workers {workers}: expected a number of processes, 1 or more")
     if sr not in PRESETS:
         raise ValueError(f"--sr {sr}: expected one of {', '.join(PRESETS)}")
+
+
+def _check_output(
+    to_dir: object, csv: object, pack: str | os.PathLike | None, dtype: str | None, chunk_clips: int | None
+) -> None:
+    if (to_dir is None) == (pack is None):
+        raise ValueError("give a folder, DEST, for a .npy file per clip, or --pack OUT.pack for a few large files: one of both")
+    if pack is None:
+        if dtype is not None or chunk_clips is not None:
+            raise ValueError("--dtype and --chunk_clips are for --pack; .npy files are float32, one per clip")
+        return
+    if csv is not None:
+        raise ValueError("--csv lists .npy files; a pack holds its list itself")
+    if dtype not in (None, "float16", "float32"):
+        raise ValueError(f"--dtype {dtype}: expected float16 or float32")
+    if chunk_clips is not None and not _is_number(chunk_clips, int, 1):
+        raise ValueError(f"--chunk_clips {chunk_clips}: expected a number of clips, 1 or more")
 
 
 def _check_list_place(csv: str | os.PathLike, dest: Path) -> None:
@@ -244,7 +330,7 @@ def _cpu_count() -> int:
 def _write_failed(path: Path, failed: dict[str, str]) -> None:
     try:
         if failed:
-            _write_table(path, ("file_name", "reason"), sorted(failed.items()))
+            write_table(path, ("file_name", "reason"), sorted(failed.items()))
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -253,17 +339,8 @@ def _write_failed(path: Path, failed: dict[str, str]) -> None:
 
 def _write_list(path: Path, targets: list[str]) -> None:
     folder = Path(os.path.abspath(path)).parent
-    _write_table(path, ("file_name",), ((Path(target).relative_to(folder).as_posix(),) for target in targets))
+    write_table(path, ("file_name",), ((Path(target).relative_to(folder).as_posix(),) for target in targets))
     logger.info("%s lists %d files", path, len(targets))
-
-
-def _write_table(path: Path, columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    text = StringIO()
-    table = writer(text, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows(rows)
-    with whole_file(path) as file:
-        file.write(text.getvalue().encode(errors="backslashreplace"))
 
 
 class _Request:

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,7 +27,10 @@ from numpy.lib import format as npy_format
 from .audio_io import load_audio
 from .logmel import FrontEnd, NumpyLogMel
 
+FAILED = "failed.csv"  # beside what was converted: what was not, and why
 _FILES_PER_CHUNK = 16
+# Outcomes in order wait for each other, in memory, with what the sink made of them.
+_FILES_PER_ORDERED_CHUNK = 4
 _TEMPORARY_SUFFIX = ".lms.tmp"
 _SECONDS_PER_DAY = 86400
 # malloc.h
@@ -47,19 +51,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: frames written, or an error that names the file.
+    """What became of a job: frames, and what the sink made of them, or an error that names the file.
 
     `waveform`: decoded only, and the spectrogram is left to the caller. `fatal`: later jobs would fail as well.
     """
 
     job: Job
     frames: int = 0
+    made: object = None
     waveform: np.ndarray | None = None
     error: str = ""
     fatal: bool = False
 
 
-Sink = Callable[[str, np.ndarray], None]
+Sink = Callable[[str, np.ndarray], object]
 
 
 def npy_sink(target: str, lms: np.ndarray) -> None:
@@ -145,10 +150,10 @@ class Converter:
         if not np.isfinite(lms).all():
             return Outcome(job, error=f"{job.source} holds samples that are NaN, infinite or beyond any scale")
         try:
-            self.sink(job.target, lms)
+            made = self.sink(job.target, lms)
         except OSError as error:
             return Outcome(job, error=f"{job.target} cannot be written: {error.strerror}", fatal=error.errno in _FATAL)
-        return Outcome(job, frames=lms.shape[-1])
+        return Outcome(job, frames=lms.shape[-1], made=made)
 
 
 class DeviceMel:
@@ -172,16 +177,18 @@ class DeviceMel:
         self._max_samples = 600 * converter.front_end.sample_rate
 
     def __call__(self, outcomes: list[Outcome]) -> list[Outcome]:
-        done = [outcome for outcome in outcomes if outcome.waveform is None]
-        by_length: dict[int, list[Outcome]] = {}
-        for outcome in outcomes:
+        done = list(outcomes)
+        by_length: dict[int, list[int]] = {}
+        for i, outcome in enumerate(outcomes):
             if outcome.waveform is not None:
-                by_length.setdefault(len(outcome.waveform), []).append(outcome)
+                by_length.setdefault(len(outcome.waveform), []).append(i)
         for samples, group in by_length.items():
             size = max(1, self._max_samples // samples)
             for begin in range(0, len(group), size):
-                batch = group[begin : begin + size]
-                done += [self._converter.finish(o.job, lms) for o, lms in zip(batch, self._spectrograms(batch), strict=True)]
+                places = group[begin : begin + size]
+                spectrograms = self._spectrograms([outcomes[i] for i in places])
+                for i, lms in zip(places, spectrograms, strict=True):
+                    done[i] = self._converter.finish(outcomes[i].job, lms)
         return done
 
     def _spectrograms(self, batch: list[Outcome]) -> list[np.ndarray]:
@@ -195,15 +202,15 @@ class DeviceMel:
 _worker: dict = {}  # what a worker process holds: its converter, and the event that stops it
 
 
-def convert_all(jobs: list[Job], converter: Converter, workers: int) -> Iterator[list[Outcome]]:
-    """Convert in `workers` processes (1: in this one). Outcomes come in chunks, in no order.
+def convert_all(jobs: list[Job], converter: Converter, workers: int, in_order: bool = False) -> Iterator[list[Outcome]]:
+    """Convert in `workers` processes (1: in this one). Outcomes come in chunks; `in_order`, in the order of the jobs.
 
     Closing the iterator ends the workers after the files they are at.
 
     Raises:
         RuntimeError: a worker died.
     """
-    size = max(1, min(_FILES_PER_CHUNK, len(jobs) // (4 * workers)))
+    size = max(1, min(_FILES_PER_ORDERED_CHUNK if in_order else _FILES_PER_CHUNK, len(jobs) // (4 * workers)))
     chunks = (jobs[begin : begin + size] for begin in range(0, len(jobs), size))
     if workers == 1:
         yield from ([converter(job)] for job in jobs)
@@ -213,7 +220,7 @@ def convert_all(jobs: list[Job], converter: Converter, workers: int) -> Iterator
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(converter, stop))
     try:
-        yield from _results(pool, chunks, 2 * workers)
+        yield from _results_in_order(pool, chunks, 3 * workers) if in_order else _results(pool, chunks, 2 * workers)
     except BrokenProcessPool:
         raise RuntimeError(
             "a worker process died (killed, or out of memory): the files written are whole, and the same command "
@@ -232,6 +239,15 @@ def _results(pool: ProcessPoolExecutor, chunks: Iterable[list[Job]], in_flight: 
         pending |= {pool.submit(_convert_chunk, chunk) for chunk in islice(chunks, len(done))}
         for future in done:
             yield future.result()
+
+
+def _results_in_order(pool: ProcessPoolExecutor, chunks: Iterable[list[Job]], in_flight: int) -> Iterator[list[Outcome]]:
+    chunks = iter(chunks)
+    pending = deque(pool.submit(_convert_chunk, chunk) for chunk in islice(chunks, in_flight))
+    while pending:
+        outcomes = pending.popleft().result()
+        pending.extend(pool.submit(_convert_chunk, chunk) for chunk in islice(chunks, 1))
+        yield outcomes
 
 
 def keep_freed_memory() -> None:

@@ -1,4 +1,5 @@
-"""The files of a pack: a list's clips in a few large arrays, which `util/pack_lms.py` writes and `pack_store` reads.
+"""The files of a pack: a list's clips in a few large arrays, which `util/pack_lms.py` and `wav_to_lms.py --pack` write
+and `pack_store` reads.
 
 A pack is a folder:
     pack.json                   what it holds; written first
@@ -24,6 +25,7 @@ VERSION = 1
 HEADER_BYTES = 128
 DTYPES = ("float16", "float32")
 MOST_CHUNKS = 256  # their files stay open
+_USUAL_CHUNK = 8192
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class PackInfo:
         n_mels: mel bands.
         feature_width: width E of the features; 0 without.
         columns: the list's columns it has.
+        made_from: of audio, how its spectrograms were computed.
     """
 
     list_digest: str
@@ -47,6 +50,7 @@ class PackInfo:
     n_mels: int
     feature_width: int
     columns: tuple[str, ...]
+    made_from: str = ""
 
     @property
     def chunks(self) -> int:
@@ -56,6 +60,11 @@ class PackInfo:
     def to_json(self) -> str:
         """The text of pack.json."""
         return json.dumps({"format": "m2d-pack", "version": VERSION, **asdict(self)}, indent=1)
+
+
+def default_chunk_clips(clips: int) -> int:
+    """Clips per chunk of a pack of so many clips."""
+    return max(_USUAL_CHUNK, -(-clips // MOST_CHUNKS))
 
 
 def info_path(pack: str | Path) -> Path:

@@ -104,7 +104,7 @@ class PackStore(ClipStore):
         columns, optional: columns that the pack must have, and may have.
 
     Raises:
-        ValueError: the pack lacks chunks or columns, is damaged, or has other mel bands.
+        ValueError: the pack lacks chunks, columns or clips, is damaged, or has other mel bands.
     """
 
     def __init__(
@@ -121,6 +121,8 @@ class PackStore(ClipStore):
         index = [read_index(path, chunk) for chunk in range(self.info.chunks)]
         wanted = [name for name in self.info.columns if name in (*columns, *optional)]
         self.columns = {name: TextColumn.join([text_column(each, name) for each in index]) for name in wanted}
+        if not len(self):
+            raise ValueError(f"{path}: there is no clip in it: none of its files could be read")
         self.order = self.columns["file_name"].argsort() if sort else np.arange(len(self))
         self.columns = {name: column.take(self.order) for name, column in self.columns.items()}
         lengths = [each["lengths"] for each in index]

@@ -68,11 +68,11 @@ def start_pack(pack: str | Path, info: PackInfo) -> None:
             if getattr(before, name) != getattr(info, name)
         ]
         if differ:
-            raise ValueError(f"{pack} is a pack of another list or of other settings ({'; '.join(differ)}): give another --out")
+            raise ValueError(f"{pack} is a pack of another list or of other settings ({'; '.join(differ)}): give another name")
         return
     folder = Path(pack)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ValueError(f"{pack} is there and is no pack: give another --out")
+        raise ValueError(f"{pack} is there and is no pack: give another name")
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as out:
         out.write(info.to_json().encode())
@@ -116,6 +116,8 @@ def write_chunk(pack: str | Path, info: PackInfo, chunk: int) -> Iterator[ChunkW
     Raises:
         OSError: the disk is full, or the folder is not writable.
     """
+    for killed in Path(pack).glob(f".{chunk_path(pack, chunk, '*.tmp').name}"):
+        killed.unlink(missing_ok=True)
     with ExitStack() as files:
         frames = files.enter_context(whole_file(chunk_path(pack, chunk, "frames.npy")))
         features = None

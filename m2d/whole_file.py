@@ -2,8 +2,10 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from csv import writer
+from io import StringIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,3 +26,17 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a CSV in UTF-8, as a `whole_file`; bytes of file names that are no UTF-8 as \\udcXX.
+
+    Raises:
+        OSError: as whole_file.
+    """
+    text = StringIO()
+    table = writer(text, lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode(errors="backslashreplace"))

@@ -352,7 +352,7 @@ def test_another_list_or_other_settings_are_not_mixed_in(make_list, tmp_path, ca
     csv, out = make_list(LENGTHS), tmp_path / "x.pack"
     assert pack(csv, out) == 0
     assert pack(csv, out, "--dtype", "float32") == 2
-    assert "dtype float16, now float32" in caplog.text and "give another --out" in caplog.text
+    assert "dtype float16, now float32" in caplog.text and "give another name" in caplog.text
     assert pack(make_list(LENGTHS[:5]), out) == 2
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.txt").write_text("x")

@@ -31,10 +31,10 @@ from m2d.npy_store import FileStore, NpyStore
 from m2d.pack_format import (
     DTYPES,
     HEADER_BYTES,
-    MOST_CHUNKS,
     PackInfo,
     array_header,
     chunk_path,
+    default_chunk_clips,
     missing_chunks,
     read_index,
     read_info,
@@ -200,7 +200,7 @@ def run_pack(args: argparse.Namespace) -> int:
     info = PackInfo(
         list_digest=clips.digest(),
         clips=len(clips),
-        chunk_clips=args.chunk_clips or max(8192, -(-len(clips) // MOST_CHUNKS)),
+        chunk_clips=args.chunk_clips or default_chunk_clips(len(clips)),
         dtype=args.dtype,
         n_mels=args.n_mels,
         feature_width=store.feature_width if isinstance(store, NpzStore) else 0,
