@@ -33,6 +33,7 @@ RECIPE = Recipe(
         "ema_decay_init",
         "ema_decay",
         "target_layers",
+        "fsdp",
     ),
     name_defaults=dict(effective_batch=512),
     name_has_rate=False,

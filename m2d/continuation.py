@@ -17,7 +17,7 @@ from .trainer import Trainer
 
 #: Settings that may change when a run goes on: they do not touch what is learned from here on ...
 FREE = set(
-    "accum_iter auto_resume batch_size csv_val eval_after feature_eval_freq force_start_epoch keep_last log_dir num_workers "
+    "accum_iter auto_resume batch_size csv_val eval_after feature_eval_freq force_start_epoch fsdp keep_last log_dir num_workers "
     "output_dir pin_mem resume save_freq save_minutes stop_at".split()
 )
 #: ... or change it in a way that a person may want, if only in rounding; the log says so.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from util.analyze_repr import GramAccumulator
 
@@ -38,27 +39,27 @@ def fixed_batches(dataset: AudioDataset, count: int, batch_size: int, rank: int 
 
 
 @torch.no_grad()
-def validation_losses(trainer: Trainer, dataset: AudioDataset) -> dict[str, float]:
+def validation_losses(trainer: Trainer, model: nn.Module, dataset: AudioDataset) -> dict[str, float]:
     """Mean losses over at most VALIDATION_CLIPS clips of a data set, by name: `val_loss` and its parts."""
-    trainer.model.eval()
+    model.eval()
     launch = trainer.launch
 
     def sum_of_mine() -> torch.Tensor:
         sums = torch.zeros(len(TERM_NAMES) + 1, dtype=torch.float64)
         for batch in fixed_batches(dataset, VALIDATION_CLIPS, trainer.args.batch_size, launch.rank, launch.world_size):
-            terms = trainer.losses(trainer.model, batch).double().cpu()
+            terms = trainer.losses(model, batch).double().cpu()
             clips = len(batch["index"])
             sums[: len(terms)] += terms * clips
             sums[-1] += clips
         return sums
 
     sums = sum_over_ranks(together(launch, sum_of_mine))
-    names = TERM_NAMES if hasattr(trainer.model, "loss_off") else TERM_NAMES[:1]
+    names = TERM_NAMES if hasattr(model, "loss_off") else TERM_NAMES[:1]
     return {f"val_{name}": float(total / sums[-1]) for name, total in zip(names, sums, strict=False)}
 
 
 @torch.no_grad()
-def label_free_quality(trainer: Trainer, dataset: AudioDataset, prefix: str) -> dict[str, float]:
+def label_free_quality(trainer: Trainer, model: nn.Module, dataset: AudioDataset, prefix: str) -> dict[str, float]:
     """RankMe (Garrido et al., 2023) and AUC of the cumulative explained variance (Li et al., 2022).
 
     Of the unmasked encoder's patch embeddings of about QUALITY_CLIPS clips; nothing, with a reason, for very few clips.
@@ -67,13 +68,13 @@ def label_free_quality(trainer: Trainer, dataset: AudioDataset, prefix: str) -> 
     if clips < QUALITY_MIN_CLIPS:
         logger.info("label-free quality: left out, since %d clips are fewer than %d", clips, QUALITY_MIN_CLIPS)
         return {}
-    trainer.model.eval()
+    model.eval()
     gram = GramAccumulator()
     for batch in fixed_batches(dataset, QUALITY_CLIPS, trainer.args.batch_size):
         with trainer.autocast():
             inputs = trainer.inputs.clean(batch)
-            tokens = trainer.model.forward_encoder(inputs, mask_ratio=0.0)[0]
-        gram.update(trainer.model.drop_cls_token(tokens).flatten(0, 1).float())
+            tokens = model.forward_encoder(inputs, mask_ratio=0.0)[0]
+        gram.update(model.drop_cls_token(tokens).flatten(0, 1).float())
     return {f"{prefix}_rankme": gram.rank_me(), f"{prefix}_auc": gram.auc()}
 
 

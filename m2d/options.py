@@ -3,8 +3,11 @@
 import argparse
 import ast
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from . import models_mae
 from .duo import LOSS_TYPES
@@ -180,6 +183,7 @@ def _add_machine(add: _Group) -> None:
     add("--no_pin_mem", dest="pin_mem", action="store_false", help="do not")
     add("--compile", action="store_true", default=None, help="compile the model; none: on CUDA")
     add("--no_compile", dest="compile", action="store_false", help="do not")
+    add("--fsdp", action="store_true", help="deal weights and optimizer state to the processes, for large models")
     add("--activation_checkpointing", action="store_true", help="compute activations again in the backward pass, to save memory")
 
 
@@ -198,6 +202,7 @@ def check(args: argparse.Namespace, families: tuple[str, ...]) -> None:
     _check_start(args)
     _check_noise(args)
     _check_offline(args)
+    _check_sharding(args)
     _check_lists(args)
 
 
@@ -284,3 +289,14 @@ def _check_offline(args: argparse.Namespace) -> None:
         raise UserError(f"--loss_m2d {args.loss_m2d} has no effect with --model {args.model}, which has that one loss")
     if family in ("m2d", "m2d_d2v") and getattr(args, "loss_off", 0):
         raise UserError(f"--loss_off {args.loss_off} needs a teacher: --model m2d_x_vit_* with --teacher CHECKPOINT")
+
+
+def _check_sharding(args: argparse.Namespace) -> None:
+    if not getattr(args, "fsdp", False):
+        return
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+        raise UserError("--fsdp deals a model to several processes: start them by torchrun --nproc_per_node=N")
+    if args.compile:
+        raise UserError("--compile and --fsdp do not go together here: leave one of them out")
+    if args.device.startswith("cuda") and torch.cuda.is_available() and not args.bf16:
+        raise UserError("--fsdp takes --bf16 on CUDA: float16's loss scaling is not done for dealt gradients")

@@ -7,6 +7,8 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from . import continuation, distributed, options
 from .checkpoint_file import load_file
 from .distributed import Launch, from_rank0, together
@@ -20,6 +22,7 @@ from .run_log import RunLog, errors_alone, start_console
 from .run_name import run_name
 from .saver import Saver
 from .setup_run import DataSets, TrainingBatches, connect, make_plan, make_trainer, normalisation, open_data
+from .sharding import gathered, whole_model
 from .stop_signal import StopSignal
 from .trainer import LossMeter, NonFiniteLoss, Trainer
 
@@ -29,6 +32,8 @@ EXIT_REQUEUE = 75
 EXIT_NOT_SAVED = 74
 #: Exit status of a run whose loss was not a finite number any more.
 EXIT_BAD_NUMBERS = 3
+#: Exit status after a second Ctrl-C, or one before training began (128 + SIGINT).
+EXIT_INTERRUPTED = 130
 #: Exit status where something has to be mended by the user.
 EXIT_USAGE = 2
 
@@ -57,6 +62,16 @@ def main(recipe: Recipe, argv: Sequence[str] | None = None) -> int:
         if is_main:
             logger.error("%s: error: %s", recipe.prog, error)
         return EXIT_USAGE
+    except RuntimeError as error:
+        if not distributed.lost_another(error):
+            raise
+        if is_main:
+            logger.error("another process of the run has ended, so this one ends too; --auto_resume goes on: %s", error)
+        return EXIT_REQUEUE
+    except KeyboardInterrupt:
+        if is_main:
+            logger.error("interrupted; --auto_resume goes on from the last checkpoint, where there is one")
+        return EXIT_INTERRUPTED
     finally:
         distributed.stop()
 
@@ -116,7 +131,7 @@ class Run:
         self.args, self.data, self.trainer, self.folder, self.facts = args, data, trainer, folder, facts
         self.updates, self.meter = position.updates, LossMeter(position.meter)
         self.is_main = trainer.launch.is_main
-        self.saver = Saver(folder, self.state, args.save_minutes, args.keep_last) if self.is_main else None
+        self.saver = Saver(folder, args.save_minutes, args.keep_last) if self.is_main else None
         self.stop = StopSignal()
 
     def go(self) -> int:
@@ -208,8 +223,7 @@ class Run:
         self.meter = LossMeter()
         figures |= self._evaluate(done)
         self.log.epoch(**figures, epoch=done)
-        if self.is_main:
-            self._save(done, last)
+        self._save(done, last)
         if self.stop.agreed() and not last:
             self._keep_position()
             raise Stopped
@@ -217,32 +231,44 @@ class Run:
     def _save(self, done: int, last: bool) -> None:
         """Write last.pth each epoch and, where its time has come, the numbered checkpoint with all that follows it."""
         if not last and done % self.args.save_freq:
-            self.saver.save()
+            self._write()
             return
         evaluate = partial(hand_to_evar, "quick_eval.sh", wait=False)
-        self.saver.save(done, wait=last, then=evaluate if done >= self.args.eval_after and not last else None)
-        self.recipe.at_checkpoint(self.trainer, self._numbered(done))
+        self._write(done, wait=last, then=evaluate if done >= self.args.eval_after and not last else None)
+        if self.is_main:
+            self.recipe.at_checkpoint(self.trainer, self._numbered(done))
+
+    def _write(self, epoch: int | None = None, **how) -> None:
+        """Have rank 0 write the state; all ranks call this where a sharded model is to be gathered."""
+        if self.is_main or self.trainer.twin is not None:
+            state = gathered(self.state())
+            if self.is_main:
+                self.saver.save(state, epoch, **how)
 
     def _numbered(self, epoch: int) -> Path:
         return self.folder / f"checkpoint-{epoch}.pth"
 
     def _evaluate(self, done: int) -> dict[str, float]:
         """Validation loss each epoch, label-free quality each feature_eval_freq epochs; on every rank."""
-        figures = validation_losses(self.trainer, self.data.val) if self.data.val else {}
+        frequency = self.args.feature_eval_freq
+        quality_is_due = frequency and done % frequency == 0
+        if not (self.data.val or quality_is_due):
+            return {}
+        model = whole_model(self.trainer)
+        figures = validation_losses(self.trainer, model, self.data.val) if self.data.val else {}
         if figures:
             logger.info("epoch %d  %s", done, "  ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-        frequency = self.args.feature_eval_freq
-        if frequency and done % frequency == 0:
-            quality = from_rank0(self.trainer.launch, self._label_free_quality)
+        if quality_is_due:
+            quality = from_rank0(self.trainer.launch, lambda: self._label_free_quality(model))
             if quality:
                 logger.info("epoch %d  %s", done, "  ".join(f"{name} {value:.3f}" for name, value in quality.items()))
             figures |= quality
         self.log.scalars(1000 * done, **figures)
         return figures
 
-    def _label_free_quality(self) -> dict[str, float]:
-        quality = label_free_quality(self.trainer, self.data.train, "train")
-        return quality | (label_free_quality(self.trainer, self.data.val, "val") if self.data.val else {})
+    def _label_free_quality(self, model: nn.Module) -> dict[str, float]:
+        quality = label_free_quality(self.trainer, model, self.data.train, "train")
+        return quality | (label_free_quality(self.trainer, model, self.data.val, "val") if self.data.val else {})
 
     def _after_update(self, done: int, reported: bool) -> None:
         self.updates += 1
@@ -251,12 +277,16 @@ class Run:
         if self.stop.agreed():
             self._keep_position()
             raise Stopped
-        if reported and self.is_main and self.saver.due():
-            self.saver.save()
+        if reported and self._save_is_due():
+            self._write()
 
     def _keep_position(self) -> None:
         """Write last.pth at the present update, once its numbers are known to be finite."""
         if self.meter.unreported:
             self.meter.report(self.trainer.may_overflow())
-        if self.is_main:
-            self.saver.save(wait=True)
+        self._write(wait=True)
+
+    def _save_is_due(self) -> bool:
+        if self.trainer.twin is not None:
+            return from_rank0(self.trainer.launch, lambda: self.saver.due())
+        return self.is_main and self.saver.due()

@@ -35,7 +35,6 @@ class Saver:
 
     Args:
         folder: the run's folder.
-        state: gives the run's state at the time of the call.
         save_minutes: time between writes of last.pth.
         keep_last: keep so many of the newest checkpoint-N.pth; 0: all.
 
@@ -43,8 +42,8 @@ class Saver:
         failed: the last write failed.
     """
 
-    def __init__(self, folder: Path, state: Callable[[], dict], save_minutes: float, keep_last: int = 0):
-        self.folder, self._state, self._keep_last = folder, state, keep_last
+    def __init__(self, folder: Path, save_minutes: float, keep_last: int = 0):
+        self.folder, self._keep_last = folder, keep_last
         self._seconds = save_minutes * 60
         self._saved_at = time.monotonic()
         self._thread: threading.Thread | None = None
@@ -54,12 +53,15 @@ class Saver:
         """Whether it is time for last.pth."""
         return time.monotonic() - self._saved_at >= self._seconds
 
-    def save(self, epoch: int | None = None, wait: bool = False, then: Callable[[Path], None] | None = None) -> None:
+    def save(
+        self, state: dict, epoch: int | None = None, wait: bool = False, then: Callable[[Path], None] | None = None
+    ) -> None:
         """Write last.pth and, with an epoch, checkpoint-{epoch}.pth; training stands still for the copy alone.
 
         While an earlier write is still under way, a last.pth that nobody waits for is left out.
 
         Args:
+            state: the run's state; what is in training may change as soon as this returns.
             epoch: the number of the published checkpoint.
             wait: return only when the files are on the disk.
             then: called with the published checkpoint's path when it is on the disk.
@@ -67,7 +69,7 @@ class Saver:
         if self._thread is not None and self._thread.is_alive() and epoch is None and not wait:
             return
         self.finish()
-        state = host_copy(self._state())
+        state = host_copy(state)
         self._saved_at = time.monotonic()
         self._thread = threading.Thread(target=self._write, args=(state, epoch, then), name="checkpoint writer")
         self._thread.start()

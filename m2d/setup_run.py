@@ -20,6 +20,7 @@ from .optimizer import make_optimizer
 from .options import as_pair
 from .recipe import Recipe
 from .sampling import EpochPlan
+from .sharding import shard
 from .statistics import cached_stats
 from .trainer import Trainer, precision_of
 
@@ -171,16 +172,18 @@ def make_trainer(
         plan=plan,
         peak_lr=args.blr * plan.per_update / 256 if args.lr is None else args.lr,
     )
-    if args.compile if args.compile is not None else launch.device.type == "cuda":
+    if args.compile if args.compile is not None else launch.device.type == "cuda" and not getattr(args, "fsdp", False):
         first_batch = data.__getitems__(next(plan.batches(epoch=0)))
         compute.try_compile(model, lambda: trainer.losses(model, first_batch)[0].backward())
     return trainer
 
 
 def connect(trainer: Trainer) -> None:
-    """Wrap the model for the processes of a run, which then hold the same weights."""
+    """Wrap the model for the processes of a run, which then hold the same weights, or each its share of them."""
     launch = trainer.launch
-    if launch.world_size > 1:
+    if getattr(trainer.args, "fsdp", False):
+        shard(trainer)
+    elif launch.world_size > 1:
         devices = [launch.device] if launch.device.type == "cuda" else None
         trainer.parallel = DistributedDataParallel(trainer.model, device_ids=devices, gradient_as_bucket_view=True)
 

@@ -1,7 +1,6 @@
 """One training step: forward, backward and update, in the run's precision and on all its processes."""
 
 from argparse import Namespace
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -43,6 +42,7 @@ class Trainer:
     """A model in training.
 
     `model` is the bare model, `parallel` the same wrapped for the run's processes; `peak_lr` the highest learning rate.
+    `twin`: where the model is sharded, a whole one for evaluation.
     """
 
     args: Namespace
@@ -54,6 +54,7 @@ class Trainer:
     inputs: BatchInputs
     plan: EpochPlan
     peak_lr: float
+    twin: nn.Module | None = None
 
     def __post_init__(self):
         self.precision = precision_of(self.args, self.launch.device)
@@ -73,6 +74,8 @@ class Trainer:
 
     def forward_backward(self, batch: Batch, synchronise: bool) -> torch.Tensor:
         """Losses of a batch `[terms]`, their gradients added up; reduced over processes only with `synchronise`."""
+        if self.twin is not None:
+            self.model.set_requires_gradient_sync(synchronise)
         alone = self.parallel is self.model
         with nullcontext() if synchronise or alone else self.parallel.no_sync():
             terms = self.losses(self.parallel, batch)
@@ -87,6 +90,8 @@ class Trainer:
         """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, self.args.clip_grad or float("inf"))
+        if self.twin is not None:
+            norm = norm.full_tensor()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,17 +178,21 @@ class LossMeter:
         self._batches.clear()
         return summed[:-2] / summed[-2]
 
-    def suspects(self) -> Sequence[int]:
-        """Sample indices of this rank's first unreported step with a loss, else update with a gradient, that is not finite."""
-        for terms, batch in zip(self.recent, self._batches, strict=True):
+    def suspects(self) -> tuple[int, list[int]]:
+        """This rank's first unreported step with a loss, else update with a gradient, that is not finite.
+
+        Returns:
+            the step, counted from the last report (beyond all steps where there is none), and its sample indices.
+        """
+        for step, (terms, batch) in enumerate(zip(self.recent, self._batches, strict=True)):
             if not terms.isfinite().all():
-                return batch["index"].tolist()
+                return step, batch["index"].tolist()
         per_update = len(self._batches) // max(len(self.norms), 1)
         for number, norm in enumerate(self.norms):
             if not norm.isfinite():
                 group = self._batches[number * per_update : (number + 1) * per_update]
-                return torch.cat([batch["index"] for batch in group]).tolist()
-        return []
+                return number * per_update, torch.cat([batch["index"] for batch in group]).tolist()
+        return len(self.recent), []
 
     def means(self) -> dict[str, float]:
         """Means over the epoch so far, by name."""
