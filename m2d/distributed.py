@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from .errors import ReadError, UserError
 
 T = TypeVar("T")
+_LOST = "closed by peer|reset by peer|[Bb]roken pipe|gloo|NCCL"
+
 logger = logging.getLogger("m2d")
 
 
@@ -151,6 +154,11 @@ def in_step(items: Iterable[T]) -> Iterator[T]:
         if item is None:
             return
         yield item
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether an error says that another process of the run is not there any more."""
+    return dist.is_initialized() and (isinstance(error, dist.DistError) or bool(re.search(_LOST, str(error))))
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -20,14 +20,16 @@ def report_bad_numbers(folder: Path, update: int, meter: LossMeter, data: AudioD
     The report is a dict: `update` (updates done), `error`, `files` (names of the batch), and `losses` `[steps, terms]`
     and `gradient_norms` `[updates]` since the report before.
     """
-    names = data.names(meter.suspects())
-    everyone: list = [names]
+    step, indices = meter.suspects()
+    mine = (step, data.names(indices))
+    everyone: list = [mine]
     if dist.is_initialized():
         everyone = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, names)
+        dist.all_gather_object(everyone, mine)
         if dist.get_rank():
             return
-    files = [name for names in everyone for name in names]
+    first = min(step for step, _ in everyone)  # what comes after it is bad because the weights are
+    files = [name for step, names in everyone if step == first for name in names]
     report = {
         "update": update,
         "error": str(error),

@@ -6,10 +6,16 @@ As a program, `python small_runs.py train_audio FLAGS…` runs a training progra
 import hashlib
 import importlib
 import json
+import multiprocessing
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -80,6 +86,82 @@ def launch(program: str, more: str = "", processes: int = 1, agent: str = "", **
     """Start a small run in processes of its own."""
     piped = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
     return subprocess.Popen(command(program, more, processes, agent), **{**piped, **options})
+
+
+class Forked:
+    """A small run in processes forked from this one, so that nothing is imported anew.
+
+    Args:
+        program, more: as for `run`.
+        processes: ranks of the run, talking by gloo.
+        out: file that rank 0's output goes to; the others' go to `{out}.1`, …
+    """
+
+    def __init__(self, program: str, more: str = "", processes: int = 1, out: str = "said.txt"):
+        context, port, self.out = multiprocessing.get_context("fork"), free_port(), Path(out)
+        self.ranks = [context.Process(target=_rank, args=(program, more, r, processes, port, out)) for r in range(processes)]
+        for rank in self.ranks:
+            rank.start()
+
+    def wait(self, seconds: float = 120) -> list[int]:
+        """Exit status of each rank (negative: the signal that ended it)."""
+        for rank in self.ranks:
+            rank.join(seconds)
+            if rank.exitcode is None:
+                self.signal(signal.SIGKILL)
+                raise TimeoutError(f"still running after {seconds} s: {self.said()}")
+        return [rank.exitcode for rank in self.ranks]
+
+    def signal(self, number: int) -> None:
+        """Send a signal to all ranks."""
+        for rank in self.ranks:
+            if rank.is_alive():
+                os.kill(rank.pid, number)
+
+    def said(self, rank: int = 0) -> str:
+        """What a rank has said so far."""
+        path = Path(f"{self.out}.{rank}" if rank else self.out)
+        return path.read_text() if path.exists() else ""
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+        """Wait until something holds, while the run is under way."""
+        end = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > end or not any(rank.is_alive() for rank in self.ranks):
+                raise TimeoutError(f"not seen: {self.said()}")
+            time.sleep(0.005)
+
+
+def _rank(program: str, more: str, rank: int, processes: int, port: int, out: str) -> None:
+    if processes > 1:
+        launched = dict(RANK=rank, WORLD_SIZE=processes, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        os.environ.update({name: str(value) for name, value in launched.items()})
+    with open(f"{out}.{rank}" if rank else out, "w", buffering=1) as file:
+        sys.stdout = sys.stderr = file
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        os._exit(_status(program, more))
+
+
+def _status(program: str, more: str) -> int:
+    try:
+        return run(program, more)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def run_ranks(program: str, more: str = "", processes: int = 2) -> tuple[list[int], list[str]]:
+    """A small run in forked processes: exit status and output of each."""
+    forked = Forked(program, more, processes)
+    return forked.wait(), [forked.said(rank) for rank in range(processes)]
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 # ---------------------------------------------------------------- data
