@@ -91,7 +91,7 @@ def pretrain(recipe: Recipe, args: Namespace, launch: Launch) -> int:
     facts["stats"] = checkpoint["stats"] if checkpoint else normalisation(args, data.train, launch)
     trainer = together(launch, lambda: make_trainer(args, data.train, plan, *facts["stats"], launch, checkpoint is None))
     position = together(launch, lambda: continuation.starting_point(trainer, checkpoint))
-    connect(trainer)
+    connect(trainer, data.train)
     from_rank0(launch, lambda: folder.begin(continuation.saved_settings(args)))
     return Run(recipe, args, data, trainer, folder.path, facts, position).go()
 

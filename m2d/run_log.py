@@ -1,7 +1,9 @@
 """What a run says: console, console.txt, log.txt, TensorBoard. Rank 0 speaks."""
 
+import errno
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -101,8 +103,8 @@ class RunLog:
     def epoch(self, **values: float) -> None:
         """One JSON object in log.txt."""
         if self.folder is not None:
-            with self._reported("log.txt"), (self.folder / "log.txt").open("a") as file:
-                file.write(json.dumps(values) + "\n")
+            with self._reported("log.txt"):
+                _append(self.folder / "log.txt", f"{json.dumps(values)}\n".encode())
 
     def close(self) -> None:
         """Close the files."""
@@ -120,6 +122,20 @@ class _QuietFileHandler(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing: the default is a traceback on the console for each message."""
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append a line, whole or not at all."""
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        written = 0
+        try:
+            written = file.write(line)
+        finally:
+            if written != len(line):
+                file.truncate(size)
+    if written != len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _epoch_of(line: str) -> float:

@@ -178,7 +178,7 @@ def make_trainer(
     return trainer
 
 
-def connect(trainer: Trainer) -> None:
+def connect(trainer: Trainer, data: AudioDataset) -> None:
     """Wrap the model for the processes of a run, which then hold the same weights, or each its share of them."""
     launch = trainer.launch
     if getattr(trainer.args, "fsdp", False):
@@ -186,6 +186,18 @@ def connect(trainer: Trainer) -> None:
     elif launch.world_size > 1:
         devices = [launch.device] if launch.device.type == "cuda" else None
         trainer.parallel = DistributedDataParallel(trainer.model, device_ids=devices, gradient_as_bucket_view=True)
+        _settle_buckets(trainer, data)
+
+
+def _settle_buckets(trainer: Trainer, data: AudioDataset) -> None:
+    """One backward pass that teaches nothing.
+
+    After its first one DDP lays its buckets out anew, in the order in which gradients came. The sums of three and more
+    processes depend on that, so a continued run's first step would not be that of a run that was never interrupted.
+    """
+    batch = together(trainer.launch, lambda: data.__getitems__(next(trainer.plan.batches(epoch=0))))
+    trainer.forward_backward(batch, synchronise=True)
+    trainer.optimizer.zero_grad(set_to_none=True)
 
 
 class TrainingBatches:
