@@ -159,7 +159,7 @@ def _archived(path: Path) -> list[str] | None:
         return None
     if any(name.endswith("data.pkl") for name in names):
         return None
-    return [name for name in names if name.endswith(SUFFIXES)]
+    return [name for name in names if name.endswith(SUFFIXES) and not name.startswith("__MACOSX/")]
 
 
 def _unpack(path: Path) -> Path:

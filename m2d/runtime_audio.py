@@ -49,7 +49,7 @@ def get_backbone(
         weights = read_weights(weight_file)
         backbone, sizes = loaded_backbone(weights, encoder_only, dur_frames), weights.sizes
         decoder_depth = block_count(weights.state, "decoder_blocks")
-        head = {name: tensor.clone() for name, tensor in weights.head.items()}
+        head = weights.head
     if sizes.sr not in PRESETS:
         raise ValueError(f"{weight_file}: a sample rate of {sizes.sr} is not known: choose from {', '.join(PRESETS)}")
     mean, std = backbone.norm_stats.tolist()
@@ -135,7 +135,7 @@ class RuntimeM2D(nn.Module):
         cfg.dur_frames = None if dur_frames is None else int(dur_frames)
         cfg.encoder_only = flag(given(encoder_only, cfg, "encoder_only"))
         cfg.freeze_embed = flag(given(freeze_embed, cfg, "freeze_embed"))
-        cfg.training_mask = float(training_mask or given(None, cfg, "training_mask"))
+        cfg.training_mask = float(given(training_mask or None, cfg, "training_mask"))
         self.backbone, head = get_backbone(cfg, weight_file, cfg.encoder_only, cfg.dur_frames)
         width, stacked_width = self.backbone.embed_dim, self.backbone.embed_dim * self.backbone.grid_size()[0]
         narrow_head = num_classes is not None and "head.weight" in head and head["head.weight"].shape[1] == width
@@ -225,8 +225,7 @@ class RuntimeM2D(nn.Module):
         """What is encoded at a time, as (start, stop, frames of a piece); a rest shorter than a patch is left out."""
         (_, unit), (rows, columns) = self.backbone.patch_embed.img_size, self.backbone.grid_size()
         patch = self.backbone.patch_size()[1]
-        # Hidden patches differ in number from piece to piece: then each is encoded by itself.
-        together = 1 if self._hidden else max(1, _TOKENS_PER_BLOCK // (batch * (1 + rows * columns)))
+        together = max(1, _TOKENS_PER_BLOCK // (batch * (1 + rows * columns)))
         padded = frames + (patch - frames % unit % patch) % patch
         whole = padded // unit * unit
         pieces = [(start, min(start + unit * together, whole), unit) for start in range(0, whole, unit * together)]

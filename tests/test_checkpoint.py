@@ -291,7 +291,7 @@ def test_the_allow_list_holds_only_while_reading(folder):
         (b"just some text\n" * 50, "damaged, or no checkpoint"),
         (b"PK\x03\x04" + bytes(200), "truncated"),
         (b"\x80\x02}q\x00", "damaged, or no checkpoint"),
-        (pickle.dumps({"a": 1}), "damaged, or no checkpoint"),
+        (pickle.dumps({"a": 1}, protocol=2), "damaged, or no checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_says_what_it_is(folder, content, words):
@@ -576,6 +576,7 @@ def test_a_released_archive_is_unpacked(whole_file, network):
     with zipfile.ZipFile(archive, "w") as target:
         target.writestr(f"{NAME}/weights_ep1.pth", whole_file.read_bytes())
         target.writestr(f"{NAME}/readme.txt", "x")
+        target.writestr(f"__MACOSX/{NAME}/._weights_ep1.pth", "x")
     address = f"https://example.org/releases/v0.1.0/{NAME}.zip"
     replies[address] = lambda: Reply(archive.getvalue())
     path = resolve(address)

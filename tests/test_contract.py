@@ -133,7 +133,7 @@ def test_entries_of_the_config_may_be_empty(weight_file, nothing):
     if nothing == "lacking":
         for name in ("dur_frames", "freeze_embed", "encoder_only", "training_mask", "flat_features", "feature_d"):
             cfg.pop(name)
-    runtime = RuntimeM2D(cfg=cfg, weight_file=weight_file)
+    runtime = RuntimeM2D(cfg=cfg, weight_file=weight_file, training_mask=None if nothing == "lacking" else nothing)
     assert cfg.input_size == [80, 208] and cfg.training_mask == 0.0 and not hasattr(runtime.backbone, "decoder_blocks")
     assert runtime.backbone.patch_embed.proj.weight.requires_grad
 

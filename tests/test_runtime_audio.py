@@ -414,7 +414,8 @@ def test_masking_hides_patches_in_training_alone(files):
     runtime.train()
     hidden = runtime.encode_lms(lms)
     assert hidden.shape[1] < 65
-    assert runtime.encode_lms(torch.randn(2, 1, 80, 500)).shape[2] == 192
+    long = runtime.encode_lms(torch.randn(2, 1, 80, 500))
+    assert long.shape[0] == 2 and long.shape[1] < 160 and long.shape[2] == 192
     with pytest.raises(ValueError, match="need all patches"):
         runtime.encode_lms(lms, average_per_time_frame=True)
     runtime(torch.randn(2, 16000)).sum().backward()
