@@ -12,10 +12,10 @@ import soxr
 
 logger = logging.getLogger("m2d")
 
-# Small blocks stay in the second-level cache through decoding, mixing and resampling; but soundfile seeks after
-# each block, which costs little in uncompressed files only.
-_SAMPLES_PER_BLOCK = 1 << 14
-_COMPRESSED_SAMPLES_PER_BLOCK = 1 << 20
+# Small blocks stay in the second-level cache through decoding, mixing and resampling. But soundfile seeks after each
+# block, which costs little in uncompressed files only, and without mixing and resampling there is nothing to keep.
+_SMALL_BLOCK = 1 << 14
+_LARGE_BLOCK = 1 << 20
 _DATA_CHUNK_CUT = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
 # Programs that write to a pipe cannot know the length, and put a number near one of these limits.
 _PLACEHOLDER_BYTES = 0x7FFF0000
@@ -74,30 +74,30 @@ def load_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     try:
         with soundfile.SoundFile(path) as file:
             _warn_if_cut(path, file)
-            blocks = _mono_blocks(file)
             if file.samplerate != sample_rate:
-                blocks = _resampled(blocks, file.samplerate, sample_rate)
-            waveform = np.concatenate([np.empty(0, np.float32), *blocks])
+                blocks = list(_resampled(_mono_blocks(file, _SMALL_BLOCK), file.samplerate, sample_rate))
+            else:
+                blocks = list(_mono_blocks(file, _SMALL_BLOCK if file.channels > 1 else _LARGE_BLOCK))
     except soundfile.LibsndfileError as error:
         raise _explained(path, error.error_string) from None
     except TypeError:
         raise ValueError(f"{path} has no header that tells its format") from None
-    if len(waveform) == 0:
+    if not sum(map(len, blocks)):
         raise ValueError(f"{path} holds no samples")
-    return waveform
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
-def _mono_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+def _mono_blocks(file: soundfile.SoundFile, length: int) -> Iterator[np.ndarray]:
+    if file.format in ("MP3", "OGG", "FLAC"):
+        length = _LARGE_BLOCK
     # libsndfile reads 16-bit samples as integers five times as fast as it converts them.
     is_int16 = file.subtype == "PCM_16"
     scale = np.float32((2.0**-15 if is_int16 else 1.0) / file.channels)
-    length = _COMPRESSED_SAMPLES_PER_BLOCK if file.format in ("MP3", "OGG", "FLAC") else _SAMPLES_PER_BLOCK
     buffer = np.empty((length, file.channels), dtype=np.int16 if is_int16 else np.float32)
     while len(block := file.read(out=buffer)):
-        mono = block[:, 0].astype(np.float32)
+        mono = np.multiply(block[:, 0], scale, dtype=np.float32)
         for channel in range(1, file.channels):
-            mono += block[:, channel]
-        mono *= scale
+            mono += np.multiply(block[:, channel], scale, dtype=np.float32)
         yield mono
 
 

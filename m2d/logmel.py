@@ -85,9 +85,10 @@ class NumpyLogMel:
         self.front_end = front_end
         self._window = hann_window(front_end)
         self._window_single = self._window.astype(np.float32)
-        # Each frequency bin lies in two filters at most: a sparse product does a fortieth of a dense one's work,
-        # and in one thread.
-        self._filters = csr_matrix(mel_filters(front_end).astype(np.float32))
+        # Each frequency bin lies in two filters at most: a sparse product does a thirtieth of a dense one's work,
+        # in one thread. The last row, of ones, sums each frame's power.
+        filters = mel_filters(front_end)
+        self._filters = csr_matrix(np.vstack([filters, np.ones_like(filters[:1])]).astype(np.float32))
 
     def __call__(self, waveform: np.ndarray) -> np.ndarray:
         n_fft, hop = self.front_end.n_fft, self.front_end.hop_size
@@ -97,25 +98,30 @@ class NumpyLogMel:
         reflected = np.pad(waveform, n_fft // 2, mode="reflect")
         frames = sliding_window_view(reflected, n_fft)[::hop]
         lms = np.empty((self.front_end.n_mels, len(frames)), dtype=np.float32)
+        precise = False
         for begin in range(0, len(frames), _FRAMES_PER_BLOCK):
             block = slice(begin, begin + _FRAMES_PER_BLOCK)
-            lms[:, block] = self._mel(frames[block])
-        lms += EPS
-        return np.log(lms, out=lms)
+            mel, masked = self._mel(frames[block], precise)
+            np.log(mel, out=lms[:, block])
+            # Resampled audio has empty top bands: most of its frames are masked, and the rest of the clip is alike.
+            precise = masked > 0.3 * _FRAMES_PER_BLOCK
+        return lms
 
-    def _mel(self, frames: np.ndarray) -> np.ndarray:
-        """Mel power `[n_mels, frames]` of a block: single precision, and double where that is not enough."""
-        power = _power(frames * self._window_single)
-        mel = self._filters @ np.ascontiguousarray(power.T)
-        masked = np.flatnonzero(mel.min(axis=0) + EPS < _MASKED_BELOW * power.sum(axis=1))
-        if len(masked):
-            power = _power(frames[masked] * self._window).astype(np.float32)
-            mel[:, masked] = self._filters @ np.ascontiguousarray(power.T)
-        return mel
+    def _mel(self, frames: np.ndarray, precise: bool) -> tuple[np.ndarray, int]:
+        """Mel power + EPS `[n_mels, frames]`, and the number of frames with masked bands.
 
+        In single precision, but for these frames; in double precision where it is asked for.
+        """
+        bands = self._bands(frames * (self._window if precise else self._window_single))
+        masked = np.flatnonzero(bands[:-1].min(axis=0) < _MASKED_BELOW * bands[-1])
+        if not precise and len(masked):
+            bands[:, masked] = self._bands(frames[masked] * self._window)
+        return bands[:-1], len(masked)
 
-def _power(windowed: np.ndarray) -> np.ndarray:
-    spectrum = rfft(windowed)
-    power = spectrum.real**2
-    power += spectrum.imag**2
-    return power
+    def _bands(self, windowed: np.ndarray) -> np.ndarray:
+        spectrum = rfft(windowed)
+        power = spectrum.real**2
+        power += spectrum.imag**2
+        bands = self._filters @ power.T.astype(np.float32, order="C")
+        bands += EPS
+        return bands
