@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from .skipping import read_readable
 from .store_base import ClipStore, check_finite
 from .whole_file import whole_file
 
-_CLIPS_AT_ONCE = 32
+_CLIPS_AT_ONCE = 8  # they stay in the cache
+_THREADS = 4
 _CACHED_SETTINGS = 16
 
 logger = logging.getLogger("m2d")
@@ -46,26 +48,37 @@ def measure_stats(
     clips = drawn_clips(store, n_files)
     u = uniform(0, 0, np.arange(len(clips)), Purpose.STATISTICS)
 
-    def read(clips: np.ndarray, u: np.ndarray) -> np.ndarray:
+    def read(clips: np.ndarray, u: np.ndarray) -> tuple[int, float, float]:
         crops = store.read_crops(clips, u, input_frames, repeat)
-        check_finite(store, clips, crops)
-        return crops
+        moments = _moments(crops)
+        if not math.isfinite(moments[2]):
+            check_finite(store, clips, crops)
+        return moments
+
+    def piece(begin: int) -> tuple[int, float, float]:
+        here = slice(begin, begin + _CLIPS_AT_ONCE)
+        return read_readable(read, clips[here], u[here], len(store), skip_bad)[0]
 
     count, mean, m2 = 0, 0.0, 0.0
-    for begin in range(0, len(clips), _CLIPS_AT_ONCE):
-        piece = slice(begin, begin + _CLIPS_AT_ONCE)
-        crops, _ = read_readable(read, clips[piece], u[piece], len(store), skip_bad)
-        crops = crops.astype(np.float64, order="C")  # sums in one order, whatever the store's memory order
-        n, crops_mean = crops.size, crops.mean()
-        crops -= crops_mean
-        delta = crops_mean - mean
-        m2 += np.square(crops, out=crops).sum() + delta * delta * count * n / (count + n)
-        mean += delta * n / (count + n)
-        count += n
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for n, piece_mean, piece_m2 in pool.map(piece, range(0, len(clips), _CLIPS_AT_ONCE)):
+            delta = piece_mean - mean
+            m2 += piece_m2 + delta * delta * count * n / (count + n)
+            mean += delta * n / (count + n)
+            count += n
     std = math.sqrt(m2 / count)
     if std == 0:
         raise ValueError(f"{store.source}: all values of its {len(clips)} measured clips are {mean}: nothing to learn from")
     return float(mean), float(std)
+
+
+def _moments(crops: np.ndarray) -> tuple[int, float, float]:
+    """Number of values, their mean, and the sum of their squared distances from it."""
+    crops = crops.astype(np.float64, order="C")  # sums in one order, whatever the store's memory order
+    mean = crops.mean()
+    with np.errstate(invalid="ignore"):  # infinite values: the caller finds them
+        crops -= mean
+    return crops.size, mean, np.square(crops, out=crops).sum()
 
 
 def cached_stats(

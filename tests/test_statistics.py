@@ -105,7 +105,7 @@ def test_memory_does_not_grow_with_the_number_of_crops(make_store):
         measure_stats(store, 100, n_files)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < 1.2 * peaks[0]
+    assert peaks[1] < peaks[0] + 1e6  # the other 336 crops take 10 MB
 
 
 def test_cache_is_beside_the_list_and_used(make_store, tmp_path, count_measurements):
