@@ -7,13 +7,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
+from .event_file import EventFile
 from .whole_file import whole_file
 
 _MANY_RECORDS = 100_000
@@ -52,7 +51,7 @@ class RunLog:
         self.folder, self._start = folder, start
         self._events_folder, self._purge_step = tensorboard or str(folder), int(1000 * start) + 1
         self._console: logging.Handler | None = None
-        self._writer: SummaryWriter | None = None
+        self._events: EventFile | None = None
         if folder is None:
             return
         with self._reported("console.txt"):
@@ -90,15 +89,19 @@ class RunLog:
             return
         with self._reported("events.out.tfevents"):
             try:
-                if self._writer is None:
-                    self._writer = SummaryWriter(self._events_folder, purge_step=self._purge_step)
-                    self._purge_step = None
-                for name, value in values.items():
-                    self._writer.add_scalar(name, value, x)
-                self._writer.flush()
+                if self._events is None:
+                    self._events, self._purge_step = EventFile(self._events_folder, self._purge_step), None
+                self._events.add(x, values)
             except OSError:
-                self._writer = None  # it has lost its thread; the next scalars open another file
+                self._abandon_events()
                 raise
+
+    def _abandon_events(self) -> None:
+        """A file whose last record may be torn is of no use: the next scalars open another one."""
+        events, self._events = self._events, None
+        if events is not None:
+            with suppress(OSError):
+                events.close()
 
     def epoch(self, **values: float) -> None:
         """One JSON object in log.txt."""
@@ -108,9 +111,9 @@ class RunLog:
 
     def close(self) -> None:
         """Close the files."""
-        if self._writer is not None:
+        if self._events is not None:
             with self._reported("events.out.tfevents"):
-                self._writer.close()
+                self._events.close()
         if self._console is not None:
             logger.removeHandler(self._console)
             with self._reported("console.txt"):
