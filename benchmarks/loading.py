@@ -5,6 +5,8 @@
 The data are random log-mels of 10 s (M2D-S: 7 s with features), from the page cache unless --cold. The plain loader is
 what one writes first: numpy.load, crop, mix and normalise in __getitem__, torch's own collate. Ours reads in the worker
 and leaves mixing and normalisation to the device ('prepare' says what that costs on this CPU).
+Beside the rate stands the CPU time of a worker's work alone, which other programs on the machine disturb less; it leaves
+out what the plain loader spends on handing batches from process to process.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -114,6 +116,23 @@ def clips_per_second(data: Dataset, batch_size: int, steps: int, use: Callable |
     return best
 
 
+def worker_milliseconds(data: Dataset, batch_size: int, steps: int) -> float:
+    """CPU time per clip of what a worker does; best of 3."""
+    order = list(torch.utils.data.RandomSampler(data, replacement=True, num_samples=batch_size * steps))
+    plan = EpochPlan(len(data), batch_size)
+    keys = [batch for epoch in range(steps) for batch in plan.batches(epoch)][:steps]
+    times = []
+    for _ in range(3):
+        begin = time.process_time()
+        for step in range(steps):
+            if isinstance(data, AudioDataset):
+                data.__getitems__(keys[step])
+            else:
+                default_collate([data[i] for i in order[step * batch_size : (step + 1) * batch_size]])
+        times.append(1000 * (time.process_time() - begin) / (batch_size * steps))
+    return min(times)
+
+
 def prepare_rate(data: AudioDataset, batch_size: int) -> float:
     """Clips per second of mixing and normalising a loaded batch."""
     (keys,) = [batch for _, batch in zip(range(1), EpochPlan(len(data), batch_size).batches(0), strict=False)]
@@ -140,11 +159,12 @@ def table(folder: Path, clips: int, pairs: int, batch_size: int, steps: int) -> 
         f"M2D-S 80x{SPEECH_FRAMES}": (PlainSpeech(npz), {n: SpeechDataset(s, SPEECH_FRAMES, 0) for n, s in speech.items()}),
     }
     for title, (plain, mine) in rows.items():
-        base = clips_per_second(plain, batch_size, steps)
-        print(f"{title:24s} {'plain':14s} {base:8.0f} clips/s")
+        base, base_cpu = clips_per_second(plain, batch_size, steps), worker_milliseconds(plain, batch_size, steps)
+        print(f"{title:24s} {'plain':14s} {base:8.0f} clips/s  {'':6s} {base_cpu:6.3f} CPU ms/clip")
         for name, data in mine.items():
-            rate = clips_per_second(data, batch_size, steps)
-            print(f"{'':24s} {name:14s} {rate:8.0f} clips/s  {rate / base:5.1f}x   prepare {prepare_rate(data, batch_size):8.0f}")
+            rate, cpu = clips_per_second(data, batch_size, steps), worker_milliseconds(data, batch_size, steps)
+            print(f"{'':24s} {name:14s} {rate:8.0f} clips/s  {rate / base:5.1f}x {cpu:6.3f} CPU ms/clip", end="")
+            print(f"  {base_cpu / cpu:5.1f}x   prepare {prepare_rate(data, batch_size):8.0f}")
 
 
 def ours(count: int, kind: str) -> dict[str, str]:
