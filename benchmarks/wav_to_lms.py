@@ -12,7 +12,6 @@ m2d.audio_io does it. Clips (a gliding voice-like tone, pauses, a floor of noise
 import argparse
 import multiprocessing
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -157,10 +156,10 @@ def measure(title: str, sources: list[Path], folder: Path, processes: int, repea
         starts.append(start)
     print(f"{title}, {len(sources)} files, {processes} processes, median of {repeats}")
     print(f"  {'':28}{'files/s':>8}{'x plain':>9}{'x loading, plain':>18}{'x loading, ours':>17}{'CPU ms/file':>13}")
-    rate = {name: statistics.median(values) for name, values in rates.items()}
+    rate = {name: np.median(values) for name, values in rates.items()}
     for name in rates:
         compared = [rate[name] / rate[other] for other in ("plain", "loading, plain", "loading, ours")]
-        spent = f"{statistics.median(cpu[name]):13.2f}" if cpu[name] else ""
+        spent = f"{np.median(cpu[name]):13.2f}" if cpu[name] else ""
         print(f"  {name:28}{rate[name]:8.1f}{compared[0]:9.2f}{compared[1]:18.2f}{compared[2]:17.2f}{spent}")
     return starts
 
@@ -182,7 +181,7 @@ def main() -> None:
         ):
             sources = make_clips(folder / f"{rate}", count, rate, channels)
             starts += measure(title, sources, folder, args.processes, args.repeats)
-        print(f"wav_to_lms.py from its start to its first file: {statistics.median(starts):.2f} s ({max(starts):.2f} s at most)")
+        print(f"wav_to_lms.py from its start to its first file: {np.median(starts):.2f} s ({max(starts):.2f} s at most)")
 
 
 if __name__ == "__main__":
