@@ -1,49 +1,26 @@
-"""The converter: names, values, bad files, interruptions, exit statuses."""
+"""The converter: names, values, bad files, exit statuses."""
 
-import errno
 import logging
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import librosa
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 import torch
+from audio_files import bad_file, sound, targets, temporary_files, write
 
 import wav_to_lms
 from m2d import convert
-from m2d.audio_io import find_audio, load_audio
+from m2d.audio_io import load_audio
 from m2d.frontend import EPS, PRESETS, SILENCE, nnaudio_mel
 from wav_to_lms import FFT_parameters, ToLogMelSpec, convert_wav
 
 ROOT = Path(__file__).parents[1]
-
-
-def sound(samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:
-    noise = np.random.RandomState(seed).uniform(-0.3, 0.3, (samples, channels)).astype(np.float32)
-    return noise[:, 0] if channels == 1 else noise
-
-
-def write(path: Path, samples: int = 1600, rate: int = 16000, channels: int = 1, seed: int = 0, **options: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, sound(samples, channels, seed), rate, **options)
-    return path
-
-
-def targets(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.npy")}
-
-
-def temporary_files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.suffix == ".tmp"]
 
 
 def program(*args: object, **options) -> subprocess.CompletedProcess:
@@ -56,98 +33,6 @@ def src(tmp_path) -> Path:
     for name in ("b.wav", "a.wav", "sub/c.wav"):
         write(tmp_path / "src" / name)
     return tmp_path / "src"
-
-
-# ---------------------------------------------------------------- reading audio
-
-
-@pytest.mark.parametrize(
-    ("name", "rate", "channels", "options"),
-    [
-        ("mono16.wav", 16000, 1, {"subtype": "PCM_16"}),
-        ("stereo16.wav", 44100, 2, {"subtype": "PCM_16"}),
-        ("six.wav", 48000, 6, {"subtype": "PCM_16"}),
-        ("stereo24.wav", 44100, 2, {"subtype": "PCM_24"}),
-        ("byte.wav", 8000, 1, {"subtype": "PCM_U8"}),
-        ("float.wav", 22050, 2, {"subtype": "FLOAT"}),
-        ("a.flac", 44100, 2, {}),
-        ("a.ogg", 44100, 1, {}),
-        ("a.mp3", 44100, 2, {}),
-    ],
-)
-def test_decoding_mixing_and_resampling_are_those_of_librosa(tmp_path, name, rate, channels, options):
-    path = write(tmp_path / name, 3 * rate // 2, rate, channels, **options)
-    waveform = load_audio(path, 16000)
-    expected, _ = librosa.load(path, sr=16000)
-    assert waveform.dtype == np.float32
-    np.testing.assert_allclose(waveform, expected, atol=1e-6)
-
-
-def test_opposite_channels_cancel(tmp_path):
-    wave = sound(1600)
-    soundfile.write(tmp_path / "a.wav", np.stack([wave, -wave], axis=1), 16000, subtype="FLOAT")
-    assert not load_audio(tmp_path / "a.wav", 16000).any()
-
-
-def test_full_scale_16_bit_is_one(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.array([-32768, 16384], np.int16), 16000)
-    assert load_audio(tmp_path / "a.wav", 16000).tolist() == [-1.0, 0.5]
-
-
-def bad_file(folder: Path, kind: str) -> Path:
-    path = folder / f"{kind}.wav"
-    flac = write(folder / "good.flac").read_bytes()
-    content = {"empty": b"", "text": b"not audio " * 50, "torn flac": flac[: len(flac) // 2]}
-    if kind == "no samples":
-        soundfile.write(path, np.zeros(0), 16000)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind in content:
-        path.write_bytes(content[kind])
-    return path
-
-
-@pytest.mark.parametrize(
-    ("kind", "error", "message"),
-    [
-        ("empty", ValueError, "is empty"),
-        ("text", ValueError, "cannot be read as audio"),
-        ("torn flac", ValueError, "cannot be read as audio"),
-        ("no samples", ValueError, "holds no samples"),
-        ("folder", IsADirectoryError, "cannot be opened"),
-        ("missing", FileNotFoundError, "cannot be opened: No such file"),
-    ],
-)
-def test_unreadable_audio_is_named_with_the_reason(tmp_path, kind, error, message):
-    path = bad_file(tmp_path, kind)
-    with pytest.raises(error, match=f"{re.escape(str(path))} {message}"):
-        load_audio(path, 16000)
-
-
-def test_what_a_torn_wav_holds_counts_with_a_warning(tmp_path, caplog):
-    path = write(tmp_path / "a.wav", 1600)
-    path.write_bytes(path.read_bytes()[:-2000])
-    assert load_audio(path, 16000).shape == (600,)
-    assert "a.wav is cut short: 1200 of the 3200 bytes" in caplog.text
-
-
-def test_a_stream_of_unknown_length_is_not_called_torn(tmp_path, caplog):
-    path = write(tmp_path / "a.wav", 1600)
-    path.write_bytes(path.read_bytes().replace((3200).to_bytes(4, "little"), b"\xff\xff\xff\x7f"))
-    assert load_audio(path, 16000).shape == (1600,)
-    assert not caplog.text
-
-
-def test_audio_is_found_in_any_case_sorted_and_through_links(tmp_path):
-    for name in ("z.wav", "B.WAV", "a.flac", "sub/a.wav", "a.wav.txt", ".wav"):
-        (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "src" / name).touch()
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "l.Wav").touch()
-    (tmp_path / "src" / "link").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "src" / "sub" / "loop").symlink_to(tmp_path / "src")
-    found = [path.relative_to(tmp_path / "src").as_posix() for path in find_audio(tmp_path / "src", [".wav"])]
-    assert found == ["B.WAV", "link/l.Wav", "sub/a.wav", "z.wav"]
 
 
 # ---------------------------------------------------------------- the contract's names
@@ -353,58 +238,12 @@ def test_an_empty_file_does_not_count_as_done(src, tmp_path):
     assert np.load(tmp_path / "out/a.npy").shape == (1, 80, 611)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_recognised(src, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / f"out/.{socket.gethostname()}-{os.getpid()}.lms.tmp").symlink_to("/dev/full")
-    with pytest.raises(OSError, match=r"a\.npy cannot be written: No space left on device\. Stopped"):
-        convert_wav(src, tmp_path / "out", workers=1)
-    assert targets(tmp_path / "out") == set()
-    assert not temporary_files(tmp_path)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_stops_all_workers_at_once(tmp_path, monkeypatch, workers):
-    for number in range(200):
-        write(tmp_path / f"src/{number:03}.wav", 320)
-
-    def fill_up(target: str, lms: np.ndarray) -> None:
-        with open(tmp_path / "tries", "a") as tries:
-            tries.write("x")
-        if len(targets(tmp_path / "out")) >= 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        convert.npy_sink(target, lms)
-
-    monkeypatch.setattr(wav_to_lms, "npy_sink", fill_up)
-    with pytest.raises(OSError, match=r"cannot be written: No space left on device\. Stopped"):
-        convert_wav(tmp_path / "src", tmp_path / "out", workers=workers)
-    monkeypatch.undo()
-    assert 3 <= len(targets(tmp_path / "out")) <= 3 + workers
-    assert (tmp_path / "tries").stat().st_size <= 3 + 2 * workers
-    assert len(convert_wav(tmp_path / "src", tmp_path / "out", workers=1).converted) >= 195
-
-
 def test_a_target_that_is_a_folder_fails_that_file_only(src, tmp_path):
     (tmp_path / "out/a.npy").mkdir(parents=True)
     report = convert_wav(src, tmp_path / "out", workers=1)
     assert list(report.failed) == ["a.wav"]
     assert "cannot be written" in report.failed["a.wav"]
     assert not temporary_files(tmp_path)
-
-
-def test_temporary_files_of_dead_processes_are_removed_and_of_living_ones_kept(src, tmp_path):
-    host = socket.gethostname()
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    folder = tmp_path / "out/other"
-    folder.mkdir(parents=True)
-    names = [f"{host}-{dead.pid}", f"{host}-{os.getpid()}", f"elsewhere-{dead.pid}", "elsewhere-1"]
-    ours_dead, ours_living, theirs_new, theirs_old = (folder / f".{name}.lms.tmp" for name in names)
-    for path in (ours_dead, ours_living, theirs_new, theirs_old):
-        path.write_bytes(b"torn")
-    os.utime(theirs_old, (time.time() - 100000,) * 2)
-    convert_wav(src, tmp_path / "out", workers=1)
-    assert set(temporary_files(tmp_path)) == {ours_living, theirs_new}
 
 
 # ---------------------------------------------------------------- what is refused before anything starts
@@ -477,64 +316,3 @@ def test_a_destination_that_cannot_be_made_is_one_line_and_exit_1(src, monkeypat
     monkeypatch.setattr(sys, "argv", ["wav_to_lms.py", str(src), str(src / "a.wav" / "out")])
     assert wav_to_lms.main() == 1
     assert "cannot be made: Not a directory" in caplog.text
-
-
-def start(src: Path, out: Path, **options) -> subprocess.Popen:
-    """A run over 2,000 clips that has written its first ones."""
-    first = write(src / "first.wav", 160000)
-    for number in range(1999):
-        os.link(first, src / f"{number:04}.wav")
-    command = [sys.executable, str(ROOT / "wav_to_lms.py"), str(src), str(out), "--workers", "2"]
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **options)
-    deadline = time.monotonic() + 30
-    while len(targets(out)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return running
-
-
-def assert_whole_and_continued(src: Path, out: Path) -> None:
-    done = targets(out)
-    assert 3 <= len(done) < 2000
-    assert all(np.load(out / name).shape == (1, 80, 1001) for name in done)
-    left = [path for path in src.iterdir() if path.with_suffix(".npy").name not in done]
-    for path in left[5:]:
-        path.unlink()
-    report = convert_wav(src, out, workers=2)
-    assert (report.existing, len(report.converted)) == (len(done), len(left[:5]))
-    assert not temporary_files(out)
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads process tables")
-def test_a_killed_run_leaves_whole_files_and_no_workers_and_goes_on(tmp_path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    running = start(src, out)
-    workers = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
-    running.send_signal(signal.SIGKILL)
-    running.communicate(timeout=20)
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}/exe").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert len(workers) == 2
-    assert not any(Path(f"/proc/{pid}/exe").exists() for pid in workers)
-    assert_whole_and_continued(src, out)
-
-
-def test_ctrl_c_ends_with_a_word_and_exit_130(tmp_path):
-    src, out = tmp_path / "src", tmp_path / "out"
-    running = start(src, out, start_new_session=True)
-    os.killpg(running.pid, signal.SIGINT)
-    _, said = running.communicate(timeout=20)
-    assert running.returncode == 130
-    assert "interrupted: the files written are whole" in said
-    assert "Traceback" not in said
-    assert not temporary_files(out)
-    assert_whole_and_continued(src, out)
-
-
-def test_a_killed_worker_is_reported_instead_of_waiting_for_ever(src, tmp_path, monkeypatch):
-    def die(path: str, rate: int) -> np.ndarray:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(convert, "load_audio", die)
-    with pytest.raises(RuntimeError, match="a worker process died"):
-        convert_wav(src, tmp_path / "out", workers=2)
