@@ -130,11 +130,11 @@ def test_thirty_kills(variant, slow_disk):
             same_log(out, whole)
 
 
-@pytest.mark.parametrize(("processes", "accum"), [(2, 1), (3, 2)])
-def test_several_processes_continue_to_the_bit(processes, accum):
+@pytest.mark.parametrize(("processes", "more"), [(2, ""), (2, "--fsdp"), (3, "--accum_iter 2")])
+def test_several_processes_continue_to_the_bit(processes, more):
     """With three, sums depend on how gradients are laid out in buckets."""
     write_list(clips=48)
-    flags = f"{LIST} --batch_size 2 --accum_iter {accum} --epochs 3"
+    flags = f"{LIST} --batch_size 2 --epochs 3 {more}"
     assert Forked(M2D, f"{flags} --output_dir whole", processes).wait() == [0] * processes
     forked = Forked(M2D, f"{flags} --output_dir parts", processes)
     forked.wait_until(lambda: "epoch 1/" in forked.said())
