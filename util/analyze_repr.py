@@ -66,7 +66,7 @@ class _Gram:
         self._gram: np.ndarray | None = None
 
     def add(self, rows: np.ndarray) -> None:
-        """Add float64 rows `[samples, features]`; small batches wait until they make one efficient product."""
+        """Add float64 rows `[samples, features]`, which are its own from then on; small batches wait until they make one efficient product."""
         self._features = self._features or rows.shape[1]
         if rows.shape[1] != self._features:
             raise ValueError(f"features of width {rows.shape[1]} after features of width {self._features}")
@@ -89,14 +89,14 @@ class _Gram:
     def _fold(self) -> None:
         if not self._pending:
             return
-        rows = np.concatenate(self._pending)
+        rows = self._pending[0] if len(self._pending) == 1 else np.concatenate(self._pending)
         self._pending = []
         if self._gram is None:
             self._gram, self._sum = np.zeros((self._features, self._features)), np.zeros(self._features)
             # A point near the mean of all rows: centring about it first keeps the digits that differ.
             self._near_mean = rows.mean(axis=0) if self._centred else None
         if self._centred:
-            rows = rows - self._near_mean
+            rows -= self._near_mean
             self._sum += rows.sum(axis=0)
         self._gram += rows.T @ rows  # numpy sees the symmetry and computes one half
 
@@ -106,16 +106,20 @@ def _blocks(x: torch.Tensor | np.ndarray) -> Iterator[np.ndarray]:
         raise ValueError(f"features have shape {list(x.shape)}: [samples, features] is needed")
     for begin in range(0, len(x), _BLOCK_ROWS):
         block = x[begin : begin + _BLOCK_ROWS]
+        # A copy: it may wait while the caller reuses its buffer.
         if isinstance(block, torch.Tensor):
-            block = block.detach().to("cpu", torch.float64).numpy()
-        block = np.array(block, dtype=np.float64)  # a copy: it may wait while the caller reuses its buffer
-        if not np.isfinite(block).all():
+            block = block.detach().to("cpu", torch.float64, copy=True).numpy()
+        else:
+            block = np.array(block, dtype=np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = block.sum()  # a pass over memory less than looking at each value
+        if not np.isfinite(total) and not np.isfinite(block).all():
             raise ValueError(f"features hold NaN or infinity, first in row {begin + np.argmin(np.isfinite(block).all(axis=1))}")
         yield block
 
 
 def _to_unit_norm(rows: np.ndarray) -> np.ndarray:
-    return rows / (np.linalg.norm(rows, axis=1, keepdims=True) + 1e-6)
+    return rows / (np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None] + 1e-6)
 
 
 def _roots_of_eigenvalues(gram: np.ndarray) -> np.ndarray:
