@@ -66,7 +66,7 @@ class _Gram:
         self._gram: np.ndarray | None = None
 
     def add(self, rows: np.ndarray) -> None:
-        """Add float64 rows `[samples, features]`, which are its own from then on; small batches wait until they make one efficient product."""
+        """Add float64 rows `[samples, features]`, its own from then on; small batches wait to make one efficient product."""
         self._features = self._features or rows.shape[1]
         if rows.shape[1] != self._features:
             raise ValueError(f"features of width {rows.shape[1]} after features of width {self._features}")
