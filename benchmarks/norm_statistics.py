@@ -1,6 +1,6 @@
 """Mean and deviation of 5,000 crops: seconds, and memory above what the process has before, list and pack.
 
-    python benchmarks/statistics.py [--folder /tmp/m2d-statistics]
+    python benchmarks/norm_statistics.py [--folder /tmp/m2d-statistics]
 
 Random log-mels of 10 s, crops of 608 frames. 'measured' reads 5,000 clips, 'cached' finds the figures that a run before
 kept beside the list. The plain way gathers all crops and takes their mean and deviation. Each runs in a process of its
