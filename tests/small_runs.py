@@ -112,6 +112,10 @@ class Forked:
                 raise TimeoutError(f"still running after {seconds} s: {self.said()}")
         return [rank.exitcode for rank in self.ranks]
 
+    def alive(self) -> bool:
+        """Whether a rank is still running."""
+        return any(rank.is_alive() for rank in self.ranks)
+
     def signal(self, number: int) -> None:
         """Send a signal to all ranks."""
         for rank in self.ranks:
@@ -127,7 +131,7 @@ class Forked:
         """Wait until something holds, while the run is under way."""
         end = time.monotonic() + seconds
         while not condition():
-            if time.monotonic() > end or not any(rank.is_alive() for rank in self.ranks):
+            if time.monotonic() > end or not self.alive() and not condition():
                 raise TimeoutError(f"not seen: {self.said()}")
             time.sleep(0.005)
 
