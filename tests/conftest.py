@@ -1,5 +1,6 @@
 """What all tests share: the project on the import path, one thread, fixed seeds."""
 
+import logging
 import random
 import sys
 from pathlib import Path
@@ -23,3 +24,12 @@ def fixed_seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def own_logger():
+    """A program under test sets up the project's logger; the next test finds it as it was."""
+    logger = logging.getLogger("m2d")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
