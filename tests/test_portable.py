@@ -120,7 +120,7 @@ def test_classifiers(folder, weight_file, audio, caplog):
         for ours, theirs in zip(model.forward_frames(audio), runtime.forward_frames(audio), strict=True):
             assert_same(ours, theirs)
         assert model.cfg.feature_d == width
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     torch.save(runtime.state_dict(), path)
     assert_same(PortableM2D(path, num_classes=6)(audio), runtime(audio))
     assert PortableM2D(path, num_classes=3)(audio).shape == (2, 3)
