@@ -16,7 +16,7 @@ source "$ROOT/util/setup_venv.sh"
 RECIPE=(--model m2d_vit_tiny --input_size 80x208 --patch_size 16x16 --decoder_depth 2 --mask_ratio 0.7
   --batch_size 32 --lr 1e-3 --ema_decay_init 0.99 --ema_decay 0.999)
 CLIPS_SEEN=36000 # over the whole run
-LEAST_CLIPS=600  # of an epoch: the clips of a smaller folder are repeated
+LEAST_CLIPS=200  # of an epoch: the clips of a smaller folder are repeated
 MOST_CLIPS=12000 # of a larger folder, so many evenly spread ones are trained on
 
 step() { printf '\n== %s\n' "$*"; }
@@ -65,6 +65,7 @@ main() {
     step "Making sounds"
     mkdir -p "$work"
     make_samples "$audio"
+    LEAST_CLIPS=0
   fi
   step "Log-mel spectrograms of $audio"
   mkdir -p "$work"

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import Forked, digest, launch, load, log_lines, run, small_builders, write_data, write_list
+from small_runs import Forked, digest, free_port, launch, load, log_lines, run, small_builders, write_data, write_list
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from m2d import checkpoint_file, models_mae
@@ -615,11 +615,15 @@ def children(agent):
     return [int(pid) for pid in listed]
 
 
-def wait_for(condition, seconds=300):
-    end = time.monotonic() + seconds
+def wait_for(condition, *agents):
+    end = time.monotonic() + 300
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end and all(agent.poll() is None for agent in agents), [agent.communicate() for agent in agents]
         time.sleep(0.02)
+
+
+def lines_logged(count):
+    return lambda: Path("out/log.txt").exists() and len(log_lines(Path("out"))) >= count
 
 
 @pytest.mark.slow
@@ -627,7 +631,7 @@ def test_torchrun_restarts_after_a_killed_worker_and_continues_exactly():
     flags = reference_and_flags(40)
     with launch(M2D, f"{flags} out --auto_resume", processes=2, agent="--standalone --max-restarts 3") as agent:
         for lines in (4, 15):
-            wait_for(lambda lines=lines: Path("out/log.txt").exists() and len(log_lines(Path("out"))) >= lines)
+            wait_for(lines_logged(lines), agent)
             os.kill(children(agent)[-1], signal.SIGKILL)
         said, _ = agent.communicate(timeout=600)
     assert agent.returncode == 0, said
@@ -639,10 +643,25 @@ def test_torchrun_restarts_after_a_killed_worker_and_continues_exactly():
 def test_sigterm_to_torchrun_saves_and_the_run_continues_exactly():
     flags = reference_and_flags(40)
     with launch(M2D, f"{flags} out --auto_resume", processes=2) as agent:
-        wait_for(lambda: Path("out/log.txt").exists() and len(log_lines(Path("out"))) >= 4)
+        wait_for(lines_logged(4), agent)
         agent.send_signal(signal.SIGTERM)
         said, _ = agent.communicate(timeout=300)
     assert agent.returncode != 0 and "--auto_resume goes on from there" in said, said
     assert load(Path("out/last.pth"))["updates"] >= 4 * 12
     assert Forked(M2D, f"{flags} out --auto_resume", 2).wait() == [0, 0]
+    assert digest(Path("out/last.pth")) == digest(Path("whole/last.pth"))
+
+
+@pytest.mark.slow
+def test_two_nodes_by_rendezvous_restart_after_a_killed_worker_and_continue_exactly():
+    """Two torchrun agents that find each other by c10d, one process each."""
+    flags = reference_and_flags(40)
+    agent = f"--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{free_port()} --rdzv_id=run --max-restarts 3"
+    nodes = [launch(M2D, f"{flags} out --auto_resume", agent=agent) for _ in range(2)]
+    for lines, node in ((4, nodes[0]), (15, nodes[1])):
+        wait_for(lines_logged(lines), *nodes)
+        os.kill(children(node)[-1], signal.SIGKILL)
+    said = [node.communicate(timeout=900)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "".join(said).count("going on from out/last") == 2
     assert digest(Path("out/last.pth")) == digest(Path("whole/last.pth"))

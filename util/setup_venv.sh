@@ -24,7 +24,7 @@ find_python() {
     fi
     found=${found:-$("$candidate" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true)}
   done
-  fail "Python 3.10 or later is needed; ${found:+the one found here is $found}${found:-none was found here}"
+  fail "Python 3.10 or later is needed; ${found:-none} was found here"
 }
 
 pip_install() { "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"; }
