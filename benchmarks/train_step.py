@@ -164,7 +164,7 @@ def main() -> None:
         for name in Choices.__dataclass_fields__:
             steps[f"fast without {name}"] = Step(args, replace(Choices(), **{name: False}), compiled=True)
     # On a CPU that others use too, the time that the process itself took is the steadier figure.
-    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    clock = time.perf_counter
     results = measure(steps, clock, args)
     work = flops.step_flops(steps["fast"].model, args.mask_ratio)
     peak = compute.peak_flops(device, torch.bfloat16 if args.bf16 else torch.float32)

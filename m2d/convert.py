@@ -107,12 +107,26 @@ def remove_if_stale(path: str) -> None:
     host, _, pid = os.path.basename(path)[1 : -len(_TEMPORARY_SUFFIX)].rpartition("-")
     with suppress(OSError, ValueError):
         if host == socket.gethostname():
-            with suppress(ProcessLookupError):
-                os.kill(int(pid), 0)
+            if is_running(int(pid)):
                 return
         elif time.time() - os.stat(path).st_mtime < _SECONDS_PER_DAY:
             return
         os.unlink(path)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine runs; one that was killed and not yet waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return True
 
 
 class Converter:

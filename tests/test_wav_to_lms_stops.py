@@ -73,6 +73,15 @@ def test_temporary_files_of_dead_processes_are_removed_and_of_living_ones_kept(s
     assert set(temporary_files(tmp_path)) == {ours_living, theirs_new}
 
 
+def test_a_killed_process_that_nobody_waits_for_is_not_running():
+    with subprocess.Popen(["sleep", "60"]) as killed:
+        assert convert.is_running(killed.pid)
+        killed.kill()
+        os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
+        assert not convert.is_running(killed.pid)
+    assert not convert.is_running(killed.pid)
+
+
 def start(src: Path, out: Path, **options) -> subprocess.Popen:
     """A run over 2,000 clips that has written its first ones."""
     first = write(src / "first.wav", 160000)
