@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +16,8 @@ import torch.distributed as dist
 from .errors import ReadError, UserError
 
 T = TypeVar("T")
+_TIMEOUT = timedelta(minutes=30)
+_OFFER, _WITHDRAWN = "m2d/offer", "none"
 _LOST = "closed by peer|reset by peer|[Bb]roken pipe|gloo|NCCL"
 
 logger = logging.getLogger("m2d")
@@ -82,8 +86,46 @@ def start(device: str) -> Launch:
         torch.cuda.set_device(target)
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timedelta(minutes=30))
+        store = _torchrun_store(rank, world_size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
     return Launch(rank, world_size, local_rank, target)
+
+
+def _torchrun_store(rank: int, world_size: int) -> dist.Store | None:
+    """torchrun's store, in a part that only the processes of this start know; None without torchrun.
+
+    A restart finds the store as the processes before it left it, and would take their addresses for those of now.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(address, port, is_master=False, timeout=_TIMEOUT, wait_for_workers=False)
+    return dist.PrefixStore(_name_a_part(store, world_size) if rank == 0 else _answer(store, rank), store)
+
+
+def _name_a_part(store: dist.Store, world_size: int) -> str:
+    """Offer a new name; return it when all other ranks have answered.
+
+    The offer is withdrawn before its `go` is given, so that an offer that is still there from lost processes never gets one.
+    """
+    name = uuid.uuid4().hex
+    store.set(_OFFER, name)
+    store.wait([f"{name}/{rank}" for rank in range(1, world_size)])
+    store.set(_OFFER, _WITHDRAWN)
+    store.set(f"{name}/go", "")
+    return name
+
+
+def _answer(store: dist.Store, rank: int) -> str:
+    """Answer each name that is offered; return the one that gets its `go`."""
+    name = _WITHDRAWN
+    while not store.check([f"{name}/go"]):
+        offered = store.get(_OFFER).decode()
+        if offered not in (name, _WITHDRAWN):
+            name = offered
+            store.set(f"{name}/{rank}", "")
+        time.sleep(0.02)
+    return name
 
 
 def stop() -> None:

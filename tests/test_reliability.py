@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import torch
 from small_runs import Forked, digest, free_port, launch, load, log_lines, run, small_builders, write_data, write_list
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from m2d import checkpoint_file, models_mae
+from m2d import checkpoint_file, distributed, models_mae
 from m2d.run_folder import RunFolder, existing_run
 from m2d.run_log import RunLog, start_console
 from m2d.trainer import Trainer
@@ -600,6 +602,32 @@ def test_a_report_that_cannot_be_written_does_not_hide_the_cause(monkeypatch, ca
 
 
 # ---------------------------------------------------------------- torchrun
+
+
+def joins(rank, port):
+    """Start as one of two of torchrun's workers, and talk to the other."""
+    launched = dict(RANK=rank, WORLD_SIZE=2, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    os.environ.update({name: str(value) for name, value in launched.items()}, TORCHELASTIC_USE_AGENT_STORE="True")
+    distributed.start("cpu")
+    os._exit(int(distributed.sum_over_ranks(torch.tensor(rank)) != 1))
+
+
+def test_a_restart_is_not_misled_by_what_lost_processes_left_in_the_store_of_torchrun():
+    """A start that succeeded, two of whose ranks 0 was killed waiting, and one more; rank 1 comes first and looks."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    process = partial(multiprocessing.get_context("fork").Process, target=joins)
+    for killed in (False, True, True, False):
+        ranks = [process(args=(rank, store.port), daemon=True) for rank in (1, 0)]
+        if killed:
+            ranks = ranks[1:]
+        for rank in ranks:
+            rank.start()
+            time.sleep(0.5)
+        if killed:
+            ranks[0].kill()
+        for rank in ranks:
+            rank.join(30)
+        assert [rank.exitcode for rank in ranks] == ([-signal.SIGKILL] if killed else [0, 0])
 
 
 def reference_and_flags(epochs):
