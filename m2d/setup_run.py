@@ -185,7 +185,9 @@ def connect(trainer: Trainer, data: AudioDataset) -> None:
         shard(trainer)
     elif launch.world_size > 1:
         devices = [launch.device] if launch.device.type == "cuda" else None
-        trainer.parallel = DistributedDataParallel(trainer.model, device_ids=devices, gradient_as_bucket_view=True)
+        trainer.parallel = DistributedDataParallel(
+            trainer.model, device_ids=devices, gradient_as_bucket_view=True, static_graph=True
+        )
         _settle_buckets(trainer, data)
 
 
