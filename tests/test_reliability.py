@@ -643,39 +643,54 @@ def children(agent):
     return [int(pid) for pid in listed]
 
 
-def wait_for(condition, *agents):
+@contextmanager
+def torchruns(*agents):
+    """Whatever happens, none of them is left running."""
+    try:
+        yield
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                agent.terminate()
+                agent.communicate(timeout=60)
+
+
+def wait_until_logged(lines, *agents):
+    """Wait until the run in `out` has finished so many epochs."""
     end = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < end and all(agent.poll() is None for agent in agents), [agent.communicate() for agent in agents]
+    while not Path("out/log.txt").exists() or len(log_lines(Path("out"))) < lines:
+        for agent in agents:
+            assert agent.poll() is None, agent.communicate()
+        assert time.monotonic() < end, "the run stands still"
         time.sleep(0.02)
-
-
-def lines_logged(count):
-    return lambda: Path("out/log.txt").exists() and len(log_lines(Path("out"))) >= count
 
 
 @pytest.mark.slow
 def test_torchrun_restarts_after_a_killed_worker_and_continues_exactly():
     flags = reference_and_flags(40)
-    with launch(M2D, f"{flags} out --auto_resume", processes=2, agent="--standalone --max-restarts 3") as agent:
-        for lines in (4, 15):
-            wait_for(lines_logged(lines), agent)
-            os.kill(children(agent)[-1], signal.SIGKILL)
-        said, _ = agent.communicate(timeout=600)
+    agent = launch(M2D, f"{flags} out --auto_resume", processes=2, agent="--standalone --max-restarts 3")
+    with torchruns(agent):
+        for lines, victim in ((4, 1), (12, 0), (20, 1)):
+            wait_until_logged(lines, agent)
+            os.kill(children(agent)[victim], signal.SIGKILL)
+        said, _ = agent.communicate(timeout=300)
     assert agent.returncode == 0, said
-    assert said.count("going on from out/last") == 2
+    assert said.count("going on from out/last") == 3
     assert digest(Path("out/last.pth")) == digest(Path("whole/last.pth"))
+    same_log("out", "whole")
 
 
 @pytest.mark.slow
 def test_sigterm_to_torchrun_saves_and_the_run_continues_exactly():
     flags = reference_and_flags(40)
-    with launch(M2D, f"{flags} out --auto_resume", processes=2) as agent:
-        wait_for(lines_logged(4), agent)
+    agent = launch(M2D, f"{flags} out --auto_resume", processes=2)
+    with torchruns(agent):
+        wait_until_logged(4, agent)
         agent.send_signal(signal.SIGTERM)
         said, _ = agent.communicate(timeout=300)
-    assert agent.returncode != 0 and "--auto_resume goes on from there" in said, said
-    assert load(Path("out/last.pth"))["updates"] >= 4 * 12
+    assert agent.returncode == 1 and "--auto_resume goes on from there" in said, said
+    stopped_at = int(re.search(r"stopped at update (\d+)", said)[1])
+    assert 4 * 12 <= load(Path("out/last.pth"))["updates"] == stopped_at < 40 * 12
     assert Forked(M2D, f"{flags} out --auto_resume", 2).wait() == [0, 0]
     assert digest(Path("out/last.pth")) == digest(Path("whole/last.pth"))
 
@@ -686,10 +701,12 @@ def test_two_nodes_by_rendezvous_restart_after_a_killed_worker_and_continue_exac
     flags = reference_and_flags(40)
     agent = f"--nnodes=2 --rdzv_backend=c10d --rdzv_endpoint=127.0.0.1:{free_port()} --rdzv_id=run --max-restarts 3"
     nodes = [launch(M2D, f"{flags} out --auto_resume", agent=agent) for _ in range(2)]
-    for lines, node in ((4, nodes[0]), (15, nodes[1])):
-        wait_for(lines_logged(lines), *nodes)
-        os.kill(children(node)[-1], signal.SIGKILL)
-    said = [node.communicate(timeout=900)[0] for node in nodes]
+    with torchruns(*nodes):
+        for lines, node in ((4, nodes[0]), (15, nodes[1])):
+            wait_until_logged(lines, *nodes)
+            os.kill(children(node)[-1], signal.SIGKILL)
+        said = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
     assert "".join(said).count("going on from out/last") == 2
     assert digest(Path("out/last.pth")) == digest(Path("whole/last.pth"))
+    same_log("out", "whole")
