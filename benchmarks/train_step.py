@@ -1,7 +1,7 @@
 """The training step against a plain one in the same run: clips/s, utilisation (MFU), peak memory.
 
     python benchmarks/train_step.py --device cpu --model m2d_vit_base --input_size 80x208 --batch_size 16
-    python benchmarks/train_step.py --device cuda --bf16 --batch_size 512 --compile
+    python benchmarks/train_step.py --device cuda --precision bf16 --batch_size 512 --compile
 
 The plain step is written the obvious way: attention as two products and a softmax, AdamW and EMA one parameter after the
 other, all tokens projected, the loss read at every step. Both see the same batches, in turns; the figures are medians.
@@ -36,6 +36,7 @@ class Choices:
 
 
 PLAIN = Choices(False, False, False, False, False)
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def parse() -> argparse.Namespace:
@@ -47,7 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mask_ratio", type=float, default=0.7)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bf16", action="store_true", help="bfloat16; float32 otherwise")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of what autocast covers")
     parser.add_argument("--compile", action="store_true", help="compile the fast step's model")
     parser.add_argument("--activation_checkpointing", action="store_true", help="recompute the fast step's activations")
     parser.add_argument("--steps", type=int, default=10)
@@ -71,7 +72,8 @@ class Step:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         how = dict(fused=True) if choices.fused_optimizer else dict(foreach=False)
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **how)
-        self.trained, self.compiled = trained, compiled
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.precision == "fp16")
+        self.trained = trained
         if compiled:
             self.model.recompute_activations(args.activation_checkpointing)
             if args.compile:
@@ -104,18 +106,21 @@ class Step:
                 for slow, online in pairs:
                     slow.data = slow.data * 0.999 + online.data * (1 - 0.999)
 
-    def __call__(self, x: torch.Tensor, target: torch.Tensor | None, plan: MaskPlan) -> None:
-        """One whole step."""
-        autocast = torch.autocast(self.device.type, torch.bfloat16) if self.args.bf16 else nullcontext()
-        with autocast:
+    def __call__(self, x: torch.Tensor, target: torch.Tensor | None, plan: MaskPlan) -> torch.Tensor:
+        """One whole step; returns its loss."""
+        dtype = PRECISIONS[self.args.precision]
+        with nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype):
             loss = self.forward(x, target, plan)
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.trained, 3.0, foreach=self.choices.fused_optimizer)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.update_target()
         if not self.choices.losses_stay:
             loss.item()
+        return loss.detach()
 
 
 def make_batch(step: Step) -> tuple[torch.Tensor, torch.Tensor | None, MaskPlan]:
@@ -167,7 +172,7 @@ def main() -> None:
     clock = time.perf_counter
     results = measure(steps, clock, args)
     work = flops.step_flops(steps["fast"].model, args.mask_ratio)
-    peak = compute.peak_flops(device, torch.bfloat16 if args.bf16 else torch.float32)
+    peak = compute.peak_flops(device, PRECISIONS[args.precision])
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {args.model} {args.input_size}", end=" ")
     print(f"{args.patch_size} batch {args.batch_size}; {work / 1e9:.1f} GFLOP a clip; peak {peak / 1e12:.2f} TFLOP/s")
     base = results[next(iter(steps))][0]

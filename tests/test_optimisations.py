@@ -22,7 +22,7 @@ def settings(monkeypatch):
 
     class Settings:
         model, input_size, patch_size, mask_ratio = "m2d_vit_tiny", "80x48", "16x16", 0.6
-        batch_size, device, bf16, compile, activation_checkpointing = 4, "cpu", False, False, False
+        batch_size, device, precision, compile, activation_checkpointing = 4, "cpu", "fp32", False, False
 
     return Settings
 
@@ -79,6 +79,31 @@ def test_recomputed_activations_are_not_kept(settings):
     assert kept_bytes() < 0.5 * everything
     model.recompute_activations(False)
     assert kept_bytes() == everything
+
+
+def curve(settings, choices: Choices, seed: int) -> torch.Tensor:
+    """Losses of 200 steps over batches of smooth noise that a seed gives, averaged over 20 at a time."""
+    step = Step(settings, choices, True)
+    torch.manual_seed(seed)
+    found = []
+    for _ in range(200):
+        x, target, mask = make_batch(step)
+        found.append(step(torch.nn.functional.avg_pool2d(x, 15, 1, 7) * 15, target, mask))
+    return torch.stack(found).float().view(10, 20).mean(dim=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_in_low_precision_each_optimisation_stays_within_the_spread_of_two_seeds(settings, precision):
+    settings.precision = precision
+    fast = curve(settings, Choices(), seed=1)
+    spread = (curve(settings, Choices(), seed=2) - fast).abs().max()
+    assert fast.isfinite().all() and fast[-1] < fast[0]
+    for name in [field.name for field in fields(Choices)]:
+        without = curve(settings, replace(Choices(), **{name: False}), seed=1)
+        assert (without - fast).abs().max() < spread, name
+    settings.precision = "fp32"
+    assert (curve(settings, Choices(), seed=1) - fast).abs().max() < spread
 
 
 @pytest.mark.slow
