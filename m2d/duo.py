@@ -55,12 +55,16 @@ class M2DViT(MaskedPredictorViT):
         """The hidden patches alone `[B, L - keep, D]`, in shuffled order."""
         return take_tokens(patches, ids_shuffle[:, keep:])
 
+    def used_target_blocks(self) -> list[torch.nn.Module]:
+        """The target encoder's blocks up to the last one whose output is read."""
+        return list(self.target_blocks)[: 1 + max(self.target_layers, default=len(self.target_blocks) - 1)]
+
     @torch.no_grad()
     def forward_target_encoder(self, x: torch.Tensor, drop_cls: bool = True) -> torch.Tensor:
         """Target for embedded patches `[B, N, D]`: `[B, N, D]`, or `[B, 1 + N, D]` with the class token, without gradient."""
         x = self.with_cls_token(x)
         chosen = []
-        for i, block in enumerate(self.target_blocks):
+        for i, block in enumerate(self.used_target_blocks()):
             x = block(x)
             if i in self.target_layers:
                 chosen.append(x)

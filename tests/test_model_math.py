@@ -186,6 +186,15 @@ def test_the_target_is_the_mean_of_the_chosen_blocks_normalised(layers):
     assert not target.requires_grad
 
 
+def test_blocks_after_the_last_chosen_one_are_not_run():
+    model = small_model("m2d", target_layers=[0, 1])
+    ran = []
+    for i, block in enumerate(model.target_blocks):
+        block.register_forward_hook(lambda *_, i=i: ran.append(i))
+    model.forward_target_encoder(torch.randn(2, 6, 32))
+    assert len(model.target_blocks) > 2 and ran == [0, 1]
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.75, 0.99995, 1.0])
 def test_the_target_moves_by_the_exponential_average(decay):
     model = small_model("m2d")
