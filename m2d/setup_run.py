@@ -192,14 +192,16 @@ def connect(trainer: Trainer, data: AudioDataset) -> None:
 
 
 def _settle_buckets(trainer: Trainer, data: AudioDataset) -> None:
-    """One backward pass that teaches nothing.
+    """Two steps that teach nothing.
 
-    After its first one DDP lays its buckets out anew, in the order in which gradients came. The sums of three and more
-    processes depend on that, so a continued run's first step would not be that of a run that was never interrupted.
+    In its first step DDP learns the graph, and then lays its buckets out anew. The sums of three and more processes depend
+    on that, so a continued run's first step would not be that of a run that was never interrupted. After one such step
+    alone three processes with accumulated steps still differed.
     """
     batch = together(trainer.launch, lambda: data.__getitems__(next(trainer.plan.batches(epoch=0))))
-    trainer.forward_backward(batch, synchronise=True)
-    trainer.optimizer.zero_grad(set_to_none=True)
+    for _ in range(2):
+        trainer.forward_backward(batch, synchronise=True)
+        trainer.optimizer.zero_grad(set_to_none=True)
 
 
 class TrainingBatches:
