@@ -195,6 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=16, help="pieces of the model's input length encoded at a time")
     parser.add_argument("--threads", type=int, default=4, help="files decoded at a time")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
+    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16: faster on a GPU, embeddings to two digits")
     args = parser.parse_intermixed_args(argv)
 
     def work() -> int:
@@ -203,8 +204,10 @@ def main(argv: list[str] | None = None) -> int:
         if min(args.batch_size, args.threads) < 1:
             raise ValueError("--batch_size and --threads start from 1")
         clips = list_clips(args.audio)
-        runtime = RuntimeM2D(weight_file=args.weights).to(pick_device(args.device))
-        return 1 if embed(clips, runtime, args.out, args.level == "frame", args.batch_size, args.threads) else 0
+        device = pick_device(args.device)
+        runtime = RuntimeM2D(weight_file=args.weights).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            return 1 if embed(clips, runtime, args.out, args.level == "frame", args.batch_size, args.threads) else 0
 
     return run(work)
 

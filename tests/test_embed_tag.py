@@ -81,6 +81,18 @@ def test_clips_of_all_sorts_have_the_runtimes_embeddings(weights, recordings, tm
     assert {Path(row["file_name"]).name: row["seconds"] for row in rows}["short.wav"] == "0.3"
 
 
+def test_embeddings_in_bfloat16_are_near_those_in_single_precision(weights, recordings, tmp_path):
+    found = {}
+    for name, flags in {"single": [], "half": ["--bf16"]}.items():
+        out = tmp_path / f"{name}.npz"
+        arguments = [str(recordings / "16000.wav"), "--weights", str(weights), "--out", str(out), "--device", "cpu"]
+        assert embed.main(arguments + flags) == 0
+        with np.load(out) as saved:
+            found[name] = saved["embeddings"][0]
+    assert found["half"].dtype == np.float32 and not np.array_equal(found["half"], found["single"])
+    assert 0.999 < cosine(found["half"], found["single"])
+
+
 @torch.no_grad()
 def test_time_steps_of_all_clips_one_after_the_other(weights, recordings, tmp_path):
     out = tmp_path / "frames.npz"
