@@ -12,6 +12,10 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from small_runs import small_builders  # noqa: E402
+
+from m2d import models_mae  # noqa: E402
+
 # Small tensors gain nothing from threads, and sums taken in one order give the same digits on any number of cores.
 torch.set_num_threads(1)
 settings.register_profile("project", deadline=None, derandomize=True)
@@ -33,3 +37,12 @@ def own_logger():
     before = logger.handlers[:], logger.level, logger.propagate
     yield
     logger.handlers[:], logger.level, logger.propagate = before
+
+
+@pytest.fixture
+def small_workplace(tmp_path, monkeypatch):
+    """A working folder, and the small models in the place of the tiny ones."""
+    monkeypatch.chdir(tmp_path)
+    for name, builder in small_builders().items():
+        monkeypatch.setitem(models_mae.BUILDERS, name, builder)
+    return tmp_path

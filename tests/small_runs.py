@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from m2d import models_mae
@@ -29,7 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ENCODER = dict(embed_dim=48, depth=2, num_heads=2)
 DECODER = dict(decoder_embed_dim=32, decoder_num_heads=2)
-PROGRAMS = ("train_audio", "mae_train_audio", "audioset.train_as", "speech.train_speech")
+PROGRAMS = M2D, MAE, AS, SPEECH = ("train_audio", "mae_train_audio", "audioset.train_as", "speech.train_speech")
+LIST = "--csv_main data/files_main.csv"
 #: Model and sizes of each program's runs: 5 x 2 patches, for speech 1 x 8.
 SETTINGS = {
     "train_audio": "--model m2d_vit_tiny --input_size 80x32",
@@ -249,6 +251,14 @@ def install() -> None:
     """Put the small models in the place of the tiny ones, in this process."""
     models_mae.BUILDERS.update(small_builders())
     torch.set_num_threads(1)
+
+
+def same_log(first, second):
+    """Whether two runs logged the same, to the last digits of sums that were taken in other groups."""
+    lines = [log_lines(Path(folder)) for folder in (first, second)]
+    assert len(lines[0]) == len(lines[1])
+    for one, other in zip(*lines, strict=True):
+        assert one == pytest.approx(other, rel=1e-12)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from small_runs import (
+    AS,
+    LIST,
+    M2D,
     ROOT,
     Forked,
     command,
@@ -19,26 +22,15 @@ from small_runs import (
     log_lines,
     run,
     run_ranks,
-    small_builders,
     write_data,
     write_list,
 )
 
-from m2d import distributed, models_mae
+from m2d import distributed
 from m2d.distributed import Launch, from_rank0, in_step, together
 from m2d.errors import ReadError, UserError
 
-M2D, MAE, AS, SPEECH = "train_audio", "mae_train_audio", "audioset.train_as", "speech.train_speech"
-LIST = "--csv_main data/files_main.csv"
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """A working folder, and the small models."""
-    monkeypatch.chdir(tmp_path)
-    for name, builder in small_builders().items():
-        monkeypatch.setitem(models_mae.BUILDERS, name, builder)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("small_workplace")
 
 
 def losses(folder):

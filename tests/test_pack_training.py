@@ -4,22 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import digest, load, log_lines, run, small_builders, step_losses, write_data, write_list, write_pairs
+from small_runs import AS, M2D, MAE, SPEECH, digest, load, log_lines, run, step_losses, write_data, write_list, write_pairs
 
-from m2d import models_mae
 from m2d.clip_store import open_store
 from util.pack_lms import main as pack_lms
 
-M2D, MAE, AS, SPEECH = "train_audio", "mae_train_audio", "audioset.train_as", "speech.train_speech"
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """A working folder, and the small models."""
-    monkeypatch.chdir(tmp_path)
-    for name, builder in small_builders().items():
-        monkeypatch.setitem(models_mae.BUILDERS, name, builder)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("small_workplace")
 
 
 def pack(csv: Path, dtype: str = "float32") -> Path:

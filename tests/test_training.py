@@ -9,7 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_runs import digest, flags_of, load, log_lines, recipe_of, run, small_builders, step_losses, write_data, write_list
+from small_runs import (
+    AS,
+    LIST,
+    M2D,
+    MAE,
+    SPEECH,
+    digest,
+    flags_of,
+    load,
+    log_lines,
+    recipe_of,
+    run,
+    step_losses,
+    write_data,
+    write_list,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from m2d import models_mae, setup_run
@@ -18,17 +33,7 @@ from m2d.inputs import BatchInputs, MaskRule
 from m2d.options import make_parser
 from m2d.schedules import learning_rate
 
-M2D, MAE, AS, SPEECH = "train_audio", "mae_train_audio", "audioset.train_as", "speech.train_speech"
-LIST = "--csv_main data/files_main.csv"
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
-    """A working folder, and the small models."""
-    monkeypatch.chdir(tmp_path)
-    for name, builder in small_builders().items():
-        monkeypatch.setitem(models_mae.BUILDERS, name, builder)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("small_workplace")
 
 
 def trained(flags="", program=M2D, out="out"):
