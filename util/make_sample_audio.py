@@ -3,8 +3,8 @@
     python -m util.make_sample_audio DEST [--clips 60] [--seed 0]
 
 writes DEST/<class>/<class>_NN.wav, mono, 16 kHz, 2 to 3 s. A clip depends on (seed, class, number) alone.
-Classes share pitch ranges, tempi and spectra, and every clip passes a random equaliser, gain and background
-noise, so that its average spectrum says little: what differs is how the sound moves in time.
+Classes share pitch ranges and tempi, and every clip has an equaliser, a gain and background noise of its own, so that its
+average spectrum says only a part: what differs is how the sound moves in time.
 """
 
 import argparse
@@ -52,19 +52,20 @@ def make_clip(name: str, number: int, seed: int = 0) -> np.ndarray:
 
 
 def _record(x: np.ndarray, rng: Rng) -> np.ndarray:
-    """The sound through a random equaliser, with coloured noise at 3 to 20 dB below it, at a random level."""
+    """The sound through a random equaliser, with coloured noise at 10 to 20 dB below it, at a level of -30 to -36 dB."""
     x = _equalise(x, rng)
     noise = _equalise(rng.standard_normal(len(x)), rng)
-    x = x / _rms(x) + noise / _rms(noise) * _decibel(-rng.uniform(3, 20))
-    return x / np.abs(x).max() * _decibel(-rng.uniform(1, 25))
+    x = x / _rms(x) + noise / _rms(noise) * _decibel(-rng.uniform(10, 20))
+    x *= _decibel(-rng.uniform(30, 36))
+    return x / max(1, np.abs(x).max())
 
 
 def _equalise(x: np.ndarray, rng: Rng) -> np.ndarray:
-    """A tilt of up to 6 dB an octave and four bumps or dips of up to 12 dB."""
+    """A tilt of up to 1 dB an octave and four bumps or dips of up to 3 dB."""
     octaves = np.log2(np.maximum(np.fft.rfftfreq(len(x), 1 / SAMPLE_RATE), 50) / 1000)
-    gain = rng.uniform(-6, 6) * octaves
+    gain = rng.uniform(-1, 1) * octaves
     for _ in range(4):
-        gain += rng.uniform(-12, 12) * np.exp(-(((octaves - rng.uniform(-3, 3)) / rng.uniform(0.2, 0.8)) ** 2))
+        gain += rng.uniform(-3, 3) * np.exp(-(((octaves - rng.uniform(-3, 3)) / rng.uniform(0.2, 0.8)) ** 2))
     return np.fft.irfft(np.fft.rfft(x) * _decibel(gain), len(x))
 
 

@@ -3,13 +3,14 @@
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from m2d.runtime_audio import RuntimeM2D
 
 FOLDS = 4
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # scikit-learn's C
 
 
 def mel_statistics(clips: list[np.ndarray]) -> np.ndarray:
@@ -31,12 +32,14 @@ def encoder_means(runtime: RuntimeM2D, clips: list[np.ndarray]) -> np.ndarray:
 def held_out_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
     """Share of clips whose class a logistic regression names that was fitted without them.
 
-    The clips are dealt into FOLDS parts, always the same way; each part is judged by a probe of the others.
+    The clips are dealt into FOLDS parts, always the same way; each part is judged by a probe of the others, whose
+    regularisation is chosen by cross-validation among those others.
 
     Args:
         features: `[clips, width]`.
         labels: `[clips]`, each class at least FOLDS times.
     """
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    probe = GridSearchCV(probe, {"logisticregression__C": STRENGTHS}, cv=FOLDS - 1)
     return float((cross_val_predict(probe, features, labels, cv=folds) == labels).mean())
