@@ -118,8 +118,10 @@ def _name_a_part(store: dist.Store, world_size: int) -> str:
 
 def _answer(store: dist.Store, rank: int) -> str:
     """Answer each name that is offered; return the one that gets its `go`."""
-    name = _WITHDRAWN
+    name, end = _WITHDRAWN, time.monotonic() + _TIMEOUT.total_seconds()
     while not store.check([f"{name}/go"]):
+        if time.monotonic() > end:
+            raise TimeoutError(f"rank {rank} has heard nothing of rank 0 for {_TIMEOUT}")
         offered = store.get(_OFFER).decode()
         if offered not in (name, _WITHDRAWN):
             name = offered

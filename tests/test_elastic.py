@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -43,6 +44,14 @@ def test_a_restart_is_not_misled_by_what_lost_processes_left_in_the_store_of_tor
         for rank in ranks:
             rank.join(30)
         assert [rank.exitcode for rank in ranks] == ([-signal.SIGKILL] if killed else [0, 0])
+
+
+def test_a_rank_whose_rank_0_never_comes_gives_up(monkeypatch):
+    store = torch.distributed.HashStore()
+    store.set(distributed._OFFER, distributed._WITHDRAWN)
+    monkeypatch.setattr(distributed, "_TIMEOUT", timedelta(seconds=0.1))
+    with pytest.raises(TimeoutError, match="rank 1 has heard nothing of rank 0 for 0:00:00.1"):
+        distributed._answer(store, 1)
 
 
 def reference_and_flags(epochs):

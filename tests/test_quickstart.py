@@ -12,9 +12,6 @@ import soundfile
 
 from m2d.runtime_audio import RuntimeM2D
 
-# Starts the programs a dozen times, each of which imports torch: minutes where others use the cores too.
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
