@@ -4,14 +4,14 @@
     python benchmarks/train_step.py --device cuda --precision bf16 --batch_size 512 --compile
 
 The plain step is written the obvious way: attention as two products and a softmax, AdamW and EMA one parameter after the
-other, all tokens projected, the loss read at every step. Both see the same batches, in turns; the figures are medians.
+other, all tokens projected, the loss read at every step, freed memory given back. Both see the same batches, in rounds; the
+figures are medians.
 With --each, every optimisation is turned off alone.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -33,9 +33,10 @@ class Choices:
     foreach_ema: bool = True
     hidden_tokens_only: bool = True
     losses_stay: bool = True
+    memory_stays: bool = True
 
 
-PLAIN = Choices(False, False, False, False, False)
+PLAIN = Choices(*[False] * 6)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,8 +52,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of what autocast covers")
     parser.add_argument("--compile", action="store_true", help="compile the fast step's model")
     parser.add_argument("--activation_checkpointing", action="store_true", help="recompute the fast step's activations")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5, help="of each round")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before, in each round")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--each", action="store_true", help="also each optimisation turned off alone")
     parser.add_argument("--fast_only", action="store_true", help="without the plain step (batches that it has no memory for)")
     return parser.parse_args()
@@ -138,21 +140,22 @@ def make_batch(step: Step) -> tuple[torch.Tensor, torch.Tensor | None, MaskPlan]
     return x, target, random_plan(torch.rand(args.batch_size, rows * columns, device=step.device), args.mask_ratio)
 
 
-def measure(steps: dict[str, Step], clock: Callable[[], float], args: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """Seconds per step and peak memory in GiB of each way, measured in turns."""
+def measure(steps: dict[str, Step], args: argparse.Namespace) -> dict[str, tuple[float, float]]:
+    """Seconds per step and peak memory in GiB of each way, measured in rounds."""
     times = {name: [] for name in steps}
     memory = dict.fromkeys(steps, 0.0)
     batch = make_batch(next(iter(steps.values())))
-    for turn in range(args.warmup + args.steps):
-        for name, step in steps.items():
+    for name, step in [*steps.items()] * args.rounds:
+        compute.keep_freed_memory(step.choices.memory_stays)
+        for turn in range(args.warmup + args.steps):
             if step.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated() - sum(p.nbytes for p in step.model.parameters()) * 3
-            begin = clock()
+            begin = time.perf_counter()
             step(*batch)
             compute.synchronize(step.device)
             if turn >= args.warmup:
-                times[name].append(clock() - begin)
+                times[name].append(time.perf_counter() - begin)
                 if step.device.type == "cuda":
                     memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**30
     return {name: (statistics.median(values), memory[name]) for name, values in times.items()}
@@ -168,9 +171,7 @@ def main() -> None:
     if args.each:
         for name in Choices.__dataclass_fields__:
             steps[f"fast without {name}"] = Step(args, replace(Choices(), **{name: False}), compiled=True)
-    # On a CPU that others use too, the time that the process itself took is the steadier figure.
-    clock = time.perf_counter
-    results = measure(steps, clock, args)
+    results = measure(steps, args)
     work = flops.step_flops(steps["fast"].model, args.mask_ratio)
     peak = compute.peak_flops(device, PRECISIONS[args.precision])
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {args.model} {args.input_size}", end=" ")

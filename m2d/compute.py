@@ -4,6 +4,7 @@ The order in which a model is made ready is: weights loaded, moved to the device
 compiled, wrapped for several processes or sharded.
 """
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable
@@ -30,17 +31,36 @@ PEAK_FLOPS = {
     "H200": 989e12,
     "B200": 2250e12,
 }
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _MEASURED_SIZE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
 
 logger = logging.getLogger("m2d")
 
 
 def configure(device: torch.device) -> None:
-    """TF32 for what float32 is left beside mixed precision; cuDNN picks its kernels, since all shapes are static."""
+    """TF32 for what float32 is left beside mixed precision; cuDNN picks its kernels, since all shapes are static.
+
+    On a CPU the process keeps the memory that a step frees.
+    """
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Whether freed memory stays with the process for the next step, which would otherwise ask for it again page by page.
+
+    Only the C library of GNU has this switch: False elsewhere. `keep=False` sets the highest limits that it takes by itself.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    mmap, trim = (2**30, -1) if keep else (2**25, 2**26)
+    return bool(set_option(_MMAP_THRESHOLD, mmap) and set_option(_TRIM_THRESHOLD, trim))
 
 
 def peak_flops(device: torch.device, precision: torch.dtype) -> float:

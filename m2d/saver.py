@@ -53,9 +53,7 @@ class Saver:
         """Whether it is time for last.pth."""
         return time.monotonic() - self._saved_at >= self._seconds
 
-    def save(
-        self, state: dict, epoch: int | None = None, wait: bool = False, then: Callable[[Path], None] | None = None
-    ) -> None:
+    def save(self, state: dict, epoch: int | None = None, wait: bool = False, then: Callable[[Path], None] | None = None) -> None:
         """Write last.pth and, with an epoch, checkpoint-{epoch}.pth; training stands still for the copy alone.
 
         While an earlier write is still under way, a last.pth that nobody waits for is left out.

@@ -1,11 +1,13 @@
 """What makes a training step fast changes no loss: each optimisation on and off under a fixed seed."""
 
+import subprocess
+import sys
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from small_models import inputs, plan, small_model
-from small_runs import small_builders
+from small_runs import ROOT, small_builders
 
 from benchmarks.train_step import PLAIN, Choices, Step, make_batch
 from m2d import compute, models_mae
@@ -149,3 +151,28 @@ def test_batches_keep_their_order_and_their_epoch_stays_on_the_host():
     seen = list(on_device(batches, torch.device("cpu")))
     assert [int(batch["epoch"]) for batch in seen] == [0, 1, 2, 3]
     assert [batch["clean"][0].item() for batch in seen] == [0, 1, 2, 3]
+
+
+KEPT = """
+import sys, torch
+from m2d import compute
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+assert compute.keep_freed_memory(sys.argv[1] == "keep")
+before = resident()
+many = [torch.ones(10_000_000) for _ in range(10)]
+assert resident() - before > 350e6
+del many
+print((resident() - before) / 400e6)
+"""
+
+
+@pytest.mark.skipif(not compute.keep_freed_memory(), reason="another C library than GNU's")
+def test_memory_that_a_step_frees_stays_with_the_process():
+    left = [
+        float(subprocess.run([sys.executable, "-c", KEPT, word], cwd=ROOT, capture_output=True, check=True).stdout)
+        for word in ("keep", "give back")
+    ]
+    assert left[0] > 0.9 and left[1] < 0.3
