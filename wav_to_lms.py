@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from m2d.audio_io import find_audio, walk_files
 from m2d.convert import (
     FAILED,
+    KEPT_MEMORY,
     Converter,
     DeviceMel,
     Job,
@@ -31,10 +32,10 @@ from m2d.convert import (
     convert_all,
     is_done,
     is_temporary,
-    keep_freed_memory,
     npy_sink,
     remove_if_stale,
 )
+from m2d.freed_memory import keep_freed_memory
 from m2d.logmel import PRESETS, FrontEnd, NumpyLogMel
 from m2d.whole_file import write_table
 
@@ -353,7 +354,7 @@ class _Request:
 def main() -> int:
     """The command line; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    keep_freed_memory()
+    keep_freed_memory(*KEPT_MEMORY)
 
     @wraps(convert_wav)
     def request(*args: object, **kwargs: object) -> _Request:

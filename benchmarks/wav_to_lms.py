@@ -27,7 +27,8 @@ import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 
 from m2d.audio_io import load_audio  # noqa: E402
-from m2d.convert import Converter, Job, keep_freed_memory, npy_sink  # noqa: E402
+from m2d.convert import KEPT_MEMORY, Converter, Job, npy_sink  # noqa: E402
+from m2d.freed_memory import keep_freed_memory  # noqa: E402
 from m2d.logmel import EPS, PRESETS  # noqa: E402
 
 SAMPLE_RATE = 16000
@@ -85,7 +86,7 @@ PROGRAM = "wav_to_lms.py"
 def work(make: str, pairs: list[tuple[str, str]], warm_up: str, ready: object, results: object) -> None:
     """One process's share: prepared and warmed up before the clock starts. Puts its CPU seconds."""
     if make.endswith("ours"):
-        keep_freed_memory()
+        keep_freed_memory(*KEPT_MEMORY)
     convert = JOBS[make]()
     convert(pairs[0][0], warm_up)
     ready.wait()

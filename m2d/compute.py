@@ -4,13 +4,14 @@ The order in which a model is made ready is: weights loaded, moved to the device
 compiled, wrapped for several processes or sharded.
 """
 
-import ctypes
 import logging
 import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
+
+from .freed_memory import keep_freed_memory
 
 #: Dense matrix products per second by device name, float16 and bfloat16 (NVIDIA's data sheets, without sparsity).
 PEAK_FLOPS = {
@@ -31,7 +32,6 @@ PEAK_FLOPS = {
     "H200": 989e12,
     "B200": 2250e12,
 }
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _MEASURED_SIZE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
 
 logger = logging.getLogger("m2d")
@@ -48,19 +48,6 @@ def configure(device: torch.device) -> None:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
-
-
-def keep_freed_memory(keep: bool = True) -> bool:
-    """Whether freed memory stays with the process for the next step, which would otherwise ask for it again page by page.
-
-    Only the C library of GNU has this switch: False elsewhere. `keep=False` sets the highest limits that it takes by itself.
-    """
-    try:
-        set_option = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    mmap, trim = (2**30, -1) if keep else (2**25, 2**26)
-    return bool(set_option(_MMAP_THRESHOLD, mmap) and set_option(_TRIM_THRESHOLD, trim))
 
 
 def peak_flops(device: torch.device, precision: torch.dtype) -> float:

@@ -3,7 +3,6 @@
 Free of torch unless a device computes the spectrograms.
 """
 
-import ctypes
 import errno
 import multiprocessing
 import os
@@ -25,17 +24,17 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from .audio_io import load_audio
+from .freed_memory import keep_freed_memory
 from .logmel import FrontEnd, NumpyLogMel
 
 FAILED = "failed.csv"  # beside what was converted: what was not, and why
+KEPT_MEMORY = (2**26, 2**27)  # bytes of a block, and at the end of a worker's heap
 _FILES_PER_CHUNK = 16
 # Outcomes in order wait for each other, in memory, with what the sink made of them.
 _FILES_PER_ORDERED_CHUNK = 4
 _TEMPORARY_SUFFIX = ".lms.tmp"
 _SECONDS_PER_DAY = 86400
 # malloc.h
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
 # Errors of the disk or the folder, not of one file: every later file would fail as well.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -264,19 +263,8 @@ def _results_in_order(pool: ProcessPoolExecutor, chunks: Iterable[list[Job]], in
         yield outcomes
 
 
-def keep_freed_memory() -> None:
-    """Let this process reuse the memory it frees: a third of a conversion's time goes into page faults otherwise.
-
-    By default glibc hands arrays of 128 kB and more back to the kernel. Elsewhere this does nothing.
-    """
-    with suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, 1 << 26)
-        mallopt(_M_TRIM_THRESHOLD, 1 << 27)
-
-
 def _start_worker(converter: Converter, stop: threading.Event) -> None:
-    keep_freed_memory()
+    keep_freed_memory(*KEPT_MEMORY)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _worker.update(converter=converter, stop=stop)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -12,6 +12,7 @@ from small_runs import ROOT, small_builders
 from benchmarks.train_step import PLAIN, Choices, Step, make_batch
 from m2d import compute, models_mae
 from m2d.flops import blocks_flops, step_flops
+from m2d.freed_memory import keep_freed_memory
 from m2d.prefetch import on_device
 
 STEPS = 3
@@ -155,12 +156,12 @@ def test_batches_keep_their_order_and_their_epoch_stays_on_the_host():
 
 KEPT = """
 import sys, torch
-from m2d import compute
+from m2d.freed_memory import keep_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
-assert compute.keep_freed_memory(sys.argv[1] == "keep")
+assert keep_freed_memory(*([] if sys.argv[1] == "keep" else [2**25, 2**26]))
 before = resident()
 many = [torch.ones(10_000_000) for _ in range(10)]
 assert resident() - before > 350e6
@@ -169,7 +170,7 @@ print((resident() - before) / 400e6)
 """
 
 
-@pytest.mark.skipif(not compute.keep_freed_memory(), reason="another C library than GNU's")
+@pytest.mark.skipif(not keep_freed_memory(), reason="another C library than GNU's")
 def test_memory_that_a_step_frees_stays_with_the_process():
     left = [
         float(subprocess.run([sys.executable, "-c", KEPT, word], cwd=ROOT, capture_output=True, check=True).stdout)

@@ -1,0 +1,25 @@
+"""What the C library does with memory that is freed. Free of torch."""
+
+import ctypes
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+WITHOUT_END = -1
+
+
+def keep_freed_memory(largest: int = 2**30, most: int = WITHOUT_END) -> bool:
+    """Let this process reuse what it frees, which it would otherwise give back, and ask for again page by page.
+
+    A third of a conversion's time and a tenth of a training step's went into that.
+
+    Args:
+        largest: blocks of at most so many bytes are kept. glibc's own limit grows to 2**25.
+        most: bytes that may lie free at the end of the heap; WITHOUT_END: any number. glibc's own limit grows to 2**26.
+
+    Returns:
+        whether there is such a switch: only GNU's library has it, and elsewhere this does nothing.
+    """
+    try:
+        set_option = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return bool(set_option(_MMAP_THRESHOLD, largest) and set_option(_TRIM_THRESHOLD, most))
