@@ -5,7 +5,7 @@
 
 The plain step is written the obvious way: attention as two products and a softmax, AdamW and EMA one parameter after the
 other, all tokens projected, the loss read at every step, freed memory given back. Both see the same batches, in rounds; the
-figures are medians.
+figures are medians, ratios those of a round's.
 With --each, every optimisation is turned off alone.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from m2d import compute, flops, models_mae
-from m2d.freed_memory import keep_freed_memory
+from m2d.freed_memory import OWN_LIMITS, keep_freed_memory
 from m2d.masking import MaskPlan, random_plan
 from m2d.options import as_pair, size_pair
 from m2d.specialized import M2D_X_ViT
@@ -38,7 +38,6 @@ class Choices:
 
 
 PLAIN = Choices(*[False] * 6)
-OWN_LIMITS = (2**25, 2**26)  # the highest that glibc takes by itself
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -54,9 +53,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of what autocast covers")
     parser.add_argument("--compile", action="store_true", help="compile the fast step's model")
     parser.add_argument("--activation_checkpointing", action="store_true", help="recompute the fast step's activations")
-    parser.add_argument("--steps", type=int, default=5, help="of each round")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before, in each round")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=2, help="of each round")
+    parser.add_argument("--warmup", type=int, default=1, help="steps before, in each round")
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--each", action="store_true", help="also each optimisation turned off alone")
     parser.add_argument("--fast_only", action="store_true", help="without the plain step (batches that it has no memory for)")
     return parser.parse_args()
@@ -142,25 +141,42 @@ def make_batch(step: Step) -> tuple[torch.Tensor, torch.Tensor | None, MaskPlan]
     return x, target, random_plan(torch.rand(args.batch_size, rows * columns, device=step.device), args.mask_ratio)
 
 
-def measure(steps: dict[str, Step], args: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """Seconds per step and peak memory in GiB of each way, measured in rounds."""
-    times = {name: [] for name in steps}
-    memory = dict.fromkeys(steps, 0.0)
+@dataclass
+class Measured:
+    """What was measured of one way: seconds of each step, by round, and peak memory in GiB."""
+
+    rounds: list[list[float]]
+    memory: float = 0.0
+
+    def seconds(self) -> float:
+        """The median step."""
+        return statistics.median(second for seconds in self.rounds for second in seconds)
+
+    def ratio(self, base: "Measured") -> float:
+        """How much faster than another way: the median over rounds, since a shared machine's speed changes by the minute."""
+        pairs = zip(base.rounds, self.rounds, strict=True)
+        return statistics.median(statistics.median(slow) / statistics.median(fast) for slow, fast in pairs)
+
+
+def measure(steps: dict[str, Step], args: argparse.Namespace) -> dict[str, Measured]:
+    """Every way's steps, in rounds."""
+    results = {name: Measured([]) for name in steps}
     batch = make_batch(next(iter(steps.values())))
     for name, step in [*steps.items()] * args.rounds:
         keep_freed_memory(*([] if step.choices.memory_stays else OWN_LIMITS))
-        for turn in range(args.warmup + args.steps):
+        times = []
+        for _ in range(args.warmup + args.steps):
             if step.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated() - sum(p.nbytes for p in step.model.parameters()) * 3
             begin = time.perf_counter()
             step(*batch)
             compute.synchronize(step.device)
-            if turn >= args.warmup:
-                times[name].append(time.perf_counter() - begin)
-                if step.device.type == "cuda":
-                    memory[name] = (torch.cuda.max_memory_allocated() - before) / 2**30
-    return {name: (statistics.median(values), memory[name]) for name, values in times.items()}
+            times.append(time.perf_counter() - begin)
+            if step.device.type == "cuda":
+                results[name].memory = (torch.cuda.max_memory_allocated() - before) / 2**30
+        results[name].rounds.append(times[args.warmup :])
+    return results
 
 
 def main() -> None:
@@ -178,11 +194,12 @@ def main() -> None:
     peak = compute.peak_flops(device, PRECISIONS[args.precision])
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {args.model} {args.input_size}", end=" ")
     print(f"{args.patch_size} batch {args.batch_size}; {work / 1e9:.1f} GFLOP a clip; peak {peak / 1e12:.2f} TFLOP/s")
-    base = results[next(iter(steps))][0]
+    base = next(iter(results.values()))
     print(f"{'step':32} {'s/step':>9} {'clips/s':>9} {'MFU':>6} {'GiB':>6} {'ratio':>6}")
-    for name, (seconds, memory) in results.items():
-        rate = args.batch_size / seconds
-        print(f"{name:32} {seconds:9.3f} {rate:9.1f} {rate * work / peak:6.0%} {memory:6.1f} {base / seconds:6.2f}")
+    for name, found in results.items():
+        rate = args.batch_size / found.seconds()
+        figures = f"{found.seconds():9.3f} {rate:9.1f} {rate * work / peak:6.0%} {found.memory:6.1f} {found.ratio(base):6.2f}"
+        print(f"{name:32} {figures}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .audio_io import find_audio, load_audio
+from .freed_memory import keep_freed_memory
 
 log = logging.getLogger("m2d")
 
@@ -83,6 +84,7 @@ def pick_device(wanted: str) -> torch.device:
 def run(work: Callable[[], int]) -> int:
     """Do a program's work and return its exit status; what the user can mend is said in one line (2)."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    keep_freed_memory()
     try:
         return work()
     except (OSError, ValueError) as error:

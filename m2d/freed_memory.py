@@ -4,6 +4,7 @@ import ctypes
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 WITHOUT_END = -1
+OWN_LIMITS = (2**25, 2**26)  # the highest that glibc takes by itself, as arguments of keep_freed_memory
 
 
 def keep_freed_memory(largest: int = 2**30, most: int = WITHOUT_END) -> bool:
@@ -12,8 +13,8 @@ def keep_freed_memory(largest: int = 2**30, most: int = WITHOUT_END) -> bool:
     A third of a conversion's time and a tenth of a training step's went into that.
 
     Args:
-        largest: blocks of at most so many bytes are kept. glibc's own limit grows to 2**25.
-        most: bytes that may lie free at the end of the heap; WITHOUT_END: any number. glibc's own limit grows to 2**26.
+        largest: blocks of at most so many bytes are kept.
+        most: bytes that may lie free at the end of the heap; WITHOUT_END: any number.
 
     Returns:
         whether there is such a switch: only GNU's library has it, and elsewhere this does nothing.

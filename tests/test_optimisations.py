@@ -156,12 +156,12 @@ def test_batches_keep_their_order_and_their_epoch_stays_on_the_host():
 
 KEPT = """
 import sys, torch
-from m2d.freed_memory import keep_freed_memory
+from m2d.freed_memory import OWN_LIMITS, keep_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
 
-assert keep_freed_memory(*([] if sys.argv[1] == "keep" else [2**25, 2**26]))
+assert keep_freed_memory(*([] if sys.argv[1] == "keep" else OWN_LIMITS))
 before = resident()
 many = [torch.ones(10_000_000) for _ in range(10)]
 assert resident() - before > 350e6
