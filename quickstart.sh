@@ -13,8 +13,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=util/setup_venv.sh
 source "$ROOT/util/setup_venv.sh"
 
-# Chosen by measuring, for minutes on two cores. Patches of all bands are few. The target's first block is cheap, and at
-# once worth predicting: the last one is so only after it was trained.
+# Chosen by measuring, for minutes on two cores: with the target's first block the probe came to 78 % of the samples, with
+# its last one to 74.5 % and later.
 RECIPE=(--model m2d_vit_tiny --input_size 80x208 --patch_size 80x16 --decoder_depth 1 --mask_ratio 0.7 --target_layers '[0]'
   --batch_size 32 --lr 1e-3 --ema_decay_init 0.999 --ema_decay 0.9999)
 CLIPS_SEEN=64000 # over the whole run

@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 import torch
 from einops import rearrange
-from torch import nn
 from torch.nn import functional as F
 
 from m2d import compute
@@ -70,7 +69,7 @@ def plain_runtime(args: argparse.Namespace) -> Embed:
 
 def our_runtime(args: argparse.Namespace) -> Embed:
     """RuntimeM2D as it is."""
-    runtime: nn.Module = load(args)
+    runtime = load(args)
     if args.compile:
         runtime.backbone.forward_encoder = torch.compile(runtime.backbone.forward_encoder, dynamic=False)
 

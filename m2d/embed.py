@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch_size", type=int, default=16, help="pieces of the model's input length encoded at a time")
     parser.add_argument("--threads", type=int, default=4, help="files decoded at a time")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
-    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16: faster on a GPU, embeddings to two digits")
+    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16: cosine with float32's above 0.999")
     args = parser.parse_intermixed_args(argv)
 
     def work() -> int:

@@ -10,7 +10,7 @@ OWN_LIMITS = (2**25, 2**26)  # the highest that glibc takes by itself, as argume
 def keep_freed_memory(largest: int = 2**30, most: int = WITHOUT_END) -> bool:
     """Let this process reuse what it frees, which it would otherwise give back, and ask for again page by page.
 
-    A third of a conversion's time and a tenth of a training step's went into that.
+    A third of a conversion's time went into that, and 6 % of a training step's (docs/benchmarks.md).
 
     Args:
         largest: blocks of at most so many bytes are kept.
