@@ -1,12 +1,12 @@
 """Embedding clips with RuntimeM2D against a plain float32 runtime in the same run: clips/s.
 
-    python benchmarks/embedding.py --device cpu --batch_size 32 --steps 3
-    python benchmarks/embedding.py --device cuda --batch_size 32 --bf16 --compile
+    python -m benchmarks.embedding --device cpu --batch_size 32 --steps 3
+    python -m benchmarks.embedding --device cuda --batch_size 32 --bf16 --compile
 
 The plain one is written the obvious way: nnAudio's log-mel, the input cut into the model's length and encoded piece by piece,
-attention as two products and a softmax, all in float32, freed memory given back as the C library does by itself. Ours is as
-`m2d.embed` has it. Both embed the same clips of noise with the same random weights, in rounds; the figures are medians on
-the clock, and the largest difference of their embeddings relative to the largest value.
+PyTorch's own linear layers, attention as two products and a softmax, all in float32, freed memory given back as the C library
+does by itself. Ours is as `m2d.embed` has it. Both embed the same clips of noise with the same random weights, in rounds; the
+figures are medians on the clock, and the largest difference of their embeddings relative to the largest value.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import torch
 from einops import rearrange
 from torch.nn import functional as F
 
+from benchmarks.plain_model import with_torchs_products, without_fused_attention
 from m2d import compute
 from m2d.freed_memory import OWN_LIMITS, keep_freed_memory
 from m2d.runtime_audio import RuntimeM2D
@@ -49,9 +50,8 @@ def load(args: argparse.Namespace) -> RuntimeM2D:
 def plain_runtime(args: argparse.Namespace) -> Embed:
     """What one writes first."""
     runtime = load(args)
-    for module in runtime.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+    without_fused_attention(runtime)
+    with_torchs_products(runtime)
     (_, unit), (_, patch) = runtime.backbone.patch_embed.img_size, runtime.backbone.patch_size()
     rows = runtime.backbone.grid_size()[0]
 

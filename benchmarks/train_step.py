@@ -1,11 +1,11 @@
 """The training step against a plain one in the same run: clips/s, utilisation (MFU), peak memory.
 
-    python benchmarks/train_step.py --device cpu --model m2d_vit_base --input_size 80x208 --batch_size 16
-    python benchmarks/train_step.py --device cuda --precision bf16 --batch_size 512 --compile
+    python -m benchmarks.train_step --device cpu --model m2d_vit_base --input_size 80x208 --batch_size 16
+    python -m benchmarks.train_step --device cuda --precision bf16 --batch_size 512 --compile
 
-The plain step is written the obvious way: attention as two products and a softmax, AdamW and EMA one parameter after the
-other, all tokens projected, the loss read at every step, freed memory given back. Both see the same batches, in rounds; the
-figures are medians, ratios those of a round's.
+The plain step is written the obvious way: PyTorch's own linear layers, attention as two products and a softmax, AdamW and
+EMA one parameter after the other, all tokens projected, the loss read at every step, freed memory given back. Both see the
+same batches, in rounds; the figures are medians, ratios those of a round's.
 With --each, every optimisation is turned off alone.
 """
 
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from benchmarks.plain_model import with_torchs_products, without_fused_attention
 from m2d import compute, flops, models_mae
 from m2d.freed_memory import OWN_LIMITS, keep_freed_memory
 from m2d.masking import MaskPlan, random_plan
@@ -29,6 +30,7 @@ from m2d.specialized import M2D_X_ViT
 class Choices:
     """What a step does the fast way."""
 
+    onednn_products: bool = True
     fused_attention: bool = True
     fused_optimizer: bool = True
     foreach_ema: bool = True
@@ -37,7 +39,7 @@ class Choices:
     memory_stays: bool = True
 
 
-PLAIN = Choices(*[False] * 6)
+PLAIN = Choices(*[False] * 7)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -69,9 +71,10 @@ class Step:
         self.args, self.choices, self.device = args, choices, torch.device(args.device)
         sizes = dict(img_size=as_pair(args.input_size), patch_size=as_pair(args.patch_size))
         self.model = models_mae.build(args.model, **sizes).to(self.device).train()
-        for module in self.model.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = choices.fused_attention
+        if not choices.fused_attention:
+            without_fused_attention(self.model)
+        if not choices.onednn_products:
+            with_torchs_products(self.model)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         how = dict(fused=True) if choices.fused_optimizer else dict(foreach=False)
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **how)

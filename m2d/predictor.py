@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from .linear import Linear
 from .pos_embed import resize_positions, sincos_positions
 from .vit import AudioViT, LayerNorm, make_blocks, take_tokens
 
@@ -36,12 +37,12 @@ class MaskedPredictorViT(AudioViT):
         super().__init__(mlp_ratio=mlp_ratio, norm_layer=norm_layer, **encoder)
         width = decoder_embed_dim
         self.norm_pix_loss = norm_pix_loss
-        self.decoder_embed = nn.Linear(self.embed_dim, width)
+        self.decoder_embed = Linear(self.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.decoder_pos_embed = nn.Parameter(sincos_positions(width, self.grid_size()), requires_grad=False)
         self.decoder_blocks = make_blocks(decoder_depth, width, decoder_num_heads, mlp_ratio, norm_layer)
         self.decoder_norm = norm_layer(width)
-        self.decoder_pred = nn.Linear(width, output_dim)
+        self.decoder_pred = Linear(width, output_dim)
 
     def decode_tokens(self, x: torch.Tensor, ids_restore: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Outputs of the predictor's blocks, from encoder outputs `[B, 1 + keep, D]`.

@@ -6,6 +6,7 @@ from einops import rearrange
 from torch import nn
 
 from .duo import M2DViT
+from .linear import Linear
 from .vit import take_tokens
 
 
@@ -21,7 +22,7 @@ class M2D_X_ViT(M2DViT):
     def __init__(self, loss_m2d: float = 1.0, loss_off: float = 1.0, off_emb_dim: int = 3840, **sizes):
         super().__init__(**sizes)
         self.loss_m2d, self.loss_off = loss_m2d, loss_off
-        self.offline_predictor = nn.Linear(self.grid_size()[0] * self.embed_dim, off_emb_dim)
+        self.offline_predictor = Linear(self.grid_size()[0] * self.embed_dim, off_emb_dim)
         nn.init.xavier_uniform_(self.offline_predictor.weight)
         nn.init.zeros_(self.offline_predictor.bias)
 

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .linear import Linear, linear
 from .masking import MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
 from .pos_embed import resize_positions, sincos_positions
 
@@ -42,6 +43,11 @@ class AudioBlock(Block):
 
     recompute = False
 
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        for layer in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2):
+            layer.__class__ = Linear
+
     def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Tokens `[B, N, D]` to tokens `[B, N - first, D]`: those before `first` are attended to, and not computed."""
         if self.recompute and torch.is_grad_enabled():
@@ -53,8 +59,8 @@ class AudioBlock(Block):
             return super().forward(x)
         normed, tail = self.norm1(x), x[:, first:]
         width, qkv = x.shape[2], self.attn.qkv
-        query = F.linear(normed[:, first:], qkv.weight[:width], qkv.bias[:width])
-        key, value = F.linear(normed, qkv.weight[width:], qkv.bias[width:]).chunk(2, dim=2)
+        query = linear(normed[:, first:], qkv.weight[:width], qkv.bias[:width])
+        key, value = linear(normed, qkv.weight[width:], qkv.bias[width:]).chunk(2, dim=2)
         heads = (rearrange(t, "b n (h d) -> b h n d", h=self.attn.num_heads) for t in (query, key, value))
         tail = tail + self.attn.proj(rearrange(F.scaled_dot_product_attention(*heads), "b h n d -> b n (h d)"))
         return tail + self.mlp(self.norm2(tail))

@@ -562,8 +562,9 @@ def test_a_spectrogram_becomes_a_sound_of_the_same_pitch(mae):
 
 
 def test_weights_to_be_overwritten_are_not_drawn_at_random(files):
+    path = files()
     state = torch.get_rng_state()
-    RuntimeM2D(weight_file=files())
+    RuntimeM2D(weight_file=path)
     assert torch.equal(torch.get_rng_state(), state)
 
 
