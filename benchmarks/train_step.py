@@ -54,6 +54,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of what autocast covers")
     parser.add_argument("--compile", action="store_true", help="compile the fast step's model")
+    parser.add_argument("--cuda_graphs", action="store_true", help="and its kernels replayed as CUDA graphs")
     parser.add_argument("--activation_checkpointing", action="store_true", help="recompute the fast step's activations")
     parser.add_argument("--steps", type=int, default=2, help="of each round")
     parser.add_argument("--warmup", type=int, default=1, help="steps before, in each round")
@@ -83,7 +84,7 @@ class Step:
         if compiled:
             self.model.recompute_activations(args.activation_checkpointing)
             if args.compile:
-                self.model.compile(dynamic=False)
+                compute.compile_in_place(self.model, args.cuda_graphs)
 
     def forward(self, x: torch.Tensor, target: torch.Tensor | None, plan: MaskPlan) -> torch.Tensor:
         """The loss."""

@@ -32,6 +32,7 @@ PEAK_FLOPS = {
     "H200": 989e12,
     "B200": 2250e12,
 }
+_STEPS_TO_A_GRAPH = 3  # one warms up, one is recorded, one replayed
 _MEASURED_SIZE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
 
 logger = logging.getLogger("m2d")
@@ -87,20 +88,28 @@ def peak_memory(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
-def try_compile(model: nn.Module, try_step: Callable[[], None]) -> bool:
-    """Compile a model's forward in place and try one step; where that fails, say why and go on without.
+def compile_in_place(model: nn.Module, cuda_graphs: bool = False) -> None:
+    """Compile a model's forward for its one input size, on request with its kernels recorded and replayed (CUDA graphs)."""
+    model.compile(dynamic=False, mode="reduce-overhead" if cuda_graphs else None)
+
+
+def try_compile(model: nn.Module, try_step: Callable[[], None], cuda_graphs: bool = False) -> bool:
+    """Compile a model's forward in place and try it; where that fails, say why and go on without.
 
     Args:
         model: the model.
         try_step: one forward and backward pass, after which nothing but gradients has changed.
+        cuda_graphs: as for `compile_in_place`.
 
     Returns:
         whether the model is compiled.
     """
     begin = time.perf_counter()
-    model.compile(dynamic=False)
+    compile_in_place(model, cuda_graphs)
     try:
-        try_step()
+        for _ in range(_STEPS_TO_A_GRAPH if cuda_graphs else 1):
+            try_step()
+            model.zero_grad(set_to_none=True)
     except Exception as error:
         # Whatever a compiler stumbles over, the model itself runs without it.
         model._compiled_call_impl = None

@@ -21,7 +21,9 @@ FREE = set(
     "output_dir pin_mem resume save_freq save_minutes stop_at".split()
 )
 #: ... or change it in a way that a person may want, if only in rounding; the log says so.
-SOUND = set("activation_checkpointing clip_grad compile data_path device epochs min_lr skip_bad_files weight_decay".split())
+SOUND = set(
+    "activation_checkpointing clip_grad compile cuda_graphs data_path device epochs min_lr skip_bad_files weight_decay".split()
+)
 
 _PREDICTOR = ("decoder_", "mask_token")
 

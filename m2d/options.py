@@ -183,6 +183,11 @@ def _add_machine(add: _Group) -> None:
     add("--no_pin_mem", dest="pin_mem", action="store_false", help="do not")
     add("--compile", action="store_true", default=None, help="compile the model; none: on CUDA")
     add("--no_compile", dest="compile", action="store_false", help="do not")
+    add(
+        "--cuda_graphs",
+        action="store_true",
+        help="compiled, as CUDA graphs: for steps so short that starting kernels takes longest",
+    )
     add("--fsdp", action="store_true", help="deal weights and optimizer state to the processes, for large models")
     add("--activation_checkpointing", action="store_true", help="compute activations again in the backward pass, to save memory")
 
@@ -203,6 +208,7 @@ def check(args: argparse.Namespace, families: tuple[str, ...]) -> None:
     _check_noise(args)
     _check_offline(args)
     _check_sharding(args)
+    _check_cuda_graphs(args)
     _check_lists(args)
 
 
@@ -289,6 +295,19 @@ def _check_offline(args: argparse.Namespace) -> None:
         raise UserError(f"--loss_m2d {args.loss_m2d} has no effect with --model {args.model}, which has that one loss")
     if family in ("m2d", "m2d_d2v") and getattr(args, "loss_off", 0):
         raise UserError(f"--loss_off {args.loss_off} needs a teacher: --model m2d_x_vit_* with --teacher CHECKPOINT")
+
+
+def _check_cuda_graphs(args: argparse.Namespace) -> None:
+    if not getattr(args, "cuda_graphs", False):
+        return
+    if args.compile is False:
+        raise UserError("--cuda_graphs are made by the compiler: leave --no_compile out")
+    if args.accum_iter > 1:
+        raise UserError("--cuda_graphs overwrite gradients at each step: with --accum_iter 1 only")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("--cuda_graphs are for one process; with several, leave them out")
+    if not (args.device.startswith("cuda") and torch.cuda.is_available()):
+        raise UserError("--cuda_graphs need a CUDA device, and this run has none")
 
 
 def _check_sharding(args: argparse.Namespace) -> None:

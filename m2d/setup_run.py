@@ -174,7 +174,8 @@ def make_trainer(
     )
     if args.compile if args.compile is not None else launch.device.type == "cuda" and not getattr(args, "fsdp", False):
         first_batch = data.__getitems__(next(plan.batches(epoch=0)))
-        compute.try_compile(model, lambda: trainer.losses(model, first_batch)[0].backward())
+        cuda_graphs = getattr(args, "cuda_graphs", False)
+        compute.try_compile(model, lambda: trainer.losses(model, first_batch)[0].backward(), cuda_graphs)
     return trainer
 
 

@@ -52,6 +52,18 @@ def test_the_compiled_run_gives_near_losses(workplace, capsys):
     assert [float(loss) for loss in step_losses(capsys.readouterr().out)] == pytest.approx(eager, rel=0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["train_audio", "mae_train_audio"])
+def test_cuda_graphs_give_the_compiled_runs_losses(workplace, capsys, program):
+    found = []
+    for flag in ("", "--cuda_graphs"):
+        assert run(program, f"{workplace} --bf16 --compile {flag} --epochs 3 --output_dir run{flag}") == 0
+        printed = capsys.readouterr().out
+        assert "not compiled" not in printed
+        found.append([float(loss) for loss in step_losses(printed)])
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+
+
 @pytest.mark.parametrize("family", ["m2d", "m2d_x", "m2d_as", "m2d_d2v", "mae"])
 def test_cuda_and_cpu_give_the_same_loss(family):
     model = small_model(family)
