@@ -39,7 +39,7 @@ class _Product(torch.autograd.Function):
 
 def _transposed_times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Aᵀ B, by oneDNN where A is the smaller one: it copies a transposed first factor."""
-    return a.t() @ b if a.shape[1] > b.shape[1] else _Product.apply(a.t(), b.t(), None)
+    return a.t() @ b if a.shape[1] >= b.shape[1] else _Product.apply(a.t(), b.t(), None)
 
 
 def _suits_onednn(*tensors: torch.Tensor | None) -> bool:
