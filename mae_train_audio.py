@@ -1,7 +1,6 @@
 """Pre-train MAE or MSM-MAE: reconstruct the hidden patches of log-mel spectrograms."""
 
-import sys
-
+from m2d.distributed import leave
 from m2d.pictures import draw_samples
 from m2d.pretrain import main
 from m2d.recipe import Recipe, open_audio
@@ -42,4 +41,4 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(RECIPE))
+    leave(main(RECIPE))

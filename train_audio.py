@@ -1,7 +1,6 @@
 """Pre-train M2D or M2D-X on unlabelled audio."""
 
-import sys
-
+from m2d.distributed import leave
 from m2d.pretrain import main
 from m2d.recipe import Recipe, open_audio
 
@@ -13,4 +12,4 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(RECIPE))
+    leave(main(RECIPE))

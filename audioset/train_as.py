@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from audioset.as_dataset import LIST_COLUMNS, ASDataset
 from m2d.clip_store import ClipStore, open_store
+from m2d.distributed import leave
 from m2d.options import as_pair
 from m2d.pretrain import main
 from m2d.recipe import Recipe
@@ -31,4 +32,4 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(RECIPE))
+    leave(main(RECIPE))

@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from m2d.clip_store import ClipStore, open_pairs
+from m2d.distributed import leave
 from m2d.options import as_pair
 from m2d.pretrain import main
 from m2d.recipe import Recipe
@@ -51,4 +52,4 @@ RECIPE = Recipe(
 )
 
 if __name__ == "__main__":
-    sys.exit(main(RECIPE))
+    leave(main(RECIPE))

@@ -24,6 +24,7 @@ import pytest
 import torch
 
 from m2d import models_mae
+from m2d.distributed import leave
 from m2d.pretrain import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -263,4 +264,4 @@ def same_log(first, second):
 
 if __name__ == "__main__":
     install()
-    sys.exit(main(recipe_of(sys.argv[1]), sys.argv[2:]))
+    leave(main(recipe_of(sys.argv[1]), sys.argv[2:]))

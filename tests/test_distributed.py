@@ -178,6 +178,19 @@ def test_torchrun_passes_a_refusal_on():
 ALONE = Launch(0, 1, 0, torch.device("cpu"))
 
 
+LEAVE = (
+    "import atexit; from m2d.distributed import leave; atexit.register(print, 'taken down'); print('said', end=' '); leave(75)"
+)
+
+
+@pytest.mark.parametrize(("variables", "said"), [({}, "said taken down\n"), ({"WORLD_SIZE": "2"}, "said ")])
+def test_one_of_several_processes_leaves_at_once(variables, said):
+    """What was printed is there, and the status; the interpreter is not taken down beside running threads."""
+    alone = {name: value for name, value in environment().items() if name not in ("WORLD_SIZE", "SLURM_STEP_ID")}
+    done = subprocess.run([sys.executable, "-c", LEAVE], env=alone | variables, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (75, said)
+
+
 def test_one_process_passes_results_and_errors_through():
     assert from_rank0(ALONE, lambda: 3) == together(ALONE, lambda: 3) == 3
     for share in (from_rank0, together):
