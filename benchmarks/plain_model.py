@@ -13,7 +13,7 @@ def without_fused_attention(model: nn.Module) -> None:
 
 
 def with_torchs_products(model: nn.Module) -> None:
-    """Linear layers as PyTorch has them."""
+    """Linear layers as PyTorch has them, but for queries, keys and values of a predictor's last block that skips tokens."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.__class__ = nn.Linear

@@ -49,11 +49,13 @@ def _ranks() -> tuple[int, int, int]:
     if "RANK" in env and "WORLD_SIZE" in env:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
     if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and int(env.get("SLURM_NTASKS", 1)) > 1:
-        if "MASTER_ADDR" not in env:
-            raise UserError("srun with several tasks needs MASTER_ADDR (the first node's name), or torchrun on each node")
-        env.setdefault("MASTER_PORT", "29500")
         return int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]), int(env.get("SLURM_LOCALID", 0))
     return 0, 1, 0
+
+
+def world_size() -> int:
+    """How many processes the run has, by what torchrun or `srun` says."""
+    return _ranks()[1]
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:
@@ -86,6 +88,9 @@ def start(device: str) -> Launch:
     if target.type == "cuda":
         torch.cuda.set_device(target)
     if world_size > 1:
+        if "MASTER_ADDR" not in os.environ:
+            raise UserError("srun with several tasks needs MASTER_ADDR (the first node's name), or torchrun on each node")
+        os.environ.setdefault("MASTER_PORT", "29500")
         backend = "cpu:gloo,cuda:nccl" if target.type == "cuda" else "gloo"
         store = _torchrun_store(rank, world_size)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT)
@@ -140,11 +145,11 @@ def stop() -> None:
 def leave(status: int) -> NoReturn:
     """End the program, of whose run nothing is left to do, with an exit status.
 
-    Sharded tensors that PyTorch keeps for reuse hold the process group, whose threads then run on. About one process in 40
-    was aborted while the interpreter took itself down beside them, and torchrun took the finished run for a failed one. So
-    what torchrun or srun started ends at once.
+    After a sharded run (--fsdp) the process group's threads run on. About one run in 40 had a process aborted while the
+    interpreter took itself down beside them, and torchrun took the finished run for a failed one. So one of several processes
+    ends at once.
     """
-    if {"WORLD_SIZE", "SLURM_STEP_ID"} & os.environ.keys():
+    if world_size() > 1:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()

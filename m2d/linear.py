@@ -1,7 +1,7 @@
 """Linear layers that multiply float32 matrices by oneDNN on an x86 CPU, where PyTorch itself would take MKL.
 
-On the processor it was measured on, oneDNN is the faster by a sixth (docs/benchmarks.md). PyTorch calls it for other types.
-It keeps the kernels of the last 1,024 shapes, about half a megabyte each (ONEDNN_PRIMITIVE_CACHE_CAPACITY sets another number).
+On the processor it was measured on, oneDNN is the faster by a tenth (docs/benchmarks.md). PyTorch calls it for other types.
+It keeps kernels by shape, half a megabyte each; LRU_CACHE_CAPACITY and ONEDNN_PRIMITIVE_CACHE_CAPACITY together bound them.
 """
 
 import platform

@@ -3,13 +3,13 @@
 import argparse
 import ast
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from . import models_mae
+from .distributed import world_size
 from .duo import LOSS_TYPES
 from .errors import UserError
 from .frontend import PRESETS
@@ -298,13 +298,13 @@ def _check_offline(args: argparse.Namespace) -> None:
 
 
 def _check_cuda_graphs(args: argparse.Namespace) -> None:
-    if not getattr(args, "cuda_graphs", False):
+    if not args.cuda_graphs:
         return
     if args.compile is False:
         raise UserError("--cuda_graphs are made by the compiler: leave --no_compile out")
     if args.accum_iter > 1:
         raise UserError("--cuda_graphs overwrite gradients at each step: with --accum_iter 1 only")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if world_size() > 1:
         raise UserError("--cuda_graphs are for one process; with several, leave them out")
     if not (args.device.startswith("cuda") and torch.cuda.is_available()):
         raise UserError("--cuda_graphs need a CUDA device, and this run has none")
@@ -313,7 +313,7 @@ def _check_cuda_graphs(args: argparse.Namespace) -> None:
 def _check_sharding(args: argparse.Namespace) -> None:
     if not getattr(args, "fsdp", False):
         return
-    if int(os.environ.get("WORLD_SIZE", 1)) < 2:
+    if world_size() < 2:
         raise UserError("--fsdp deals a model to several processes: start them by torchrun --nproc_per_node=N")
     if args.compile:
         raise UserError("--compile and --fsdp do not go together here: leave one of them out")

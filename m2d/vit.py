@@ -45,6 +45,7 @@ class AudioBlock(Block):
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
+        # timm takes no other class of layer.
         for layer in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2):
             layer.__class__ = Linear
 

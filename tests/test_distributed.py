@@ -17,16 +17,18 @@ from small_runs import (
     Forked,
     command,
     environment,
+    flags_of,
     launch,
     load,
     log_lines,
+    recipe_of,
     run,
     run_ranks,
     write_data,
     write_list,
 )
 
-from m2d import distributed
+from m2d import distributed, options
 from m2d.distributed import Launch, from_rank0, in_step, together
 from m2d.errors import ReadError, UserError
 
@@ -183,7 +185,7 @@ LEAVE = (
 )
 
 
-@pytest.mark.parametrize(("variables", "said"), [({}, "said taken down\n"), ({"WORLD_SIZE": "2"}, "said ")])
+@pytest.mark.parametrize(("variables", "said"), [({}, "said taken down\n"), ({"RANK": "1", "WORLD_SIZE": "2"}, "said ")])
 def test_one_of_several_processes_leaves_at_once(variables, said):
     """What was printed is there, and the status; the interpreter is not taken down beside running threads."""
     alone = {name: value for name, value in environment().items() if name not in ("WORLD_SIZE", "SLURM_STEP_ID")}
@@ -232,7 +234,20 @@ def test_srun_without_an_address(monkeypatch):
     for name, value in dict(SLURM_PROCID="5", SLURM_NTASKS="8", SLURM_STEP_ID="0").items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="MASTER_ADDR"):
-        distributed._ranks()
+        distributed.start("cpu")
+
+
+def test_tasks_of_srun_count_where_flags_need_or_refuse_several_processes(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in dict(SLURM_PROCID="0", SLURM_NTASKS="2", SLURM_STEP_ID="0").items():
+        monkeypatch.setenv(name, value)
+    write_list()
+    recipe = recipe_of(M2D)
+    parser = options.make_parser(recipe.prog, recipe.description, recipe.defaults, recipe.without)
+    options.check(parser.parse_args(flags_of(M2D, f"{LIST} --fsdp")), recipe.families)
+    with pytest.raises(UserError, match="one process"):
+        options.check(parser.parse_args(flags_of(M2D, f"{LIST} --cuda_graphs")), recipe.families)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
