@@ -1,9 +1,9 @@
 """Pre-train MAE or MSM-MAE: reconstruct the hidden patches of log-mel spectrograms."""
 
-from m2d.distributed import leave
-from m2d.pictures import draw_samples
-from m2d.pretrain import main
-from m2d.recipe import Recipe, open_audio
+from m2d.train.distributed import leave
+from m2d.train.pretrain import main
+from m2d.train.program import Recipe, open_audio
+from m2d.train.reconstruction_plots import draw_samples
 
 RECIPE = Recipe(
     prog="mae_train_audio.py",

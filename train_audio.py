@@ -1,8 +1,8 @@
 """Pre-train M2D or M2D-X on unlabelled audio."""
 
-from m2d.distributed import leave
-from m2d.pretrain import main
-from m2d.recipe import Recipe, open_audio
+from m2d.train.distributed import leave
+from m2d.train.pretrain import main
+from m2d.train.program import Recipe, open_audio
 
 RECIPE = Recipe(
     prog="train_audio.py",

@@ -20,8 +20,7 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from m2d.audio_io import find_audio, walk_files
-from m2d.convert import (
+from m2d.audio.convert import (
     FAILED,
     KEPT_MEMORY,
     Converter,
@@ -35,14 +34,15 @@ from m2d.convert import (
     npy_sink,
     remove_if_stale,
 )
-from m2d.freed_memory import keep_freed_memory
-from m2d.logmel import PRESETS, FrontEnd, NumpyLogMel
-from m2d.whole_file import write_table
+from m2d.audio.decode import find_audio, walk_files
+from m2d.audio.logmel import PRESETS, FrontEnd, NumpyLogMel
+from m2d.utils.atomic_file import write_table
+from m2d.utils.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
 
-    from m2d.pack_audio import AudioPack
+    from m2d.data.pack.from_audio import AudioPack
 
 logger = logging.getLogger("m2d")
 
@@ -208,14 +208,14 @@ def _converted(
 
 
 def _pack_sink(dtype: str | None) -> Sink:
-    from m2d.pack_audio import PackSink  # reads lists with Arrow, which takes a moment to import
+    from m2d.data.pack.from_audio import PackSink  # reads lists with Arrow, which takes a moment to import
 
     return PackSink(dtype or "float16")
 
 
 def _open_pack(folder: Path, jobs: list[Job], converter: Converter, chunk_clips: int | None, report: Report) -> "AudioPack":
     """Begin a pack, or go on with it; what earlier runs had to leave out counts as failed."""
-    from m2d.pack_audio import AudioPack
+    from m2d.data.pack.from_audio import AudioPack
 
     audio_pack = AudioPack(folder, jobs, converter, converter.sink.dtype, chunk_clips)
     report.failed.update(audio_pack.left_out)

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from m2d.sampling import Purpose, choice, uniform
-from m2d.whole_file import whole_file
+from m2d.data.sampling import Purpose, choice, uniform
+from m2d.utils.atomic_file import whole_file
 from wav_to_lms import convert_wav
 
 logger = logging.getLogger("m2d")

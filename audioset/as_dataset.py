@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from m2d.audio_dataset import AudioDataset
-from m2d.store_base import ClipStore
+from m2d.data.dataset import AudioDataset
+from m2d.data.store import ClipStore
 
 LIST_COLUMNS = ("file_name", "label")
 

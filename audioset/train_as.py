@@ -7,11 +7,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from audioset.as_dataset import LIST_COLUMNS, ASDataset
-from m2d.clip_store import ClipStore, open_store
-from m2d.distributed import leave
-from m2d.options import as_pair
-from m2d.pretrain import main
-from m2d.recipe import Recipe
+from m2d.data.open import ClipStore, open_store
+from m2d.train.config import as_pair
+from m2d.train.distributed import leave
+from m2d.train.pretrain import main
+from m2d.train.program import Recipe
 
 
 def open_labelled(args: Namespace, path: str, noise: ClipStore | None, train: ASDataset | None) -> ASDataset:

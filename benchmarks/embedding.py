@@ -19,9 +19,9 @@ from einops import rearrange
 from torch.nn import functional as F
 
 from benchmarks.plain_model import with_torchs_products, without_fused_attention
-from m2d import compute
-from m2d.freed_memory import OWN_LIMITS, keep_freed_memory
-from m2d.runtime_audio import RuntimeM2D
+from m2d.inference.runtime import RuntimeM2D
+from m2d.train import device as compute
+from m2d.utils.malloc import OWN_LIMITS, keep_freed_memory
 
 Embed = Callable[[torch.Tensor], torch.Tensor]
 

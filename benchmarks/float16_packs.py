@@ -20,11 +20,11 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import train_audio
-from m2d.audio_dataset import prepare
-from m2d.clip_store import open_store
-from m2d.pretrain import main as pretrain
-from m2d.runtime_audio import RuntimeM2D
-from m2d.statistics import measure_stats
+from m2d.data.dataset import prepare
+from m2d.data.norm_stats import measure_stats
+from m2d.data.open import open_store
+from m2d.inference.runtime import RuntimeM2D
+from m2d.train.pretrain import main as pretrain
 from wav_to_lms import convert_wav
 
 SETTINGS = (

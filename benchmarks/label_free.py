@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from util.analyze_repr import GramAccumulator, get_cumulative_explained_variance_auc, rank_me
+from m2d.evaluation.label_free import GramAccumulator, get_cumulative_explained_variance_auc, rank_me
 
 
 def svd(x: torch.Tensor) -> torch.Tensor:

@@ -26,8 +26,8 @@ WAYS = ("runtime", "plain")
 
 def write_checkpoint(model: str, folder: Path) -> Path:
     """A training checkpoint of a model of random numbers."""
-    from m2d import models_mae
-    from m2d.checkpoint import save_atomically
+    from m2d.checkpoint.weights import save_atomically
+    from m2d.models import registry as models_mae
 
     with torch.device("meta"):
         built = models_mae.build(model, img_size=[80, 608], patch_size=[16, 16])
@@ -56,9 +56,9 @@ def drop_from_cache(path: Path) -> None:
 
 def load(way: str, path: Path) -> torch.nn.Module:
     """The encoder with the checkpoint's weights."""
-    from m2d import models_mae
-    from m2d.backbone import loaded_backbone
-    from m2d.checkpoint import read_weights
+    from m2d.checkpoint.build import loaded_backbone
+    from m2d.checkpoint.weights import read_weights
+    from m2d.models import registry as models_mae
 
     if way == "runtime":
         return loaded_backbone(read_weights(path), encoder_only=True, dur_frames=None)
@@ -72,7 +72,7 @@ def measure(way: str, path: Path, cold: bool) -> dict[str, float]:
     """Seconds, peak memory and size of the encoder in bytes, in this process."""
     import timm.models.vision_transformer  # noqa: F401  what loading needs anyhow is imported before the clock starts
 
-    import m2d.backbone  # noqa: F401
+    import m2d.checkpoint.build  # noqa: F401
 
     torch.set_num_threads(1)
     if cold:

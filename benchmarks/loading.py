@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from m2d.audio_dataset import AudioDataset, prepare
-from m2d.batch_loader import BatchLoader
-from m2d.clip_store import open_pairs, open_store
-from m2d.sampling import EpochPlan
+from m2d.cli.pack import main as pack
+from m2d.data.dataset import AudioDataset, prepare
+from m2d.data.loader import BatchLoader
+from m2d.data.open import open_pairs, open_store
+from m2d.data.sampling import EpochPlan
 from speech.speech_dataset import SpeechDataset
-from util.pack_lms import main as pack
 
 STATS, NOISE_STATS, RATIO = (-7.1, 4.2), (-6.0, 4.0), 0.2
 FRAMES, SPEECH_FRAMES, PATCH_FRAMES = 608, 208, 4

@@ -19,9 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from m2d.clip_store import open_store
-from m2d.statistics import cached_stats, measure_stats
-from util.pack_lms import main as pack_lms
+from m2d.cli.pack import main as pack_lms
+from m2d.data.norm_stats import cached_stats, measure_stats
+from m2d.data.open import open_store
 
 CLIPS, FRAMES = 5000, 608
 

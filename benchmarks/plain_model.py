@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from m2d.linear import Linear
+from m2d.models.linear import Linear
 
 
 def without_fused_attention(model: nn.Module) -> None:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from m2d import models_mae
-from m2d.optimizer import make_optimizer
-from m2d.saver import Saver
+from m2d.models import registry as models_mae
+from m2d.run.checkpoint_writer import Saver
+from m2d.train.optim import make_optimizer
 
 clock = time.perf_counter
 

@@ -18,9 +18,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 
-from m2d import models_mae
-from m2d.masking import random_plan
-from m2d.options import as_pair, size_pair
+from m2d.models import registry as models_mae
+from m2d.models.masking import random_plan
+from m2d.train.config import as_pair, size_pair
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 #: Share of a step that the backward pass takes: 2 of 3 of what is trained, and the target encoder's forward beside it.

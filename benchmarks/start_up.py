@@ -56,7 +56,7 @@ def memory(pid: int, what: str) -> float:
 def run(csv: Path, folder: Path, workers: int, began: float) -> None:
     """In a process of its own: train until the first batch is there, and print what that took."""
     import train_audio
-    from m2d import pretrain
+    from m2d.train import pretrain
 
     def first_batch(trainer, batches, *rest, **more):
         batch = next(iter(batches))

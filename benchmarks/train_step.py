@@ -19,11 +19,13 @@ import torch
 from torch import nn
 
 from benchmarks.plain_model import with_torchs_products, without_fused_attention
-from m2d import compute, flops, models_mae
-from m2d.freed_memory import OWN_LIMITS, keep_freed_memory
-from m2d.masking import MaskPlan, random_plan
-from m2d.options import as_pair, size_pair
-from m2d.specialized import M2D_X_ViT
+from m2d.models import registry as models_mae
+from m2d.models.m2d_x import M2D_X_ViT
+from m2d.models.masking import MaskPlan, random_plan
+from m2d.train import device as compute
+from m2d.train import mfu as flops
+from m2d.train.config import as_pair, size_pair
+from m2d.utils.malloc import OWN_LIMITS, keep_freed_memory
 
 
 @dataclass(frozen=True)

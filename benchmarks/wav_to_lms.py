@@ -5,7 +5,7 @@
 The plain converter: one process per core, each with one torch thread; librosa loads (soundfile decodes, soxr_hq
 resamples), nnAudio computes the mel spectrogram, np.save writes. Rates leave out the start of the processes, which
 has a line of its own. Decoding and resampling alone come in two ways: the obvious one (librosa.load), and as
-m2d.audio_io does it. Clips (a gliding voice-like tone, pauses, a floor of noise) are made in a temporary folder;
+m2d.audio.decode does it. Clips (a gliding voice-like tone, pauses, a floor of noise) are made in a temporary folder;
 --folder puts it on another disk. CPU times tell more than rates where other programs run beside.
 """
 
@@ -26,10 +26,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import soundfile  # noqa: E402
 
-from m2d.audio_io import load_audio  # noqa: E402
-from m2d.convert import KEPT_MEMORY, Converter, Job, npy_sink  # noqa: E402
-from m2d.freed_memory import keep_freed_memory  # noqa: E402
-from m2d.logmel import EPS, PRESETS  # noqa: E402
+from m2d.audio.convert import KEPT_MEMORY, Converter, Job, npy_sink  # noqa: E402
+from m2d.audio.decode import load_audio  # noqa: E402
+from m2d.audio.logmel import EPS, PRESETS  # noqa: E402
+from m2d.utils.malloc import keep_freed_memory  # noqa: E402
 
 SAMPLE_RATE = 16000
 

@@ -14,7 +14,7 @@ import soxr
 import torch
 import torch.nn.functional as F
 
-from m2d.runtime_audio import RuntimeM2D
+from m2d.inference.runtime import RuntimeM2D
 from util.make_sample_audio import CLASSES, SAMPLE_RATE
 
 #: Time steps of 160 ms that make about a second.

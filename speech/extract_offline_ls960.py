@@ -33,11 +33,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from m2d.audio_io import find_audio, load_audio
-from m2d.errors import UserError
-from m2d.logmel import PRESETS, NumpyLogMel
-from m2d.whole_file import whole_file
-from util.program import run_program
+from m2d.audio.decode import find_audio, load_audio
+from m2d.audio.logmel import PRESETS, NumpyLogMel
+from m2d.cli.runner import run_program
+from m2d.utils.atomic_file import whole_file
+from m2d.utils.errors import UserError
 
 logger = logging.getLogger("m2d")
 

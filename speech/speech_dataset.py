@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from m2d.audio_dataset import AudioDataset
-from m2d.pair_store import FRAMES_PER_FEATURE, PairStore, check_sizes
-from m2d.store_base import ClipStore
+from m2d.data.dataset import AudioDataset
+from m2d.data.feature_store import FRAMES_PER_FEATURE, PairStore, check_sizes
+from m2d.data.store import ClipStore
 
 
 class SpeechDataset(AudioDataset):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from m2d.clip_store import ClipStore, open_pairs
-from m2d.distributed import leave
-from m2d.options import as_pair
-from m2d.pretrain import main
-from m2d.recipe import Recipe
+from m2d.data.open import ClipStore, open_pairs
+from m2d.train.config import as_pair
+from m2d.train.distributed import leave
+from m2d.train.pretrain import main
+from m2d.train.program import Recipe
 from speech.speech_dataset import SpeechDataset, check_sizes
 
 SETTINGS = dict(

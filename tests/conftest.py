@@ -1,20 +1,15 @@
-"""What all tests share: the project on the import path, one thread, fixed seeds."""
+"""What all tests share: one thread, fixed seeds."""
 
 import logging
 import random
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from small_runs import small_builders
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from small_runs import small_builders  # noqa: E402
-
-from m2d import models_mae  # noqa: E402
+from m2d.models import registry as models_mae
 
 # Small tensors gain nothing from threads, and sums taken in one order give the same digits on any number of cores.
 torch.set_num_threads(1)

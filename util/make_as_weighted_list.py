@@ -25,8 +25,8 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from m2d.whole_file import whole_file
-from util.program import run_program
+from m2d.cli.runner import run_program
+from m2d.utils.atomic_file import whole_file
 
 logger = logging.getLogger("m2d")
 

@@ -1,81 +1,11 @@
-"""The encoder alone, taken out of a checkpoint: what evaluation and further use need, at a third of the size or less.
+"""Published name of m2d.cli.export: `python -m util.to_encoder_only_weight` or `python util/to_encoder_only_weight.py`."""
 
-    python util/to_encoder_only_weight.py m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth \
-        m2d_vit_base-80x608p16x16-221006-mr7_enconly/checkpoint-300.pth
-    python util/to_encoder_only_weight.py CHECKPOINT encoder.safetensors
-
-SRC is a file, a folder (its newest checkpoint) or an https address. DEST holds the online encoder and norm_stats, and
-tells its sizes from inside too: under `args` in a .pth, in the metadata of a .safetensors.
-"""
-
-import argparse
-import json
-import logging
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from m2d.checkpoint import Weights, read_weights, save_atomically
-from m2d.whole_file import whole_file
-from util.program import run_program
-
-logger = logging.getLogger("m2d")
-
-ENCODER = ("cls_token", "pos_embed", "patch_embed.", "blocks.", "norm.", "norm_stats")
-
-
-def encoder_state(weights: Weights) -> dict[str, torch.Tensor]:
-    """The tensors of the online encoder and norm_stats, under the published names."""
-    return {name: tensor.clone() for name, tensor in weights.state.items() if name.startswith(ENCODER)}
-
-
-def describe(weights: Weights) -> dict[str, str]:
-    """What a file tells about itself: model, input_size, patch_size, sr, norm_stats, as far as it is known."""
-    told = {}
-    if weights.sizes:
-        input_size, patch_size, rate, model = weights.sizes
-        told = dict(model=model, input_size="x".join(map(str, input_size)), patch_size="x".join(map(str, patch_size)), sr=rate)
-    if weights.norm_stats:
-        told["norm_stats"] = json.dumps(weights.norm_stats)
-    return told
-
-
-def convert(source: str, dest: Path) -> None:
-    """Write the encoder of `source` to `dest`, a .pth or .safetensors file."""
-    if dest.suffix not in (".pth", ".safetensors"):
-        raise ValueError(f"DEST {dest}: the name of a file that ends in .pth or .safetensors is expected")
-    weights = read_weights(source)
-    if dest.exists() and dest.resolve() == weights.path.resolve():
-        raise ValueError(f"DEST {dest} is SRC: what is left out would be lost; give another name")
-    if weights.head:
-        classes = weights.head["head.weight"].shape[0] if "head.weight" in weights.head else "its"
-        logger.warning("%s is fine-tuned: its classifier (%s classes) is lost in %s", weights.path, classes, dest)
-    if weights.sizes is None:
-        logger.warning("%s does not tell the model's sizes: put %s into a folder of a published name", weights.path, dest)
-    state, told = encoder_state(weights), describe(weights)
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    if dest.suffix == ".safetensors":
-        from safetensors.torch import save
-
-        with whole_file(dest) as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in state.items()}, {"format": "pt", **told}))
-    else:
-        save_atomically({"model": state, "args": told}, dest)
-    sizes = (path.stat().st_size / 1e6 for path in (weights.path, dest))
-    logger.info("%s: %d of %d tensors, %.1f of %.1f MB", dest, len(state), len(weights.state), *reversed(list(sizes)))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("src", metavar="SRC", help="checkpoint: a file, a folder, or an https address")
-    parser.add_argument("dest", metavar="DEST", type=Path, help="the .pth or .safetensors file to write")
-    args = parser.parse_args(argv)
-    return run_program(lambda: convert(args.src, args.dest))
-
+from m2d.cli.export import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,7 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from app.segments import convert_recordings, relative_to_list, write_pretraining_list, write_segments
-from util.program import run_program
+from m2d.cli.runner import run_program
 
 SHARES = {"train": 0.65, "valid": 0.10, "test": 0.25}
 MURMURS = ("Absent", "Present", "Unknown")

@@ -16,7 +16,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from app.segments import convert_recordings, relative_to_list, write_pretraining_list, write_segments
-from util.program import run_program
+from m2d.cli.runner import run_program
 
 
 def read_events(path: Path) -> list[tuple[float, float, str]]:

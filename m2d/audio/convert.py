@@ -1,0 +1,286 @@
+"""Converting many audio files to log-mel spectrograms: one file, a pool of workers, files that appear whole.
+
+Free of torch unless a device computes the spectrograms.
+"""
+
+import errno
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.connection import wait as wait_for_connection
+
+import numpy as np
+from numpy.lib import format as npy_format
+
+from ..utils.malloc import keep_freed_memory
+from .decode import load_audio
+from .logmel import FrontEnd, NumpyLogMel
+
+FAILED = "failed.csv"  # beside what was converted: what was not, and why
+KEPT_MEMORY = (2**26, 2**27)  # bytes of a block, and at the end of a worker's heap
+_FILES_PER_CHUNK = 16
+# Outcomes in order wait for each other, in memory, with what the sink made of them.
+_FILES_PER_ORDERED_CHUNK = 4
+_TEMPORARY_SUFFIX = ".lms.tmp"
+_SECONDS_PER_DAY = 86400
+# malloc.h
+# Errors of the disk or the folder, not of one file: every later file would fail as well.
+_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to convert; `name` is its path below the source folder."""
+
+    name: str
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job: frames, and what the sink made of them, or an error that names the file.
+
+    `waveform`: decoded only, and the spectrogram is left to the caller. `fatal`: later jobs would fail as well.
+    """
+
+    job: Job
+    frames: int = 0
+    made: object = None
+    waveform: np.ndarray | None = None
+    error: str = ""
+    fatal: bool = False
+
+
+Sink = Callable[[str, np.ndarray], object]
+
+
+def npy_sink(target: str, lms: np.ndarray) -> None:
+    """Write a spectrogram `[n_mels, frames]` as the .npy file `target`, `[1, n_mels, frames]`: whole or not at all.
+
+    Not forced to the disk, which would take longer than the conversion: a machine that loses power may leave empty
+    files, and `is_done` does not count them.
+
+    Raises:
+        OSError: the disk is full, or the folder is not writable.
+    """
+    folder = os.path.dirname(target)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{socket.gethostname()}-{os.getpid()}{_TEMPORARY_SUFFIX}")
+    lms = np.ascontiguousarray(lms[None])
+    try:
+        with open(temporary, "wb") as file:
+            # np.save would write by C's stdio, whose errors do not tell a full disk from others.
+            npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(lms))
+            file.write(lms.data)
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def is_done(path: str) -> bool:
+    """Whether a file is a spectrogram that was written completely."""
+    return path.endswith(".npy") and os.path.isfile(path) and os.path.getsize(path) > 0
+
+
+def is_temporary(path: str) -> bool:
+    """Whether `npy_sink` gave this name, which lasts only while it writes."""
+    return path.endswith(_TEMPORARY_SUFFIX)
+
+
+def remove_if_stale(path: str) -> None:
+    """Remove a temporary file whose process was killed; of another machine's, one that is a day old."""
+    host, _, pid = os.path.basename(path)[1 : -len(_TEMPORARY_SUFFIX)].rpartition("-")
+    with suppress(OSError, ValueError):
+        if host == socket.gethostname():
+            if is_running(int(pid)):
+                return
+        elif time.time() - os.stat(path).st_mtime < _SECONDS_PER_DAY:
+            return
+        os.unlink(path)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine runs; one that was killed and not yet waited for does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return True
+
+
+class Converter:
+    """Converts one file: what each worker does, with its filters built once.
+
+    Args:
+        front_end: the sizes.
+        min_samples: shorter clips are zero-padded at their end to this length.
+        sink: takes (target, spectrogram `[n_mels, frames]`).
+        decode_only: leave the spectrogram to the caller, who passes it to `finish`.
+    """
+
+    def __init__(self, front_end: FrontEnd, min_samples: int, sink: Sink, decode_only: bool = False):
+        self.front_end, self.min_samples, self.sink, self.decode_only = front_end, min_samples, sink, decode_only
+        self._log_mel = NumpyLogMel(front_end)
+
+    def __call__(self, job: Job) -> Outcome:
+        try:
+            if any("\ud800" <= character <= "\udfff" for character in job.name):
+                raise ValueError(f"{job.source} has a name that is not UTF-8, which no list can hold: rename it")
+            waveform = load_audio(job.source, self.front_end.sample_rate)
+            if len(waveform) < self.min_samples:
+                waveform = np.pad(waveform, (0, self.min_samples - len(waveform)))
+            if self.decode_only:
+                return Outcome(job, waveform=waveform)
+            with np.errstate(over="ignore", invalid="ignore"):  # finish() finds what is not finite
+                return self.finish(job, self._log_mel(waveform))
+        except (OSError, ValueError) as error:
+            return Outcome(job, error=str(error))
+        except Exception as error:  # whatever a damaged file does to a decoder, the run goes on with the next one
+            return Outcome(job, error=f"{job.source}: {type(error).__name__}: {error}")
+
+    def finish(self, job: Job, lms: np.ndarray) -> Outcome:
+        """Check a spectrogram `[n_mels, frames]` and hand it to the sink."""
+        if not np.isfinite(lms).all():
+            return Outcome(job, error=f"{job.source} holds samples that are NaN, infinite or beyond any scale")
+        try:
+            made = self.sink(job.target, lms)
+        except OSError as error:
+            return Outcome(job, error=f"{job.target} cannot be written: {error.strerror}", fatal=error.errno in _FATAL)
+        return Outcome(job, frames=lms.shape[-1], made=made)
+
+
+class DeviceMel:
+    """Finishes what a decode-only converter left: spectrograms on a device, in batches of clips of one length.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+
+    def __init__(self, converter: Converter, device: str):
+        import torch
+
+        from .logmel_torch import LogMel
+
+        self._torch, self._converter, self._device = torch, converter, device
+        try:
+            self._log_mel = LogMel(converter.front_end).to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+        self._on_cpu = NumpyLogMel(converter.front_end)
+        self._max_samples = 600 * converter.front_end.sample_rate
+
+    def __call__(self, outcomes: list[Outcome]) -> list[Outcome]:
+        done = list(outcomes)
+        by_length: dict[int, list[int]] = {}
+        for i, outcome in enumerate(outcomes):
+            if outcome.waveform is not None:
+                by_length.setdefault(len(outcome.waveform), []).append(i)
+        for samples, group in by_length.items():
+            size = max(1, self._max_samples // samples)
+            for begin in range(0, len(group), size):
+                places = group[begin : begin + size]
+                spectrograms = self._spectrograms([outcomes[i] for i in places])
+                for i, lms in zip(places, spectrograms, strict=True):
+                    done[i] = self._converter.finish(outcomes[i].job, lms)
+        return done
+
+    def _spectrograms(self, batch: list[Outcome]) -> list[np.ndarray]:
+        if len(batch[0].waveform) > self._max_samples:  # may not fit in the device's memory
+            return [self._on_cpu(outcome.waveform) for outcome in batch]
+        with self._torch.inference_mode():
+            waveforms = self._torch.from_numpy(np.stack([outcome.waveform for outcome in batch]))
+            return list(self._log_mel(waveforms.to(self._device)).cpu().numpy())
+
+
+_worker: dict = {}  # what a worker process holds: its converter, and the event that stops it
+
+
+def convert_all(jobs: list[Job], converter: Converter, workers: int, in_order: bool = False) -> Iterator[list[Outcome]]:
+    """Convert in `workers` processes (1: in this one). Outcomes come in chunks; `in_order`, in the order of the jobs.
+
+    Closing the iterator ends the workers after the files they are at.
+
+    Raises:
+        RuntimeError: a worker died.
+    """
+    size = max(1, min(_FILES_PER_ORDERED_CHUNK if in_order else _FILES_PER_CHUNK, len(jobs) // (4 * workers)))
+    chunks = (jobs[begin : begin + size] for begin in range(0, len(jobs), size))
+    if workers == 1:
+        yield from ([converter(job)] for job in jobs)
+        return
+    # A fork starts at once and needs no main guard in the calling program; only Linux forks safely.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    stop = context.Event()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(converter, stop))
+    try:
+        yield from _results_in_order(pool, chunks, 3 * workers) if in_order else _results(pool, chunks, 2 * workers)
+    except BrokenProcessPool:
+        raise RuntimeError(
+            "a worker process died (killed, or out of memory): the files written are whole, and the same command "
+            "goes on from here; use fewer --workers if memory ran out"
+        ) from None
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _results(pool: ProcessPoolExecutor, chunks: Iterable[list[Job]], in_flight: int) -> Iterator[list[Outcome]]:
+    chunks = iter(chunks)
+    pending: set[Future] = {pool.submit(_convert_chunk, chunk) for chunk in islice(chunks, in_flight)}
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        pending |= {pool.submit(_convert_chunk, chunk) for chunk in islice(chunks, len(done))}
+        for future in done:
+            yield future.result()
+
+
+def _results_in_order(pool: ProcessPoolExecutor, chunks: Iterable[list[Job]], in_flight: int) -> Iterator[list[Outcome]]:
+    chunks = iter(chunks)
+    pending = deque(pool.submit(_convert_chunk, chunk) for chunk in islice(chunks, in_flight))
+    while pending:
+        outcomes = pending.popleft().result()
+        pending.extend(pool.submit(_convert_chunk, chunk) for chunk in islice(chunks, 1))
+        yield outcomes
+
+
+def _start_worker(converter: Converter, stop: threading.Event) -> None:
+    keep_freed_memory(*KEPT_MEMORY)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    _worker.update(converter=converter, stop=stop)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    wait_for_connection([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _convert_chunk(jobs: list[Job]) -> list[Outcome]:
+    outcomes = []
+    for job in jobs:
+        if _worker["stop"].is_set():
+            break
+        outcomes.append(_worker["converter"](job))
+        if outcomes[-1].fatal:
+            _worker["stop"].set()
+    return outcomes

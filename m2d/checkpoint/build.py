@@ -1,0 +1,119 @@
+"""A checkpoint's model, built with its sizes and its weights."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from ..models import registry as models_mae
+from ..models.pos_embed import resize_positions, sincos_positions
+from ..models.vit import DEFAULT_NORM_STATS, AudioViT
+from .spec import EXAMPLE, PATTERN, Sizes, sizes_of_path
+from .weights import CheckpointError, Weights, load_into
+
+log = logging.getLogger("m2d")
+
+DEFAULT_DECODER_DEPTH = 8
+#: An encoder can do without them in a file: published rules give them.
+_REPLACEABLE = {"pos_embed", "norm_stats"}
+
+
+def is_random(weight_file: str | Path) -> bool:
+    """Whether a path asks for random weights: it ends in `random`."""
+    return str(weight_file).rstrip("/").endswith("random")
+
+
+def no_sizes(weight_file: str | Path) -> CheckpointError:
+    """The error for a checkpoint whose sizes stand neither in its name nor in the file."""
+    return CheckpointError(
+        f"{weight_file}: neither the folder's name, nor the file's, nor the file itself tells the model's sizes. "
+        f"Put it into a folder named {PATTERN}, such as {EXAMPLE}"
+    )
+
+
+def block_count(names: Iterable[str], part: str = "blocks") -> int:
+    """Transformer blocks of an encoder, or of a `decoder_blocks`, among the names of a state dict."""
+    return len({name.split(".")[1] for name in names if name.startswith(f"{part}.")})
+
+
+def _fit_positions(state: Mapping[str, torch.Tensor], sizes: Sizes, frames: int) -> dict[str, torch.Tensor]:
+    """Stored positions (published ones where none is stored), fitted to an input of so many frames."""
+    rows, columns = (size // patch for size, patch in zip(sizes.input_size, sizes.patch_size, strict=True))
+    stored = {name: tensor for name, tensor in state.items() if name in ("pos_embed", "decoder_pos_embed")}
+    for name, positions in stored.items():
+        if positions.shape[1] != 1 + rows * columns:
+            raise CheckpointError(
+                f"{name} of the checkpoint has {positions.shape[1]} positions; {sizes} has a grid of {rows} x {columns} "
+                f"and needs {1 + rows * columns}: the name of the folder or the file does not fit what is in it"
+            )
+    if "pos_embed" not in stored:
+        stored["pos_embed"] = sincos_positions(state["cls_token"].shape[-1], (rows, columns))
+    return {name: resize_positions(p.float(), (rows, columns), frames // sizes.patch_size[1]) for name, p in stored.items()}
+
+
+def _options(sizes: Sizes, state: Mapping[str, torch.Tensor], frames: int) -> dict:
+    """Builder options that a checkpoint's sizes and tensors tell."""
+    options = dict(img_size=[sizes.input_size[0], frames], patch_size=sizes.patch_size)
+    options["decoder_depth"] = block_count(state, "decoder_blocks") or DEFAULT_DECODER_DEPTH
+    if "offline_predictor.weight" in state:
+        options["off_emb_dim"] = state["offline_predictor.weight"].shape[0]
+    return options
+
+
+def _build(name: str, options: dict, covered: set[str]) -> AudioViT:
+    """A model whose tensors are to be overwritten, without the seconds that random numbers take, where they all are."""
+    with torch.device("meta"):
+        model = models_mae.build(name, **options)
+    if set(model.state_dict()) <= covered:
+        return model.to_empty(device="cpu")
+    return models_mae.build(name, **options)
+
+
+def random_backbone(weight_file: str | Path, encoder_only: bool, dur_frames: int | None) -> tuple[AudioViT, Sizes]:
+    """A model of random weights, of the sizes that the path tells.
+
+    Raises:
+        CheckpointError: the path does not tell them.
+    """
+    sizes = sizes_of_path(weight_file)
+    if sizes is None:
+        raise no_sizes(weight_file)
+    suffix = "_encoder_only" if encoder_only else ""
+    return models_mae.build(sizes.model + suffix, **_options(sizes, {}, dur_frames or sizes.input_size[1])), sizes
+
+
+def loaded_backbone(weights: Weights, encoder_only: bool, dur_frames: int | None) -> AudioViT:
+    """A checkpoint's model with its weights.
+
+    Args:
+        weights: the checkpoint.
+        encoder_only: the encoder alone, without decoder and target.
+        dur_frames: frames of the model's input, in place of the checkpoint's; positions are fitted to them.
+
+    Raises:
+        CheckpointError: its sizes are not told, or do not fit what it holds, or a part of the encoder is lacking.
+    """
+    sizes = weights.sizes
+    if sizes is None:
+        raise no_sizes(weights.path)
+    if dur_frames is not None and dur_frames < sizes.patch_size[1]:
+        raise ValueError(f"dur_frames={dur_frames} is shorter than a patch of {sizes.patch_size[1]} frames")
+    frames = dur_frames or sizes.input_size[1]
+    state = {**weights.state, **_fit_positions(weights.state, sizes, frames)}
+    state.setdefault("norm_stats", torch.tensor(DEFAULT_NORM_STATS))
+    suffix = "_encoder_only" if encoder_only else ""
+    model = _build(sizes.model + suffix, _options(sizes, state, frames), set(state))
+    report = load_into(model, state, mapped=weights.mapped)
+    encoder = tuple(f"{part}." for part in ("patch_embed", "blocks", "norm"))
+    lacking = [name for name in report.new if name.startswith(encoder) or name == "cls_token"]
+    if lacking:
+        raise CheckpointError(f"{weights.path} lacks parts of the encoder of {sizes.model}: {', '.join(lacking[:3])}")
+    depth = block_count(weights.state)
+    if depth > len(model.blocks):
+        raise CheckpointError(f"{weights.path} has {depth} encoder blocks; {sizes.model} has {len(model.blocks)}")
+    log.info("%s: %s (%s)", weights.path, sizes, weights.layout)
+    log.debug("%s: %s", weights.path, report)
+    if report.new and not encoder_only:
+        log.warning("%s brings no %s: random there", weights.path, ", ".join(sorted({n.split(".")[0] for n in report.new})))
+    return model

@@ -1,0 +1,349 @@
+"""Checkpoint files: found, fetched, read without running code, verified, and written whole or not at all."""
+
+import argparse
+import difflib
+import hashlib
+import logging
+import lzma
+import os
+import pathlib
+import pickle
+import re
+import shutil
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from ..utils.atomic_file import whole_file
+
+log = logging.getLogger("m2d")
+
+SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
+_EPOCH = re.compile(r"checkpoint-(\d+)\.(?:pth|safetensors)$")
+_LFS = b"version https://git-lfs"
+_BLOCK = 1 << 20
+# What zipfile raises over changed bytes: a changed method of compression leads it to any of its decompressors.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    NotImplementedError,
+    EOFError,
+    RuntimeError,
+    OSError,
+    ValueError,
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: what is wrong with it, and what to do."""
+
+
+# ---------------------------------------------------------------- finding
+
+
+def checkpoints_in(folder: str | Path) -> list[Path]:
+    """The files `checkpoint-N.pth` of a folder, by epoch N, the newest last."""
+    numbered = [(int(found[1]), path) for path in Path(folder).iterdir() if (found := _EPOCH.match(path.name))]
+    return [path for _, path in sorted(numbered)]
+
+
+def _pick(folder: Path) -> Path:
+    numbered = checkpoints_in(folder)
+    if numbered:
+        return numbered[-1]
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(files) == 1:
+        return files[0]
+    if not files:
+        raise CheckpointError(f"no checkpoint in the folder {folder}: expected checkpoint-N.pth, or one .pth or .safetensors")
+    raise CheckpointError(f"several checkpoints in {folder}: name one of {', '.join(path.name for path in files)}")
+
+
+def _missing(path: Path) -> FileNotFoundError:
+    """What stands near a path that does not exist."""
+    existing = next(parent for parent in path.absolute().parents if parent.is_dir())
+    wanted = path.absolute().relative_to(existing).parts[0]
+    near = difflib.get_close_matches(wanted, [entry.name for entry in existing.iterdir()], n=3, cutoff=0.6)
+    hint = f": in {existing} there is {' and '.join(near)}" if near else ""
+    return FileNotFoundError(f"no checkpoint {path}{hint}")
+
+
+def resolve(source: str | Path) -> Path:
+    """The checkpoint file that a source means.
+
+    Args:
+        source: a file; a folder (its newest `checkpoint-N.pth`, or its only .pth or .safetensors); or an https address,
+            fetched once into `$M2D_CACHE` (`~/.cache/m2d`).
+
+    Raises:
+        FileNotFoundError: no such file; near names are offered.
+        CheckpointError: a folder without a checkpoint, or an address that cannot be fetched.
+    """
+    if re.match(r"[a-z]+://", str(source)):
+        return _fetch(str(source))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _pick(path)
+    if not path.exists():
+        raise _missing(path)
+    return path
+
+
+# ---------------------------------------------------------------- fetching
+
+
+def cache_folder() -> Path:
+    """Where fetched checkpoints lie: `$M2D_CACHE`, else `~/.cache/m2d`."""
+    return Path(os.environ.get("M2D_CACHE") or Path.home() / ".cache" / "m2d")
+
+
+def _cached_path(address: str) -> Path:
+    """Keeps the folder's and the file's name, which tell the model's sizes; a hash tells addresses apart."""
+    parts = [urllib.parse.unquote(part) for part in urllib.parse.urlsplit(address).path.split("/") if part]
+    names = [re.sub(r"[^\w.+-]", "_", part).lstrip(".") or "_" for part in parts[-2:]]
+    return cache_folder().joinpath(hashlib.sha256(address.encode()).hexdigest()[:12], *(names or ["checkpoint"]))
+
+
+def _fetch(address: str) -> Path:
+    if not address.startswith("https://"):
+        raise CheckpointError(f"{address}: only https addresses and local paths are read")
+    path = _cached_path(address)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with urllib.request.urlopen(address, timeout=60) as reply, whole_file(path) as file:
+                _receive(reply, file, address)
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            reason = getattr(error, "reason", error)
+            raise CheckpointError(f"{address} could not be fetched ({reason}); give a local file in its place") from error
+    return path if _archived(path) is None else _unpack(path)
+
+
+def _receive(reply: BinaryIO, file: BinaryIO, address: str) -> None:
+    from tqdm import tqdm
+
+    size = int(reply.headers.get("Content-Length") or 0)
+    log.info("fetching %s (%s)", address, f"{size / 1e6:.1f} MB" if size else "size unknown")
+    with tqdm(total=size or None, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        while block := reply.read(_BLOCK):
+            file.write(block)
+            bar.update(len(block))
+    if size and file.tell() != size:
+        raise CheckpointError(f"{address}: the connection broke off after {file.tell()} of {size} bytes; try again")
+
+
+def _is_zip(path: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
+
+
+def _archived(path: Path) -> list[str] | None:
+    """Checkpoint members of an archive such as the released .zip files; None for anything else, a .pth too."""
+    if not _is_zip(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except _ZIP_ERRORS:
+        return None
+    if any(name.endswith("data.pkl") for name in names):
+        return None
+    return [name for name in names if name.endswith(SUFFIXES) and not name.startswith("__MACOSX/")]
+
+
+def _unpack(path: Path) -> Path:
+    """The only checkpoint of a fetched archive, unpacked beside it under its folder's name."""
+    members = _archived(path)
+    if len(members) != 1:
+        raise CheckpointError(f"{path} is an archive of {len(members)} checkpoints: unpack it and name one of {members}")
+    member = Path(members[0])
+    folder = path.parent / (member.parent.name or path.stem)
+    target = (folder if folder != path else path.with_suffix("")) / member.name
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(path) as archive, archive.open(members[0]) as source, whole_file(target) as file:
+            shutil.copyfileobj(source, file, _BLOCK)
+    return target
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _rebuild_path(*parts: str) -> str:
+    """A pickled path as text: a Windows path could not be made elsewhere."""
+    return str(pathlib.PurePosixPath(*parts))
+
+
+def _allowed() -> list:
+    """What a checkpoint may hold beside tensors and plain values: published ones pickle an argparse.Namespace."""
+    scalar = np.float64(0).__reduce__()[0]
+    dtypes = {type(np.dtype(code)) for code in "?bhilqBHILQefdFD"}
+    paths = [(_rebuild_path, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name in _PATH_CLASSES]
+    scalars = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [argparse.Namespace, np.dtype, *dtypes, *scalars, *paths]
+
+
+_PATH_CLASSES = [name for name in pathlib.__all__ if name.endswith("Path")]
+
+
+def _complaint(path: Path) -> str | None:
+    """What is wrong with a file, as far as its size and its first bytes tell."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    text = head.lstrip().lower()
+    if size == 0:
+        return "is empty: the download or the copy failed; fetch it again"
+    if head.startswith(_LFS):
+        return "is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "is a web page, not a checkpoint: the address led to a page; fetch the file itself"
+    if head.startswith(b"PK") and not _is_zip(path):
+        return f"is truncated: it ends after {size} bytes without the directory that closes it; fetch or copy it again"
+    members = _archived(path) if head.startswith(b"PK") else None
+    if members is not None:
+        inside = f" that holds {', '.join(members)}" if members else ""
+        return f"is a zip archive{inside}: unpack it first, and give the .pth inside"
+    return None
+
+
+def _refusal(path: Path, error: Exception) -> CheckpointError:
+    """The error for a pickle that asks for more than a checkpoint needs."""
+    try:
+        wanted = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except (ValueError, RuntimeError, EOFError, KeyError, AssertionError):
+        wanted = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    if not wanted:
+        return CheckpointError(f"{path} is damaged, or no checkpoint: {str(error).splitlines()[0]}")
+    snippet = (
+        f"python -c \"import torch; o = torch.load('{path}', weights_only=False, map_location='cpu'); "
+        f"torch.save(o.get('model', o), '{path.with_suffix('')}-weights.pth')\""
+    )
+    return CheckpointError(
+        f"{path} asks to run {', '.join(sorted(wanted))} on loading, which a checkpoint has no need of: refused. "
+        f"If you trust where it comes from, take its weights out once: {snippet}"
+    )
+
+
+def _load_torch(path: Path, mmap: bool) -> object:
+    # Files from before torch 1.6 are no zip archives, and cannot be mapped.
+    mmap = mmap and _is_zip(path)
+    try:
+        with torch.serialization.safe_globals(_allowed()):
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise _refusal(path, error) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is damaged, or no checkpoint: {reason}; fetch or copy it again") from error
+
+
+def _load_safetensors(path: Path) -> dict:
+    """Tensors under `model`, the metadata as `args`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {"model": {name: file.get_tensor(name) for name in file.keys()}, "args": file.metadata() or {}}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}; fetch or copy it again") from error
+
+
+def load_file(source: str | Path, mmap: bool = True) -> dict:
+    """A checkpoint as it was saved, on the CPU, without running any code that it may hold.
+
+    Args:
+        source: as for `resolve`.
+        mmap: map the tensors from the file and read what is used (legacy formats are read whole).
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: not a checkpoint, damaged, or asking for code to be run; what to do stands in the message.
+    """
+    path = resolve(source)
+    complaint = _complaint(path)
+    if complaint:
+        raise CheckpointError(f"{path} {complaint}")
+    return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path, mmap)
+
+
+# ---------------------------------------------------------------- writing and verifying
+
+
+class _Recorder:
+    """A file to write to that remembers its error: torch.save turns a full disk into a RuntimeError about positions."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.error = file, None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _save(obj: object, file: BinaryIO) -> None:
+    recorder = _Recorder(file)
+    try:
+        torch.save(obj, recorder)
+    except RuntimeError as error:
+        raise recorder.error or error from error
+
+
+def save_atomically(obj: object, path: str | Path) -> None:
+    """`torch.save` aside, then in the place of `path`: readers see the old file or the whole new one, on the disk.
+
+    Raises:
+        OSError: the disk is full, or the folder is not writable; nothing is left behind.
+    """
+    path = Path(path)
+    with whole_file(path) as file:
+        _save(obj, file)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def verify(path: str | Path) -> None:
+    """Read a whole checkpoint file against its checksums (safetensors files have none: their lengths are checked).
+
+    Raises:
+        CheckpointError: the file is torn or a bit of it has changed.
+    """
+    path = Path(path)
+    if _is_zip(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                broken = archive.testzip()
+        except _ZIP_ERRORS as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+        if broken:
+            raise CheckpointError(f"{path} is damaged: the checksum of {broken} does not fit")
+    load_file(path)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a checkpoint file passes `verify`; False for one that does not exist."""
+    try:
+        verify(path)
+    except (CheckpointError, FileNotFoundError):
+        return False
+    return True

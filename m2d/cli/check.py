@@ -1,0 +1,196 @@
+"""Check the clips of a list: files that are missing, cut short or of another shape, NaN, silence, clips listed twice.
+
+    python -m util.check_data data/files_audioset.csv --data_path data
+    python -m util.check_data data/files_audioset.csv --data_path data --fix data/files_clean.csv
+
+Prints a table and statistics, and writes beside the list: `<list>.problems.csv`, a line per problem, and
+`<list>.durations.png`, a histogram of durations. --fix writes the list without the clips that cannot or should not be
+learned from (short ones stay: training pads them). A check that was stopped goes on where it was when it is started again.
+Exit status: 0 nothing to mend, 1 problems, 2 the check itself could not be done.
+"""
+
+import argparse
+import csv
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..data.clip_check import CheckState, Problem, examine, find_troubles, look_at
+from ..data.clip_list import ClipList, read_list
+from ..data.feature_store import NpzStore
+from ..data.file_store import FileStore, NpyStore
+from ..data.norm_stats import drawn_clips
+from ..data.pack.store import is_pack
+from ..utils.atomic_file import whole_file
+from .runner import run_program
+
+FRAME_SECONDS = 0.01
+WORDS = {
+    Problem.MISSING: "missing",
+    Problem.UNREADABLE: "cannot be read",
+    Problem.TRUNCATED: "cut short",
+    Problem.WRONG_SHAPE: "wrong shape or mel bands",
+    Problem.NOT_FINITE: "NaN or infinite values",
+    Problem.SILENT: "silent",
+    Problem.SHORT: "shorter than the input",
+    Problem.LISTED_TWICE: "listed before",
+    Problem.SAME_CONTENT: "same content as another",
+}
+
+logger = logging.getLogger("m2d")
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("csv", type=Path, help="the list: a CSV with a column file_name")
+    parser.add_argument("--data_path", default="data", help="folder that the file names are relative to")
+    parser.add_argument("--sample", type=int, default=0, metavar="N", help="look at N clips, evenly spread; 0: at all")
+    parser.add_argument("--fix", type=Path, metavar="OUT.csv", help="write a list without the bad clips")
+    parser.add_argument("--input_frames", type=int, default=608, help="frames of the model's input")
+    parser.add_argument("--n_mels", type=int, default=80, help="mel bands of the model's input")
+    parser.add_argument("--workers", type=int, default=min(16, 2 * (os.cpu_count() or 1)), help="threads that read")
+    args = parser.parse_args(argv)
+    if args.workers < 1 or args.sample < 0:
+        parser.error("--workers is at least 1, --sample not below 0")
+    if args.fix and args.fix.resolve() == args.csv.resolve():
+        parser.error("--fix names another file than the list itself")
+    return args
+
+
+def open_list(args: argparse.Namespace) -> tuple[ClipList, FileStore]:
+    """The list in its own order, and its files."""
+    if is_pack(args.csv):
+        raise ValueError(f"{args.csv} is a pack: python -m util.pack_lms --verify {args.csv} checks it")
+    clips = read_list(args.csv)
+    kind = NpzStore if clips.names[0].endswith(".npz") else NpyStore
+    return clips, kind(clips, args.data_path, args.n_mels)
+
+
+def in_words(store: FileStore, trouble: np.void, record: np.void, input_frames: int) -> str:
+    """What is wrong with a clip, in detail; what the record does not tell is told by looking at the file once more."""
+    problem = Problem(int(trouble["problem"]))
+    if problem in (Problem.LISTED_TWICE, Problem.SAME_CONTENT):
+        return f"as {store.where(int(trouble['other']))}"
+    if problem == Problem.SHORT:
+        return f"{record['frames']} frames, an input has {input_frames}"
+    if problem == Problem.SILENT:
+        return f"no value above {record['high']:.2f}"
+    return examine(store, int(trouble["clip"]), input_frames)[1]
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A file beside the list."""
+    return path.with_name(f"{path.name}.{ending}")
+
+
+def write_problems(path: Path, store: FileStore, records: np.ndarray, troubles: np.ndarray, input_frames: int) -> None:
+    """One line per problem: row, file_name, problem, detail."""
+    with path.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["row", "file_name", "problem", "detail"])
+        for trouble in troubles:
+            i = int(trouble["clip"])
+            detail = in_words(store, trouble, records[i], input_frames)
+            writer.writerow([store.clip_list.rows[i], store.name(i), WORDS[Problem(int(trouble["problem"]))], detail])
+
+
+def write_fixed(source: Path, out: Path, dropped_rows: set[int]) -> int:
+    """The list without some rows; returns how many clips are left."""
+    left = 0
+    with source.open(newline="", encoding="utf-8") as old, whole_file(out) as new:
+        for row, line in enumerate(_records(old), start=1):
+            if row not in dropped_rows:
+                new.write(line.encode())
+                left += row > 1 and bool(line.strip())
+    return left
+
+
+def _records(file: TextIO) -> Iterator[str]:
+    """The records of a CSV as they stand in it, line ends within quotes included."""
+    held = ""
+    for line in file:
+        held += line
+        if held.count('"') % 2 == 0:
+            yield held
+            held = ""
+    if held:
+        yield held
+
+
+def draw_durations(path: Path, seconds: np.ndarray) -> None:
+    """A histogram of durations."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.hist(seconds, bins=min(100, max(10, len(np.unique(seconds)))))
+    axis.set_xlabel("duration (s)")
+    axis.set_ylabel("clips")
+    axis.set_title(f"{path.name.split('.durations')[0]}: {len(seconds):,} clips, {seconds.sum() / 3600:,.1f} hours")
+    figure.savefig(path, dpi=100)
+
+
+def report(store: FileStore, records: np.ndarray, troubles: np.ndarray) -> str:
+    """The table and the statistics."""
+    seen = records["looked_at"] == 1
+    sound = seen & (records["values"] > 0) & np.isfinite(records["sum"])
+    lines = [f"{store.source}: {len(records):,} clips listed, {int(seen.sum()):,} looked at"]
+    if sound.any():
+        values, frames = records["values"][sound].sum(), records["frames"][sound]
+        mean = records["sum"][sound].sum() / values
+        std = np.sqrt(max(records["squares"][sound].sum() / values - mean**2, 0))
+        low, high = records["low"][sound].min(), records["high"][sound].max()
+        lines.append(f"{frames.sum() * FRAME_SECONDS / 3600:,.2f} hours; {frames.min()} to {frames.max()} frames a clip")
+        lines.append(f"values: mean {mean:.4f}, standard deviation {std:.4f}, from {low:.2f} to {high:.2f}")
+    if not len(troubles):
+        return "\n".join([*lines, "no problems"])
+    lines.append(f"{'problem':<26}{'clips':>9}  {'--fix':<8}the first")
+    for problem, words in WORDS.items():
+        found = troubles["clip"][troubles["problem"] == problem]
+        if len(found):
+            kept = "keeps" if problem == Problem.SHORT else "drops"
+            lines.append(f"{words:<26}{len(found):>9,}  {kept:<8}{store.where(int(found[0]))}")
+    return "\n".join(lines)
+
+
+def refuse_wrong_folder(store: FileStore) -> None:
+    """Raise FileNotFoundError where not one of a hundred files, evenly spread over the list, is there."""
+    if not any(os.path.exists(store.path(int(i))) for i in drawn_clips(store, 100)):
+        raise FileNotFoundError(
+            f"{store.source}: none of its files is under {store.data_path} (--data_path), such as {store.name(0)}"
+        )
+
+
+def check(args: argparse.Namespace) -> int:
+    """Look at a list; returns the exit status."""
+    clips, store = open_list(args)
+    refuse_wrong_folder(store)
+    identity = f"{clips.digest()} {Path(args.data_path).resolve()} {args.n_mels} {args.input_frames}"
+    state = CheckState(beside(args.csv, "check"), identity, len(clips))
+    records = state.records
+    look_at(store, drawn_clips(store, args.sample or len(clips)), state, args.input_frames, args.workers)
+    troubles = find_troubles(clips, records)
+    print(report(store, records, troubles))
+    write_problems(beside(args.csv, "problems.csv"), store, records, troubles, args.input_frames)
+    if (records["frames"] > 0).any():
+        draw_durations(beside(args.csv, "durations.png"), records["frames"][records["frames"] > 0] * FRAME_SECONDS)
+    if args.fix:
+        bad = set(clips.rows[troubles["clip"][troubles["problem"] != Problem.SHORT]].tolist())
+        left = write_fixed(args.csv, args.fix, bad)
+        print(f"{args.fix}: {left:,} clips, {len(bad):,} dropped")
+    state.remove()
+    return 1 if len(troubles) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    args = parse_args(argv)
+    return run_program(lambda: check(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""Pack a list's log-mel spectrograms into a few large files, from which training reads several times faster.
+
+    python -m util.pack_lms data/files_audioset.csv --data_path data --out data/audioset.pack
+    python -m util.pack_lms --verify data/audioset.pack
+
+The pack stands in the list's place: --csv_main data/audioset.pack (and --csv_bg_noise, --csv_val). A list of .npz files
+(speech/extract_offline_ls960.py) gives a pack with features. Columns `label` and `weight` come along.
+A run that was stopped goes on where it was when it is started again. --shard 2/4 writes the second of four parts,
+so that machines that share a disk do it together; on disks of their own, copy the parts into one folder after it.
+float16 halves the size and rounds the log-mel values, by at most 0.004; --dtype float32 keeps them to the bit.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from ..data.clip_list import ClipList, read_list
+from ..data.feature_store import NpzStore
+from ..data.file_store import FileStore, NpyStore
+from ..data.pack.format import (
+    DTYPES,
+    HEADER_BYTES,
+    PackInfo,
+    array_header,
+    chunk_path,
+    default_chunk_clips,
+    missing_chunks,
+    read_index,
+    read_info,
+    text_column,
+)
+from ..data.pack.writer import PackedClip, pack_clip, start_pack, write_chunk
+
+logger = logging.getLogger("m2d")
+
+
+def open_files(clips: ClipList, data_path: str, n_mels: int) -> FileStore:
+    """The files of a list, .npy or .npz, none of those looked at missing."""
+    store = (NpzStore if clips.names[0].endswith(".npz") else NpyStore)(clips, data_path, n_mels)
+    store.check_present()
+    return store
+
+
+def read_clip(store: FileStore, i: int, dtype: str) -> PackedClip:
+    """Clip i of a list, ready to be written.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read, or holds NaN; names file and row.
+    """
+    if isinstance(store, NpzStore):
+        lms, features, valid = store.read_whole(i)
+    else:
+        lms, features, valid = store.read_whole(i), None, 0
+    try:
+        return pack_clip(lms, dtype, features, valid)
+    except ValueError as error:
+        raise ValueError(f"{store.where(i)}: {error}") from None
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """ "2/4" as (2, 4)."""
+    try:
+        number, count = map(int, text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected i/n such as 2/4") from None
+    if not 1 <= number <= count:
+        raise argparse.ArgumentTypeError(f"{text!r}: of {count} shards the first is 1/{count}, the last {count}/{count}")
+    return number, count
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line each half minute."""
+
+    def __init__(self, total: int, unit: str, every: float = 30):
+        self.bar = tqdm(total=total, unit=unit, disable=None, smoothing=0.05)
+        self.total, self.unit, self.every = total, unit, every
+        self.done, self.begin = 0, time.monotonic()
+        self.told = self.begin
+
+    def update(self, count: int = 1) -> None:
+        """Count what is done."""
+        self.bar.update(count)
+        self.done += count
+        now = time.monotonic()
+        if self.bar.disable and now - self.told >= self.every:
+            self.told, rate = now, self.done / (now - self.begin)
+            left = (self.total - self.done) / rate / 60
+            logger.info("%d of %d %ss, %.0f a second, %.0f minutes left", self.done, self.total, self.unit, rate, left)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+
+def in_order(pool: ThreadPoolExecutor, work: Callable, items: Iterable, ahead: int = 64) -> Iterator:
+    """`work` of each item, in order, computed by the pool; at most `ahead` results wait in memory."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def pack(store: FileStore, clips: ClipList, out: Path, info: PackInfo, shard: tuple[int, int], workers: int) -> int:
+    """Write the chunks of a shard that lack. Returns how many clips were written."""
+    start_pack(out, info)
+    number, count = shard
+    chunks = [k for k in missing_chunks(out, info) if k % count == number - 1]
+    ranges = {k: range(k * info.chunk_clips, min((k + 1) * info.chunk_clips, info.clips)) for k in chunks}
+    total = sum(map(len, ranges.values()))
+    with Progress(total, "clip") as progress, ThreadPoolExecutor(workers) as pool:
+        for chunk, items in ranges.items():
+            with write_chunk(out, info, chunk) as writer:
+                for i, clip in zip(items, in_order(pool, lambda i: read_clip(store, i, info.dtype), items), strict=True):
+                    writer.add(clip, {name: column[i] for name, column in clips.columns.items()})
+                    progress.update()
+    return total
+
+
+def damaged_clips(out: Path, info: PackInfo, chunk: int, progress: Callable[[int], None]) -> list[str]:
+    """What of a chunk does not have the checksum of its index, by clip."""
+    index = read_index(out, chunk)
+    names = text_column(index, "file_name")
+    damaged = []
+    for part, width, prefix in (("frames.npy", info.n_mels, ""), ("features.npy", info.feature_width, "feature_")):
+        if not width:
+            continue
+        row_bytes = width * np.dtype(info.dtype).itemsize
+        path = chunk_path(out, chunk, part)
+        with path.open("rb") as data:
+            if data.read(HEADER_BYTES) != array_header((int(index[f"{prefix}lengths"].sum()), width), info.dtype):
+                damaged.append(f"{path}: its header")
+            for i, (rows, crc) in enumerate(zip(index[f"{prefix}lengths"], index[f"{prefix}crc"], strict=True)):
+                if zlib.crc32(data.read(int(rows) * row_bytes)) != crc:
+                    damaged.append(f"{path}: {names[i]}")
+            if data.read(1):
+                damaged.append(f"{path}: longer than its index says")
+    progress(len(names))
+    return damaged
+
+
+def verify(out: Path, workers: int) -> list[str]:
+    """Compare every clip of a pack with its checksum. Returns what is damaged, and what lacks."""
+    info = read_info(out)
+    lacking = missing_chunks(out, info)
+    found = [f"{chunk_path(out, k, 'index.npz')}: not there" for k in lacking]
+    there = [k for k in range(info.chunks) if k not in set(lacking)]
+
+    def check(chunk: int) -> list[str]:
+        try:
+            return damaged_clips(out, info, chunk, progress.update)
+        except (OSError, ValueError) as error:
+            return [str(error)]
+
+    with Progress(info.clips, "clip") as progress, ThreadPoolExecutor(workers) as pool:
+        for damaged in pool.map(check, there):
+            found += damaged
+    return found
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("csv", nargs="?", help="the list: a CSV with a column file_name")
+    parser.add_argument("--data_path", default="data", help="folder that the file names are relative to")
+    parser.add_argument("--out", type=Path, help="the pack to write: a folder")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the values in the pack")
+    parser.add_argument("--n_mels", type=int, default=80, help="mel bands of the files")
+    parser.add_argument("--chunk_clips", type=int, help="clips per file of the pack (8192, or more where there were too many)")
+    parser.add_argument("--shard", type=shard_of, default=(1, 1), metavar="I/N", help="write only the I-th of N parts")
+    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read")
+    parser.add_argument("--verify", type=Path, metavar="PACK", help="compare a pack with its checksums, and write nothing")
+    args = parser.parse_args(argv)
+    if (args.verify is None) == (args.csv is None or args.out is None):
+        parser.error("give a CSV and --out to pack, or --verify PACK to check one")
+    if args.workers < 1 or (args.chunk_clips is not None and args.chunk_clips < 1):
+        parser.error("--workers and --chunk_clips must be above 0")
+    return args
+
+
+def run_pack(args: argparse.Namespace) -> int:
+    """Pack what lacks; returns the exit status."""
+    clips = read_list(args.csv, optional=("label", "weight"))
+    store = open_files(clips, args.data_path, args.n_mels)
+    info = PackInfo(
+        list_digest=clips.digest(),
+        clips=len(clips),
+        chunk_clips=args.chunk_clips or default_chunk_clips(len(clips)),
+        dtype=args.dtype,
+        n_mels=args.n_mels,
+        feature_width=store.feature_width if isinstance(store, NpzStore) else 0,
+        columns=tuple(clips.columns),
+    )
+    written = pack(store, clips, args.out, info, args.shard, args.workers)
+    lacking = missing_chunks(args.out, info)
+    logger.info("%s: %d clips written, %d of %d chunks there", args.out, written, info.chunks - len(lacking), info.chunks)
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Check a pack; returns the exit status: 1 where it is damaged."""
+    damaged = verify(args.verify, args.workers)
+    for line in damaged[:20]:
+        logger.error("%s", line)
+    if damaged:
+        logger.error(
+            "%s: damaged in %d places: remove the files of those chunks and pack the list again", args.verify, len(damaged)
+        )
+        return 1
+    logger.info("%s: whole", args.verify)
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    args = parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        return run_verify(args) if args.verify else run_pack(args)
+    except (OSError, ValueError) as error:
+        logger.error("%s", error)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

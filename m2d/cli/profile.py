@@ -1,0 +1,146 @@
+"""Where a training step goes, by phase and by operation.
+
+    python -m util.profile_step [m2d|m2d_as|m2d_s|mae] FLAGS OF THE TRAINING PROGRAM [--steps 10] [--trace trace.json]
+
+Takes the training program's own flags, so what is measured is the run itself: its data, model, precision and compilation.
+The trace opens in https://ui.perfetto.dev.
+"""
+
+import importlib
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from ..data.prefetch import on_device
+from ..run.log import start_console
+from ..train import config as options
+from ..train import device as compute
+from ..train import distributed
+from ..train.setup import TrainingBatches, make_plan, make_trainer, normalisation, open_data
+from ..train.trainer import Trainer
+from .runner import run_program
+
+PROGRAMS = {
+    "m2d": "train_audio",
+    "m2d_as": "audioset.train_as",
+    "m2d_s": "speech.train_speech",
+    "mae": "mae_train_audio",
+}
+WARM_UP = 3
+TOP_OPERATIONS = 12
+#: Methods of models and trainers, by the phase that they are.
+MODEL_PHASES = {
+    "forward_encoder": "online encoder",
+    "forward_decoder": "predictor",
+    "forward_target_encoder": "target encoder",
+    "forward_offline": "offline task",
+    "update_target_network": "EMA",
+}
+
+
+def _named(method: Callable, phase: str) -> Callable:
+    def call(*args, **kwargs):
+        with record_function(f"phase: {phase}"):
+            return method(*args, **kwargs)
+
+    return call
+
+
+def name_phases(trainer: Trainer) -> None:
+    """Let the profiler see each phase of a step under its name."""
+    for attribute, phase in MODEL_PHASES.items():
+        if hasattr(trainer.model, attribute):
+            setattr(trainer.model, attribute, _named(getattr(trainer.model, attribute), phase))
+    trainer.inputs = _named(trainer.inputs, "inputs: noise, normalising, mask, teacher")
+    trainer.forward_backward = _named(trainer.forward_backward, "forward and backward")
+    trainer.optimizer.step = _named(trainer.optimizer.step, "optimizer")
+    nn.utils.clip_grad_norm_ = _named(nn.utils.clip_grad_norm_, "gradient clipping")
+
+
+def profile_steps(trainer: Trainer, batches: TrainingBatches, steps: int) -> profile:
+    """A profile of `steps` steps after a few that are not counted."""
+    device = trainer.launch.device
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    trainer.model.train()
+    trainer.set_learning_rate(0.0)
+    source = on_device(batches.of(0), device)
+    for batch in itertools.islice(source, WARM_UP):
+        trainer.forward_backward(batch, synchronise=True)
+        trainer.update(0)
+    name_phases(trainer)
+    with profile(activities=activities) as profiler:
+        for _ in range(steps):
+            with record_function("phase: waiting for data"):
+                batch = next(source)
+            trainer.forward_backward(batch, synchronise=True)
+            trainer.update(0)
+            compute.synchronize(device)
+    return profiler
+
+
+def report(profiler: profile, steps: int, on_cuda: bool) -> str:
+    """Two tables: milliseconds a step of each phase, and of the most expensive operations."""
+
+    def total(event) -> float:
+        return event.device_time_total if on_cuda and event.device_time_total else event.cpu_time_total
+
+    def own(event) -> float:
+        return event.self_device_time_total if on_cuda else event.self_cpu_time_total
+
+    events = profiler.key_averages()
+    phases = sorted((e for e in events if e.key.startswith("phase: ")), key=total, reverse=True)
+    operations = sorted((e for e in events if not e.key.startswith("phase: ")), key=own, reverse=True)
+    everything = sum(own(e) for e in operations) or 1
+    lines = [f"{'phase':48} {'ms/step':>9}"]
+    lines += [f"{e.key.removeprefix('phase: '):48} {total(e) / 1000 / steps:9.2f}" for e in phases]
+    lines += ["", f"{'operation':48} {'ms/step':>9} {'share':>6} {'calls':>6}"]
+    for e in operations[:TOP_OPERATIONS]:
+        lines.append(f"{e.key[:48]:48} {own(e) / 1000 / steps:9.2f} {own(e) / everything:6.0%} {e.count / steps:6.0f}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Profile and print; returns the exit status."""
+    return run_program(lambda: profile(argv))
+
+
+def profile(argv: Sequence[str] | None = None) -> None:
+    """Profile a run's steps and print the report.
+
+    Raises:
+        ValueError: an epoch has too few steps.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    program = argv.pop(0) if argv and argv[0] in PROGRAMS else "m2d"
+    recipe = importlib.import_module(PROGRAMS[program]).RECIPE
+    parser = options.make_parser("util.profile_step", __doc__.split("\n")[0], recipe.defaults, recipe.without)
+    parser.add_argument("--steps", type=int, default=10, help="steps to profile")
+    parser.add_argument("--trace", type=Path, help="file to write the trace to")
+    args = parser.parse_args(argv)
+    options.check(args, recipe.families)
+    recipe.check(args)
+    start_console()
+    launch = distributed.start(args.device)
+    data = open_data(recipe, args, launch)
+    plan = make_plan(args, data.train, launch)
+    trainer = make_trainer(args, data.train, plan, *normalisation(args, data.train, launch), launch)
+    batches = TrainingBatches(data.train, trainer.plan, args, launch.device)
+    steps = min(args.steps, trainer.plan.steps_per_epoch - WARM_UP)
+    if steps < 1:
+        raise ValueError(f"an epoch has {trainer.plan.steps_per_epoch} steps, and {WARM_UP} warm up: lower --batch_size")
+    try:
+        profiler = profile_steps(trainer, batches, steps)
+    finally:
+        batches.close()
+    print(report(profiler, steps, launch.device.type == "cuda"))
+    if args.trace:
+        profiler.export_chrome_trace(str(args.trace))
+        print(f"trace: {args.trace}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

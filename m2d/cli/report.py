@@ -1,0 +1,201 @@
+"""What a pre-training run has learned, as one picture and a line each.
+
+    python -m util.show_run RUN_FOLDER --data_path data --csv data/files.csv --out picture.png
+
+shows the loss, the mask over a spectrogram, and, where the clips' folders name their classes, a linear probe of the
+trained encoder against the same encoder untrained and against mean and deviation of the log-mel.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+
+from ..audio.logmel import PRESETS, FrontEnd, mel_filters
+from ..checkpoint.spec import Sizes
+from ..checkpoint.weights import checkpoints_in, load_file
+from ..data.clip_list import read_list
+from ..evaluation.linear_probe import FOLDS, encoder_means, held_out_accuracy, mel_statistics
+from ..inference.runtime import RuntimeM2D
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+
+PROBE_CLIPS = 1000
+CLIPS_PER_CLASS = 12
+INK, ACCENT, MUTED = "#222222", "#c0392b", "#9aa5b1"
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        show(args.run, args.data_path, args.csv, args.out)
+    except (ValueError, OSError) as error:
+        print(f"show_run.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="the run's output folder")
+    parser.add_argument("--data_path", type=Path, default=Path("data"), help="the folder that the list's names start from")
+    parser.add_argument("--csv", type=Path, required=True, help="the list of clips to probe with")
+    parser.add_argument("--out", type=Path, required=True, help="the picture to write (.png, .pdf, .svg)")
+    return parser.parse_args()
+
+
+def show(run: Path, data_path: Path, csv: Path, out: Path) -> dict[str, float]:
+    """Write the picture, print the lines, and return the probe's accuracies by name (empty: the clips have no classes).
+
+    Raises:
+        FileNotFoundError, ValueError: the run has no checkpoint, or a file is missing or unfit.
+    """
+    checkpoints = checkpoints_in(run)
+    if not checkpoints:
+        raise FileNotFoundError(f"{run} holds no checkpoint-N.pth: has the run ended?")
+    names = list(read_list(csv).names)
+    losses = read_losses(run / "log.txt")
+    print(f"loss: {losses[0][1]:.4f} after the first epoch, {losses[-1][1]:.4f} after the last of {len(losses)}")
+    trained = RuntimeM2D(weight_file=checkpoints[-1])
+    chosen, labels = labelled_clips(names)
+    accuracies = probe(trained, [load_clip(data_path / name) for name in chosen], labels)
+    for what, accuracy in accuracies.items():
+        print(f"linear probe on held-out clips: {accuracy:6.1%}  {what}")
+
+    figure = plt.figure(figsize=(12, 6.5), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.3))
+    axes = left.subplots(2 if accuracies else 1, 1, squeeze=False)[:, 0]
+    draw_losses(axes[0], losses)
+    if accuracies:
+        draw_probe(axes[1], accuracies, chance=1 / len(set(labels)))
+    draw_mask(right.subplots(2, 1, sharex=True), trained, load_clip(data_path / names[0]), load_file(checkpoints[-1])["args"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+    print(f"picture: {out}")
+    return accuracies
+
+
+# ---------------------------------------------------------------- figures
+
+
+def read_losses(log: Path) -> list[tuple[float, float]]:
+    """(epoch, mean training loss) of each epoch of a log.txt."""
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    if not rows:
+        raise ValueError(f"{log} is empty: no epoch has ended")
+    return [(row["epoch"], row["train_loss"]) for row in rows]
+
+
+def load_clip(path: Path) -> np.ndarray:
+    """A log-mel clip `[1, n_mels, frames]`."""
+    clip = np.load(path)
+    if clip.ndim != 3 or clip.shape[0] != 1:
+        raise ValueError(f"{path} has the shape {list(clip.shape)}: expected [1, mel bands, frames]")
+    return clip
+
+
+def labelled_clips(names: list[str]) -> tuple[list[str], np.ndarray]:
+    """Clips to probe with and their classes, the folders they lie in; none where there are fewer than two classes.
+
+    Classes of fewer than CLIPS_PER_CLASS clips are left out; of many clips PROBE_CLIPS evenly spread ones are taken.
+    """
+    sizes = Counter(Path(name).parent for name in names)
+    classes = {folder for folder, size in sizes.items() if size >= CLIPS_PER_CLASS}
+    if len(classes) < 2:
+        return [], np.array([])
+    names = sorted(name for name in names if Path(name).parent in classes)
+    names = names[:: -(-len(names) // max(PROBE_CLIPS, FOLDS * len(classes)))]
+    labels = [Path(name).parent.as_posix() for name in names]
+    kept = {label for label, size in Counter(labels).items() if size >= FOLDS}
+    pairs = [(name, label) for name, label in zip(names, labels, strict=True) if label in kept]
+    return [name for name, _ in pairs], np.array([label for _, label in pairs])
+
+
+def probe(trained: RuntimeM2D, clips: list[np.ndarray], labels: np.ndarray) -> dict[str, float]:
+    """Accuracies of linear probes, by what they see."""
+    if len(clips) == 0:
+        return {}
+    cfg = trained.cfg
+    torch.manual_seed(0)
+    untrained = RuntimeM2D(weight_file=f"{Sizes(cfg.input_size, cfg.patch_size, cfg.sr, cfg.model)}-random")
+    untrained.cfg.mean, untrained.cfg.std = cfg.mean, cfg.std
+    features = {
+        "trained encoder": encoder_means(trained, clips),
+        "same encoder, untrained": encoder_means(untrained, clips),
+        "mean and deviation of the log-mel": mel_statistics(clips),
+    }
+    return {what: held_out_accuracy(x, labels) for what, x in features.items()}
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def draw_losses(axes: Axes, losses: list[tuple[float, float]]) -> None:
+    axes.plot(*zip(*losses, strict=True), color=ACCENT, marker="o" if len(losses) < 10 else None, markersize=4)
+    axes.set(title="What training minimises", xlabel="epoch", ylabel="loss")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(color=MUTED, alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_probe(axes: Axes, accuracies: dict[str, float], chance: float) -> None:
+    percent = 100 * np.array(list(accuracies.values()))
+    bars = axes.barh([what.replace(", ", ",\n").replace(" of ", "\nof ") for what in accuracies], percent, height=0.6)
+    for bar, colour in zip(bars, (ACCENT, MUTED, MUTED), strict=True):
+        bar.set_color(colour)
+    axes.bar_label(bars, fmt="%.1f", padding=4)
+    axes.axvline(100 * chance, color=INK, linestyle=":", label="chance")
+    axes.invert_yaxis()
+    axes.set(title="What a linear classifier reads from it", xlabel="held-out clips named correctly (%)", xlim=(0, 105))
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_mask(axes: np.ndarray, runtime: RuntimeM2D, clip: np.ndarray, settings: dict) -> None:
+    """The beginning of a clip, and what is left of it for the online encoder to see."""
+    backbone, front_end = runtime.backbone, PRESETS[runtime.cfg.sr]
+    (rows, columns), (height, width) = backbone.grid_size(), backbone.patch_size()
+    frames = min(clip.shape[2] // width, columns) * width
+    if frames == 0:
+        raise ValueError(f"the first clip has {clip.shape[2]} frames, fewer than a patch of {width}")
+    if settings.get("cont_mask"):
+        backbone.set_random_1d_mask(settings["cont_mask"])
+    torch.manual_seed(0)
+    lms = torch.from_numpy(clip[None, :, :, :frames])
+    hidden = backbone.make_plan(lms, settings["mask_ratio"]).mask.reshape(rows, -1).numpy()
+    hidden = hidden.repeat(height, axis=0).repeat(width, axis=1)
+    titles = ("A clip", f"What the encoder sees of it in one step: {1 - hidden.mean():.0%}")
+    extent = (0, frames * front_end.hop_size / front_end.sample_rate, 0, front_end.n_mels)
+    spectrogram = lms[0, 0].numpy()
+    shown = (spectrogram, np.ma.masked_where(hidden > 0, spectrogram))
+    for ax, title, picture in zip(axes, titles, shown, strict=True):
+        ax.set_facecolor("#e4e7eb")
+        ax.imshow(
+            picture, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=spectrogram.min(), vmax=spectrogram.max()
+        )
+        label_frequencies(ax, front_end)
+        ax.set_title(title)
+    axes[-1].set_xlabel("time (s)")
+
+
+def label_frequencies(axes: Axes, front_end: FrontEnd) -> None:
+    """Ticks of a mel axis in kHz."""
+    filters = mel_filters(front_end)
+    bins = np.arange(filters.shape[1]) * front_end.sample_rate / front_end.n_fft
+    centres = filters @ bins / filters.sum(axis=1)
+    hertz = [f for f in (250, 500, 1000, 2000, 4000, 8000) if f <= front_end.f_max]
+    axes.set_yticks(np.interp(hertz, centres, np.arange(front_end.n_mels) + 0.5), [f"{f / 1000:g}" for f in hertz])
+    axes.set_ylabel("frequency (kHz)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Samples of a pre-training run: crops of the clips that the sampler's keys ask for, read a batch at a time.
+
+The loader's workers only read. Noise mixing and normalisation (`prepare`) take a whole batch, on the device.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from .bad_files import Reader, read_readable
+from .sampling import NoiseOrder, Purpose, SampleKey, uniform
+from .store import EPS, ClipStore, check_finite
+
+Batch = dict[str, torch.Tensor]
+
+
+def as_is(batch: Batch) -> Batch:
+    """The DataLoader's collate_fn: `AudioDataset.__getitems__` returns whole batches."""
+    return batch
+
+
+class AudioDataset(Dataset):
+    """Crops of clips, each with a background noise crop where a noise list is given (system.md, section 2).
+
+    A subclass that adds something to a sample extends `read`.
+
+    Args:
+        clips: the clips to learn from.
+        input_frames: length of a crop.
+        seed: the run's seed.
+        noise: background noise clips.
+        random_crop: crop at random starts; otherwise at the clips' beginning.
+        min_ds_size: lists shorter than this are repeated, in order, until they have exactly this many entries.
+
+    Attributes:
+        target_width: width of the offline target that a subclass adds (E of M2D-X and its kin).
+        weights: sampling weight of each sample, float64 `[len(self)]`, where the list gives them.
+        facts: what a checkpoint is to keep of the data, such as the names of classes.
+        skip_bad_files: take the next clip in the place of one that cannot be read; batches then count them in `skipped`.
+    """
+
+    target_width: int | None = None
+    weights: np.ndarray | None = None
+    facts: Mapping[str, object] = MappingProxyType({})
+    skip_bad_files = False
+
+    def __init__(
+        self,
+        clips: ClipStore,
+        input_frames: int,
+        seed: int,
+        noise: ClipStore | None = None,
+        random_crop: bool = True,
+        min_ds_size: int = 0,
+    ):
+        self.clips, self.noise = clips, noise
+        self.input_frames, self.seed, self.random_crop = input_frames, seed, random_crop
+        self.size = max(len(clips), min_ds_size)
+        self.noise_order = None if noise is None else NoiseOrder(seed, max(len(noise), min_ds_size))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
+        """The batch that these keys of one epoch ask for.
+
+        Returns:
+            `clean` and, with noise, `noise`: log-mel crops, not normalised, `[B, 1, n_mels, input_frames]` (float32;
+            of another float type where the store holds it: `prepare` converts); `epoch` int64 scalar;
+            `position` and `index` int64 `[B]`; with skip_bad_files, `skipped` int64 scalar; and what a subclass adds.
+        """
+        epochs, positions, indices = np.array(keys, dtype=np.int64).T
+        epoch = int(epochs[0])
+        arrays, passed = self._readable(self.read, self.clips, indices, self._places(epoch, positions, Purpose.CROP))
+        if self.noise is not None:
+            places = self._places(epoch, positions, Purpose.NOISE_CROP)
+            noise, more = self._readable(self._read_noise, self.noise, self.noise_order(epoch, positions), places)
+            arrays, passed = arrays | noise, passed + more
+        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        for name in ("clean", "noise"):
+            if name in batch:
+                batch[name] = batch[name].unsqueeze(1)
+        return batch | {
+            "epoch": torch.tensor(epoch),
+            "position": torch.from_numpy(positions.copy()),
+            "index": torch.from_numpy(indices.copy()),
+            **({"skipped": torch.tensor(passed)} if self.skip_bad_files else {}),
+        }
+
+    def __getitem__(self, i: int) -> Batch:
+        """Sample i as epoch 0 would give it at position i, for looking at: the tensors of a batch, without B."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        return {name: value[0] if value.dim() else value for name, value in self.__getitems__([SampleKey(0, i, i)]).items()}
+
+    def read(self, clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+        """What is read of a batch's clips: at least `clean` `[B, n_mels, input_frames]`.
+
+        Args:
+            clips: indices into the list of clips, int64 `[B]`.
+            u: where each crop starts among all valid starts, float64 `[B]` in [0, 1).
+        """
+        return {"clean": self.clips.read_crops(clips, u, self.input_frames, repeat=False)}
+
+    def _read_noise(self, clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+        return {"noise": self.noise.read_crops(clips, u, self.input_frames, repeat=True)}
+
+    def _readable(self, read: Reader, store: ClipStore, samples: np.ndarray, u: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
+        """What is read of samples of a store, and how many clips were passed over for it."""
+
+        def read_finite(clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+            arrays = read(clips, u)
+            for array in arrays.values():
+                check_finite(store, clips, array)
+            return arrays
+
+        skip = self.skip_bad_files
+        return read_readable(read_finite if skip else read, samples % len(store), u, len(store), skip)
+
+    def names(self, indices: torch.Tensor | np.ndarray) -> list[str]:
+        """Where the samples of a batch's `index` come from ("data/x.csv row 17: fsd/17.npy"), for error reports."""
+        return [self.clips.where(int(i) % len(self.clips)) for i in indices]
+
+    def _places(self, epoch: int, positions: np.ndarray, purpose: Purpose) -> np.ndarray:
+        return uniform(self.seed, epoch, positions, purpose) if self.random_crop else np.zeros(len(positions))
+
+
+def prepare(
+    batch: Batch,
+    stats: tuple[float, float],
+    noise_stats: tuple[float, float] | None = None,
+    noise_ratio: float = 0.0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalise a batch and mix its background noise in, on the device where it lies (system.md, section 2).
+
+    With mean-subtracted clip x and noise n, the mixed clip is `log(max(r*exp(n) + (1-r)*exp(x), eps))`.
+
+    Args:
+        batch: `clean` and, where there is noise, `noise`, `[B, 1, n_mels, frames]`.
+        stats: mean and std of the main data set.
+        noise_stats: mean and std of the noise data set.
+        noise_ratio: r, in [0, 1]; 0 mixes nothing.
+
+    Returns:
+        (clean, mixed): float32 `[B, 1, n_mels, frames]`, both divided by the main std; one tensor where nothing is mixed.
+    """
+    mean, std = stats
+    clean = _float32(batch["clean"]) - mean
+    if noise_ratio == 0 or "noise" not in batch:
+        clean = clean / std
+        return clean, clean
+    mixed = _float32(batch["noise"]) - noise_stats[0]
+    if noise_ratio < 1:
+        # The sum in the log domain: exp() of a value far above the mean would overflow.
+        mixed = torch.logaddexp(mixed + math.log(noise_ratio), clean + math.log(1 - noise_ratio)).clamp(min=math.log(EPS))
+    return clean / std, mixed / std
+
+
+def _float32(crops: torch.Tensor) -> torch.Tensor:
+    return crops.to(torch.float32, memory_format=torch.contiguous_format).contiguous()

@@ -1,0 +1,121 @@
+"""Mean and standard deviation of a list's log-mel spectrograms: measured in a stream, cached beside the list."""
+
+import hashlib
+import json
+import logging
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ..utils.atomic_file import whole_file
+from .bad_files import read_readable
+from .sampling import Purpose, uniform
+from .store import ClipStore, check_finite
+
+_CLIPS_AT_ONCE = 8  # they stay in the cache
+_THREADS = 4
+_CACHED_SETTINGS = 16
+
+logger = logging.getLogger("m2d")
+
+
+def drawn_clips(store: ClipStore, n_files: int) -> np.ndarray:
+    """The clips that are measured: all, or `n_files` evenly spread over the list."""
+    count = min(len(store), n_files)
+    return np.arange(count) * len(store) // count
+
+
+def measure_stats(
+    store: ClipStore, input_frames: int, n_files: int = 5000, repeat: bool = False, skip_bad: bool = False
+) -> tuple[float, float]:
+    """Mean and (population) standard deviation over one random crop of each of up to `n_files` clips.
+
+    The same clips and crops whatever the run's seed. Memory does not grow with their number: moments of pieces
+    are merged in float64 (Chan, Golub and LeVeque, 1983).
+
+    Args:
+        store: the clips.
+        input_frames: length of a crop; shorter clips are completed as the training does it.
+        n_files: at most so many clips are read.
+        repeat: complete shorter clips by repeating them (background noise), not by silence.
+        skip_bad: take the next clip in the place of one that cannot be read or holds NaN.
+
+    Raises:
+        ValueError: a clip holds NaN or infinite values (named), or all values are equal.
+    """
+    clips = drawn_clips(store, n_files)
+    u = uniform(0, 0, np.arange(len(clips)), Purpose.STATISTICS)
+
+    def read(clips: np.ndarray, u: np.ndarray) -> tuple[int, float, float]:
+        crops = store.read_crops(clips, u, input_frames, repeat)
+        moments = _moments(crops)
+        if not math.isfinite(moments[2]):
+            check_finite(store, clips, crops)
+        return moments
+
+    def piece(begin: int) -> tuple[int, float, float]:
+        here = slice(begin, begin + _CLIPS_AT_ONCE)
+        return read_readable(read, clips[here], u[here], len(store), skip_bad)[0]
+
+    count, mean, m2 = 0, 0.0, 0.0
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for n, piece_mean, piece_m2 in pool.map(piece, range(0, len(clips), _CLIPS_AT_ONCE)):
+            delta = piece_mean - mean
+            m2 += piece_m2 + delta * delta * count * n / (count + n)
+            mean += delta * n / (count + n)
+            count += n
+    std = math.sqrt(m2 / count)
+    if std == 0:
+        raise ValueError(f"{store.source}: all values of its {len(clips)} measured clips are {mean}: nothing to learn from")
+    return float(mean), float(std)
+
+
+def _moments(crops: np.ndarray) -> tuple[int, float, float]:
+    """Number of values, their mean, and the sum of their squared distances from it."""
+    crops = crops.astype(np.float64, order="C")  # sums in one order, whatever the store's memory order
+    mean = crops.mean()
+    with np.errstate(invalid="ignore"):  # infinite values: the caller finds them
+        crops -= mean
+    return crops.size, mean, np.square(crops, out=crops).sum()
+
+
+def cached_stats(
+    store: ClipStore, input_frames: int, n_files: int = 5000, repeat: bool = False, skip_bad: bool = False
+) -> tuple[float, float]:
+    """`measure_stats`, kept in `<list>.stats.json` beside the list.
+
+    Measured again when the list, a measured file's size or time, or a setting has changed. Where the folder cannot
+    be written, a warning says so and nothing is kept.
+    """
+    path = store.source.with_name(store.source.name + ".stats.json")
+    settings = {"input_frames": input_frames, "n_files": n_files, "repeat": repeat}
+    state = f"{settings} {store.fingerprint(drawn_clips(store, n_files))}"
+    key = hashlib.sha256(state.encode()).hexdigest()
+    cache = _read_cache(path)
+    if key in cache:
+        return cache[key]["mean"], cache[key]["std"]
+    mean, std = measure_stats(store, input_frames, n_files, repeat, skip_bad)
+    kept = dict(list(cache.items())[1 - _CACHED_SETTINGS :])
+    try:
+        with whole_file(path) as out:
+            out.write(json.dumps(kept | {key: {"mean": mean, "std": std, **settings}}, indent=1).encode())
+    except OSError as error:
+        logger.warning("%s: statistics are not kept: %s", path, error)
+    return mean, std
+
+
+def _read_cache(path: Path) -> dict[str, dict[str, float]]:
+    """The cache's entries; none where there is no usable file."""
+    try:
+        cache = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(cache, dict):
+        return {}
+    return {key: entry for key, entry in cache.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(k), float) and math.isfinite(entry[k]) for k in ("mean", "std"))

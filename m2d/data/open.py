@@ -1,0 +1,62 @@
+"""Opening a list of clips, whatever its kind: a CSV of files, or a pack."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .clip_list import read_list
+from .feature_store import NpzStore, PairStore
+from .file_store import NpyStore
+from .pack.store import PackPairStore, PackStore, is_pack
+from .store import ClipStore
+
+
+def open_store(
+    path: str | Path,
+    data_path: str | Path,
+    n_mels: int = 80,
+    sort: bool = True,
+    columns: Sequence[str] = ("file_name",),
+    optional: Sequence[str] = (),
+    check: bool = True,
+) -> ClipStore:
+    """The clips of a list.
+
+    Args:
+        path: a CSV with a column `file_name` of .npy files, or a pack (`util/pack_lms.py`).
+        data_path: folder that the file names of a CSV are relative to.
+        n_mels: mel bands expected.
+        sort: order the clips by file name; otherwise keep the list's order.
+        columns, optional: columns that the list must have, and may have (`clip_list.read_list`).
+        check: look whether the files are there (`FileStore.check_present`).
+
+    Raises:
+        FileNotFoundError, ValueError: the list cannot be used, or files are missing.
+    """
+    if is_pack(path):
+        return PackStore(path, n_mels, sort, columns, optional)
+    clip_list = read_list(path, columns, optional)
+    store = NpyStore(clip_list.sort() if sort else clip_list, data_path, n_mels)
+    if check:
+        store.check_present()
+    return store
+
+
+def open_pairs(path: str | Path, data_path: str | Path, n_mels: int = 80, patch_frames: int = 4, check: bool = True) -> PairStore:
+    """The speech clips of a list, sorted by file name.
+
+    Args:
+        path: a CSV with a column `file_name` of .npz files, or a pack of them.
+        data_path: folder that the file names of a CSV are relative to.
+        n_mels: mel bands expected.
+        patch_frames: frames that a patch spans.
+        check: look whether the files are there (`FileStore.check_present`).
+
+    Raises:
+        FileNotFoundError, ValueError: the list cannot be used, or files are missing.
+    """
+    if is_pack(path):
+        return PackPairStore(path, n_mels, patch_frames)
+    store = NpzStore(read_list(path).sort(), data_path, n_mels, patch_frames)
+    if check:
+        store.check_present()
+    return store

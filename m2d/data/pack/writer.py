@@ -1,0 +1,153 @@
+"""Writing a pack, a chunk at a time: whole or not at all (`pack_format` says what lies where)."""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from ...utils.atomic_file import whole_file
+from ..clip_list import TextColumn
+from .format import HEADER_BYTES, MOST_CHUNKS, PackInfo, array_header, chunk_path, info_path, read_info
+
+
+class PackedClip(NamedTuple):
+    """A clip as it goes into a pack.
+
+    `frames` `[frames, n_mels]` and `features` `[features, E]` in the pack's dtype, with their CRC-32; `valid` of the
+    features are no padding.
+    """
+
+    frames: np.ndarray
+    frames_crc: int
+    features: np.ndarray | None = None
+    features_crc: int = 0
+    valid: int = 0
+
+
+def pack_clip(lms: np.ndarray, dtype: str, features: np.ndarray | None = None, valid: int = 0) -> PackedClip:
+    """Turn a clip `[n_mels, frames]`, and its features `[features, E]`, into what is written.
+
+    Raises:
+        ValueError: values are not finite, in this dtype.
+    """
+    frames = _as_finite(lms.T, dtype)
+    if features is None:
+        return PackedClip(frames, zlib.crc32(frames))
+    features = _as_finite(features, dtype)
+    return PackedClip(frames, zlib.crc32(frames), features, zlib.crc32(features), valid)
+
+
+def _as_finite(values: np.ndarray, dtype: str) -> np.ndarray:
+    with np.errstate(over="ignore"):  # it is reported as an error
+        values = np.ascontiguousarray(values, dtype=dtype)
+    if not np.isfinite(values).all():
+        raise ValueError(f"NaN or infinite values in it (as {dtype})")
+    return values
+
+
+def start_pack(pack: str | Path, info: PackInfo) -> None:
+    """Create a pack's folder, or go on with the one that is there.
+
+    Raises:
+        ValueError: it holds something else, or would have too many files.
+    """
+    if info.chunks > MOST_CHUNKS:
+        least = -(-info.clips // MOST_CHUNKS)
+        raise ValueError(
+            f"{info.chunks} chunks of {info.chunk_clips} clips, at most {MOST_CHUNKS}: --chunk_clips {least} or more"
+        )
+    path = info_path(pack)
+    if path.is_file():
+        before = read_info(pack)
+        differ = [
+            f"{name} {getattr(before, name)}, now {getattr(info, name)}"
+            for name in info.__dataclass_fields__
+            if getattr(before, name) != getattr(info, name)
+        ]
+        if differ:
+            raise ValueError(f"{pack} is a pack of another list or of other settings ({'; '.join(differ)}): give another name")
+        return
+    folder = Path(pack)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{pack} is there and is no pack: give another name")
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as out:
+        out.write(info.to_json().encode())
+
+
+class ChunkWriter:
+    """Takes the clips of one chunk (`write_chunk`)."""
+
+    def __init__(self, info: PackInfo, frames: BinaryIO, features: BinaryIO | None):
+        self.frames = _Rows(frames, info.dtype, info.n_mels)
+        self.features = _Rows(features, info.dtype, info.feature_width) if features else None
+        self.valid: list[int] = []
+        self.texts: dict[str, list[str]] = {name: [] for name in info.columns}
+
+    def add(self, clip: PackedClip, texts: Mapping[str, str]) -> None:
+        """Append a clip and its row of the list (`file_name`, …)."""
+        self.frames.append(clip.frames, clip.frames_crc)
+        if self.features:
+            self.features.append(clip.features, clip.features_crc)
+            self.valid.append(clip.valid)
+        for name, column in self.texts.items():
+            column.append(texts[name])
+
+    def index(self) -> dict[str, np.ndarray]:
+        """What the chunk's index file holds."""
+        index = {"lengths": np.array(self.frames.lengths, np.int64), "crc": np.array(self.frames.crcs, np.uint32)}
+        if self.features:
+            index["feature_lengths"] = np.array(self.features.lengths, np.int64)
+            index["feature_crc"] = np.array(self.features.crcs, np.uint32)
+            index["valid"] = np.array(self.valid, np.int64)
+        for name, texts in self.texts.items():
+            column = TextColumn.of(texts)
+            index |= {f"{name}.blob": column.blob, f"{name}.offsets": column.offsets}
+        return index
+
+
+@contextmanager
+def write_chunk(pack: str | Path, info: PackInfo, chunk: int) -> Iterator[ChunkWriter]:
+    """Write chunk `chunk` of a pack: it exists once the block has ended without an error.
+
+    Raises:
+        OSError: the disk is full, or the folder is not writable.
+    """
+    for killed in Path(pack).glob(f".{chunk_path(pack, chunk, '*.tmp').name}"):
+        killed.unlink(missing_ok=True)
+    with ExitStack() as files:
+        frames = files.enter_context(whole_file(chunk_path(pack, chunk, "frames.npy")))
+        features = None
+        if info.feature_width:
+            features = files.enter_context(whole_file(chunk_path(pack, chunk, "features.npy")))
+        writer = ChunkWriter(info, frames, features)
+        yield writer
+        writer.frames.finish()
+        if writer.features:
+            writer.features.finish()
+    with whole_file(chunk_path(pack, chunk, "index.npz")) as out:
+        np.savez(out, **writer.index())
+
+
+class _Rows:
+    """A .npy file of rows of one width, whose number is known at its end."""
+
+    def __init__(self, out: BinaryIO, dtype: str, width: int):
+        self.out, self.dtype, self.width = out, dtype, width
+        self.lengths: list[int] = []
+        self.crcs: list[int] = []
+        out.write(bytes(HEADER_BYTES))
+
+    def append(self, rows: np.ndarray, crc: int) -> None:
+        if rows.shape[1:] != (self.width,) or rows.dtype != self.dtype:
+            raise ValueError(f"rows of shape {rows.shape} and type {rows.dtype}, expected (rows, {self.width}) {self.dtype}")
+        self.out.write(rows.data)
+        self.lengths.append(len(rows))
+        self.crcs.append(crc)
+
+    def finish(self) -> None:
+        self.out.seek(0)
+        self.out.write(array_header((sum(self.lengths), self.width), self.dtype))

@@ -1,0 +1,94 @@
+"""M2D-X, M2D-AS and M2D-S: an offline task beside M2D (Niizumi et al., 2024, section IV; M2D-S: Niizumi et al., 2023b)."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from .linear import Linear
+from .m2d import M2DViT
+from .vit import take_tokens
+
+
+class M2D_X_ViT(M2DViT):
+    """M2D plus the prediction of an offline teacher's features, per time step.
+
+    Args:
+        loss_m2d, loss_off: weights of the two losses.
+        off_emb_dim: width E of an offline target.
+        sizes: those of M2DViT.
+    """
+
+    def __init__(self, loss_m2d: float = 1.0, loss_off: float = 1.0, off_emb_dim: int = 3840, **sizes):
+        super().__init__(**sizes)
+        self.loss_m2d, self.loss_off = loss_m2d, loss_off
+        self.offline_predictor = Linear(self.grid_size()[0] * self.embed_dim, off_emb_dim)
+        nn.init.xavier_uniform_(self.offline_predictor.weight)
+        nn.init.zeros_(self.offline_predictor.bias)
+
+    def forward_offline(self, latent: torch.Tensor, pred: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
+        """Predicted offline targets `[B, T, E]` from visible tokens `[B, 1 + keep, D]` and predictions `[B, hidden, D]`."""
+        tokens = torch.cat([self.drop_cls_token(latent), pred.to(latent.dtype)], dim=1)
+        patches = take_tokens(tokens, ids_restore)
+        return self.offline_predictor(rearrange(patches, "b (f t) d -> b t (f d)", f=self.grid_size()[0]))
+
+    def offline_loss(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """M2D's loss between predicted and offline targets `[B, T, E]`.
+
+        Raises:
+            ValueError: the two have different numbers of time steps or widths.
+        """
+        if pred.shape != target.shape:
+            raise ValueError(
+                f"the offline target is {list(target.shape)}, the model predicts {list(pred.shape)} (clips, time steps, width): "
+                "teacher and student need patches of the same number of frames, and off_emb_dim is the target's width"
+            )
+        return self.forward_loss(target, pred)
+
+    def forward(
+        self,
+        imgs: torch.Tensor,
+        target: torch.Tensor | None,
+        mask_ratio: float | tuple[torch.Tensor, int] = 0.7,
+    ):
+        """One step of both tasks.
+
+        Args:
+            imgs: normalised log-mel `[B, C, mels, frames]`.
+            target: offline target `[B, T, E]` (M2D-AS: labels `[B, classes]`); None leaves the offline task out.
+            mask_ratio: share of hidden patches, or a fixed plan.
+
+        Returns:
+            `(loss, pred [B, hidden, D], (ids_restore, mask, M2D loss, offline loss))`.
+        """
+        loss_online, pred, latent, ids_restore, mask = self.forward_online(imgs, mask_ratio)
+        loss_offline = loss_online.new_zeros(())
+        if target is not None:
+            loss_offline = self.offline_loss(self.forward_offline(latent, pred, ids_restore), target)
+        loss = self.loss_m2d * loss_online + self.loss_off * loss_offline
+        return loss, pred, (ids_restore, mask, loss_online, loss_offline)
+
+
+class M2D_AS_ViT(M2D_X_ViT):
+    """M2D-X whose offline task is tagging: the mean over time of the linear layer's outputs against multi-hot labels."""
+
+    def offline_loss(self, pred: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Binary cross-entropy of time-averaged logits `[B, T, classes]` with labels `[B, classes]`.
+
+        Raises:
+            ValueError: the labels are of another number of classes.
+        """
+        logits = pred.float().mean(dim=1)
+        if logits.shape != target.shape:
+            raise ValueError(
+                f"the labels are {list(target.shape)}, the model predicts {list(logits.shape)} (clips, classes): "
+                "off_emb_dim is the number of classes"
+            )
+        return F.binary_cross_entropy_with_logits(logits, target.float())
+
+
+class M2D_S_ViT(M2D_X_ViT):
+    """M2D-X for speech: stored features of a speech model as the offline target."""
+
+    def __init__(self, off_emb_dim: int = 768, **sizes):
+        super().__init__(off_emb_dim=off_emb_dim, **sizes)

@@ -1,0 +1,120 @@
+"""Writing checkpoints: in the background, whole or not at all, and without ending a run that cannot write."""
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..checkpoint.file import checkpoints_in, save_atomically
+from .folder import LAST, PREVIOUS
+
+logger = logging.getLogger("m2d")
+
+
+def host_copy(value):
+    """A copy of nested dicts, lists and tuples whose tensors lie on the host, apart from those in training."""
+    if torch.is_tensor(value):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: host_copy(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(host_copy(v) for v in value)
+    return value
+
+
+class Saver:
+    """Writes a run's checkpoints into its folder.
+
+    `last.pth` is replaced by rename, and the one before it is kept as `last-previous.pth`. A write that fails is
+    reported, and nothing that is good is touched.
+
+    Args:
+        folder: the run's folder.
+        save_minutes: time between writes of last.pth.
+        keep_last: keep so many of the newest checkpoint-N.pth; 0: all.
+
+    Attributes:
+        failed: the last write failed.
+    """
+
+    def __init__(self, folder: Path, save_minutes: float, keep_last: int = 0):
+        self.folder, self._keep_last = folder, keep_last
+        self._seconds = save_minutes * 60
+        self._saved_at = time.monotonic()
+        self._thread: threading.Thread | None = None
+        self.failed = False
+
+    def due(self) -> bool:
+        """Whether it is time for last.pth."""
+        return time.monotonic() - self._saved_at >= self._seconds
+
+    def save(self, state: dict, epoch: int | None = None, wait: bool = False, then: Callable[[Path], None] | None = None) -> None:
+        """Write last.pth and, with an epoch, checkpoint-{epoch}.pth; training stands still for the copy alone.
+
+        While an earlier write is still under way, a last.pth that nobody waits for is left out.
+
+        Args:
+            state: the run's state; what is in training may change as soon as this returns.
+            epoch: the number of the published checkpoint.
+            wait: return only when the files are on the disk.
+            then: called with the published checkpoint's path when it is on the disk.
+        """
+        if self._thread is not None and self._thread.is_alive() and epoch is None and not wait:
+            return
+        self.finish()
+        state = host_copy(state)
+        self._saved_at = time.monotonic()
+        self._thread = threading.Thread(target=self._write, args=(state, epoch, then), name="checkpoint writer")
+        self._thread.start()
+        if wait:
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until what is being written is on the disk."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, state: dict, epoch: int | None, then: Callable[[Path], None] | None) -> None:
+        path = self.folder / (LAST if epoch is None else f"checkpoint-{epoch}.pth")
+        aside = self.folder / "last.new.pth"
+        try:
+            if epoch is None:
+                save_atomically(state, aside)
+            else:
+                save_atomically(state, path)
+                _link(path, aside)
+            self._rotate(aside)
+            self._remove_old()
+            self.failed = False
+        except (OSError, RuntimeError) as error:  # torch.save has RuntimeErrors of its own for files
+            self.failed = True
+            logger.error("%s could not be written, training goes on: %s", path, error)
+            return
+        if then is not None:
+            then(path)
+
+    def _rotate(self, newest: Path) -> None:
+        last = self.folder / LAST
+        if last.exists():
+            last.replace(self.folder / PREVIOUS)
+        newest.replace(last)
+
+    def _remove_old(self) -> None:
+        if self._keep_last:
+            for path in checkpoints_in(self.folder)[: -self._keep_last]:
+                path.unlink()
+
+
+def _link(path: Path, name: Path) -> None:
+    """Give a file a second name; a copy where the file system has no links."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copyfile(path, name)

@@ -1,0 +1,130 @@
+"""A run's folder: one run at a time, its settings in run.json, and its newest whole checkpoint."""
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+import torch
+
+from .. import __version__
+from ..checkpoint.file import checkpoints_in, is_whole
+from ..utils.atomic_file import whole_file
+from ..utils.errors import UserError
+
+LAST, PREVIOUS = "last.pth", "last-previous.pth"
+
+logger = logging.getLogger("m2d")
+
+
+def existing_run(wanted: Path) -> Path:
+    """The newest run of this name whatever its date: where a run that began on another day goes on."""
+    dated = re.fullmatch(r"(.+-)\d{6}(-.*)", wanted.name)
+    if wanted.exists() or dated is None or not wanted.parent.is_dir():
+        return wanted
+    begin, end = dated.groups()
+    pattern = re.compile(re.escape(begin) + r"(\d{6})" + re.escape(end))
+    runs = [path for path in wanted.parent.iterdir() if pattern.fullmatch(path.name) and (path / "run.json").exists()]
+    return max(runs, key=lambda path: pattern.fullmatch(path.name)[1], default=wanted)
+
+
+class RunFolder:
+    """The folder of a run, held by one process group at a time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._lock: TextIO | None = None
+
+    def find_run(self, auto_resume: bool) -> Path | None:
+        """The newest whole checkpoint of the run that is in the folder, which is then held; None where there is no run.
+
+        Args:
+            auto_resume: a run that is there is to go on.
+
+        Raises:
+            UserError: there is a run and `auto_resume` is off, another process holds it, or no checkpoint of it is whole.
+        """
+        if not self.holds_run():
+            return None
+        self._hold()
+        if not auto_resume:
+            raise UserError(
+                f"{self.path} holds a run already: --auto_resume goes on with it; --output_dir names another folder for a new one"
+            )
+        return self._newest_checkpoint()
+
+    def begin(self, settings: Mapping[str, object]) -> None:
+        """Make and hold the folder, and write to run.json with what settings, when and by which command a run starts.
+
+        Raises:
+            UserError: another process holds it, a run began there meanwhile, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self._lock is None:
+                self._hold()
+                if self.holds_run():
+                    raise UserError(f"{self.path}: another run began there in the meantime")
+            self._remove_leftovers()
+            self._record(settings)
+        except OSError as error:
+            raise UserError(f"{self.path}: the run's folder cannot be written: {error.strerror}") from error
+
+    def holds_run(self) -> bool:
+        """Whether a run has begun in the folder."""
+        return (self.path / "run.json").exists()
+
+    def _hold(self) -> None:
+        """Hold the folder until this process ends, however it ends.
+
+        By a record lock (POSIX), which programs started from here do not inherit.
+        """
+        try:
+            lock = (self.path / "run.lock").open("a+")
+        except OSError as error:
+            raise UserError(f"{self.path}: the run's folder cannot be written: {error.strerror}") from error
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.seek(0)
+            raise UserError(f"{self.path} is in use by {lock.read().strip() or 'another process'}") from None
+        except OSError as error:
+            logger.warning("%s: its file system has no locks (%s): take care that one run uses it", self.path, error.strerror)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
+        lock.flush()
+        self._lock = lock
+
+    def _record(self, settings: Mapping[str, object]) -> None:
+        path = self.path / "run.json"
+        starts = json.loads(path.read_text())["starts"] if path.exists() else []
+        versions = {"m2d": __version__, "torch": torch.__version__, "python": platform.python_version()}
+        starts.append({"time": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "command": sys.argv, **versions})
+        with whole_file(path) as out:
+            out.write(json.dumps({"starts": starts, "settings": dict(settings)}, indent=1).encode())
+
+    def _remove_leftovers(self) -> None:
+        """What a killed process was writing."""
+        for path in [*self.path.glob(".*.tmp"), *self.path.glob("last.new.pth")]:
+            path.unlink()
+
+    def _newest_checkpoint(self) -> Path | None:
+        """Torn files are passed over with a warning, and moved out of the way of the next ones."""
+        candidates = [self.path / LAST, self.path / PREVIOUS, *reversed(checkpoints_in(self.path))]
+        found = [path for path in candidates if path.exists()]
+        for path in found:
+            if is_whole(path):
+                return path
+            logger.warning("%s is not whole: going back to the checkpoint before it", path)
+            if path.name in (LAST, PREVIOUS):
+                path.replace(path.with_name(f"{path.name}.damaged"))
+        if found:
+            raise UserError(f"{self.path}: none of its {len(found)} checkpoints is whole; a new run needs another --output_dir")
+        return None

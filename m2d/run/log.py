@@ -1,0 +1,172 @@
+"""What a run says: console, console.txt, log.txt, TensorBoard. Rank 0 speaks."""
+
+import errno
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+from ..utils.atomic_file import whole_file
+from .tensorboard import EventFile
+
+_MANY_RECORDS = 100_000
+
+logger = logging.getLogger("m2d")
+
+
+def start_console() -> None:
+    """Messages go to standard output, and are kept for the console.txt of a run to come."""
+    logger.handlers.clear()
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    console.setLevel(logging.INFO)
+    logger.addHandler(console)
+    logger.addHandler(MemoryHandler(_MANY_RECORDS, flushLevel=logging.CRITICAL + 1, flushOnClose=False))
+
+
+def errors_alone() -> None:
+    """From here on this process, which is not the one that speaks, shows errors only."""
+    for handler in logger.handlers:
+        handler.setLevel(logging.ERROR)
+
+
+class RunLog:
+    """The logs of a run's folder; silent on ranks other than 0. A file that cannot be written is said, and ends no run.
+
+    Args:
+        folder: the run's folder; None on the ranks that do not write.
+        tensorboard: folder of the TensorBoard files; none: the run's.
+        start: where the run goes on, in epochs: what an interrupted run logged beyond that is taken back.
+    """
+
+    def __init__(self, folder: Path | None, tensorboard: str = "", start: float = 0.0):
+        self.folder, self._start = folder, start
+        self._events_folder, self._purge_step = tensorboard or str(folder), int(1000 * start) + 1
+        self._console: logging.Handler | None = None
+        self._events: EventFile | None = None
+        if folder is None:
+            return
+        with self._reported("console.txt"):
+            self._open_console()
+        with self._reported("log.txt"):
+            self._take_back()
+
+    @contextmanager
+    def _reported(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            logger.error("%s could not be written, training goes on: %s", self.folder / name, error)
+
+    def _open_console(self) -> None:
+        self._console = _QuietFileHandler(self.folder / "console.txt", encoding="utf-8")
+        self._console.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        for early in [handler for handler in logger.handlers if isinstance(handler, MemoryHandler)]:
+            early.setTarget(self._console)
+            early.flush()
+            logger.removeHandler(early)
+        logger.addHandler(self._console)
+
+    def _take_back(self) -> None:
+        path = self.folder / "log.txt"
+        if not path.exists():
+            return
+        kept = [line for line in path.read_text().splitlines() if _epoch_of(line) <= self._start]
+        with whole_file(path) as out:
+            out.write("".join(f"{line}\n" for line in kept).encode())
+
+    def scalars(self, x: int, **values: float) -> None:
+        """TensorBoard scalars at x = 1000 · epoch position."""
+        if self.folder is None or not values:
+            return
+        with self._reported("events.out.tfevents"):
+            try:
+                if self._events is None:
+                    self._events, self._purge_step = EventFile(self._events_folder, self._purge_step), None
+                self._events.add(x, values)
+            except OSError:
+                self._abandon_events()
+                raise
+
+    def _abandon_events(self) -> None:
+        """A file whose last record may be torn is of no use: the next scalars open another one."""
+        events, self._events = self._events, None
+        if events is not None:
+            with suppress(OSError):
+                events.close()
+
+    def epoch(self, **values: float) -> None:
+        """One JSON object in log.txt."""
+        if self.folder is not None:
+            with self._reported("log.txt"):
+                _append(self.folder / "log.txt", f"{json.dumps(values)}\n".encode())
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._events is not None:
+            with self._reported("events.out.tfevents"):
+                self._events.close()
+        if self._console is not None:
+            logger.removeHandler(self._console)
+            with self._reported("console.txt"):
+                self._console.close()
+
+
+class _QuietFileHandler(logging.FileHandler):
+    """A log file; what cannot be written to it is left out, since standard output has it too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nothing: the default is a traceback on the console for each message."""
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append a line, whole or not at all."""
+    with path.open("ab", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        written = 0
+        try:
+            written = file.write(line)
+        finally:
+            if written != len(line):
+                file.truncate(size)
+    if written != len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _epoch_of(line: str) -> float:
+    """The epoch of a line of log.txt; infinity for a torn one."""
+    try:
+        return json.loads(line)["epoch"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class Pace:
+    """Speed of a run since the last line: clips per second, share of time spent waiting for data, time to go."""
+
+    def __init__(self, clips_per_step: int):
+        self.clips_per_step = clips_per_step
+        self._begin = time.perf_counter()
+        self._waited, self._steps = 0.0, 0
+
+    def step(self, waited: float) -> None:
+        """Count one step that waited so many seconds for its batch."""
+        self._waited += waited
+        self._steps += 1
+
+    def report(self, steps_to_go: int) -> tuple[float, float, str]:
+        """(clips per second, waiting share, time to go) since the last report."""
+        elapsed = max(time.perf_counter() - self._begin, 1e-9)
+        steps = max(self._steps, 1)
+        to_go = timedelta(seconds=round(elapsed / steps * steps_to_go))
+        result = (self._steps * self.clips_per_step / elapsed, self._waited / elapsed, str(to_go))
+        self._begin, self._waited, self._steps = time.perf_counter(), 0.0, 0
+        return result

@@ -1,0 +1,72 @@
+"""From a loaded batch to a model's inputs, on the device: noise, normalisation, offline target and mask."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..data.dataset import Batch, prepare
+from ..data.prefetch import to_device
+from ..data.sampling import Purpose, random_bits
+from ..models.masking import MaskPlan, continuous_plan, random_plan
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """Which patches of a sample are hidden: a function of (seed, epoch, position).
+
+    `run` > 0: whole time columns in runs of so many; 0: at random.
+    """
+
+    grid_size: tuple[int, int]
+    mask_ratio: float
+    seed: int
+    run: int = 0
+
+    def __call__(self, epoch: int, position: torch.Tensor) -> MaskPlan:
+        """The plan for samples at `position` `[B]` of an epoch, on the device of `position`."""
+        rows, columns = self.grid_size
+        count = columns - self.run + 1 if self.run else rows * columns
+        scores = random_bits(self.seed, epoch, position, Purpose.MASK, count)
+        if self.run:
+            return continuous_plan(scores, self.grid_size, self.run, self.mask_ratio)
+        return random_plan(scores, self.mask_ratio)
+
+
+@dataclass(frozen=True)
+class BatchInputs:
+    """Makes the arguments of a model's forward from a loaded batch.
+
+    The student sees the mixed clip and the teacher the clean one (Niizumi et al., 2024, section IV), or the other way
+    round with `swap_inputs`. `teacher` is a RuntimeM2D; `stats` and `noise_stats` are (mean, std).
+    """
+
+    device: torch.device
+    mask: MaskRule
+    stats: tuple[float, float]
+    noise_stats: tuple[float, float] | None = None
+    noise_ratio: float = 0.0
+    swap_inputs: bool = False
+    teacher: nn.Module | None = None
+
+    def __call__(self, batch: Batch) -> tuple:
+        """`(imgs, plan)`, or `(imgs, offline target, plan)` where there is a teacher or the batch has a target."""
+        epoch = int(batch["epoch"])
+        batch = to_device(batch, self.device)
+        teacher_input, student_input = prepare(batch, self.stats, self.noise_stats, self.noise_ratio)
+        if self.swap_inputs:
+            teacher_input, student_input = student_input, teacher_input
+        plan = self.mask(epoch, batch["position"])
+        if self.teacher is None and "target" not in batch:
+            return student_input, plan
+        return student_input, self._offline_target(batch, teacher_input), plan
+
+    def clean(self, batch: Batch) -> torch.Tensor:
+        """The clean clips of a batch alone, normalised `[B, 1, n_mels, frames]`."""
+        return prepare({"clean": batch["clean"].to(self.device, non_blocking=True)}, self.stats)[0]
+
+    def _offline_target(self, batch: Batch, teacher_input: torch.Tensor) -> torch.Tensor:
+        if self.teacher is None:
+            return batch["target"]
+        with torch.no_grad():
+            return self.teacher.encode_lms(teacher_input)

@@ -1,0 +1,42 @@
+"""Checkpoints of tiny models in the published layouts, for tests."""
+
+import argparse
+
+import torch
+
+from m2d.models import registry as models_mae
+
+
+def published_name(model="m2d_vit_tiny", size=(80, 208), patch=(16, 16), rate=""):
+    """A folder's name that tells the sizes."""
+    return f"{model}-{size[0]}x{size[1]}p{patch[0]}x{patch[1]}{rate}-261122-test"
+
+
+def head_tensors(classes, width, prefix="module.head."):
+    """A classifier as EVAR's fine-tuning saves it."""
+    return {
+        f"{prefix}norm.running_mean": torch.randn(width),
+        f"{prefix}norm.running_var": 0.5 + torch.rand(width),
+        f"{prefix}norm.num_batches_tracked": torch.tensor(3),
+        f"{prefix}mlp.mlp.0.weight": torch.randn(classes, width) / width**0.5,
+        f"{prefix}mlp.mlp.0.bias": torch.randn(classes),
+    }
+
+
+def write_checkpoint(root, model="m2d_vit_tiny", size=(80, 208), patch=(16, 16), rate="", stats=(-6.5, 3.5), **options):
+    """A training checkpoint of random weights; returns its path."""
+    built = models_mae.build(model, img_size=size, patch_size=patch, norm_stats=stats, decoder_depth=2, **options)
+    path = root / published_name(model.replace("_encoder_only", ""), size, patch, rate) / "checkpoint-1.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": built.state_dict(), "optimizer": {}, "epoch": 1, "args": argparse.Namespace(seed=0)}, path)
+    return path
+
+
+def write_fine_tuned(root, classes, width, model="m2d_vit_tiny", size=(80, 208), patch=(16, 16)):
+    """A checkpoint as EVAR's fine-tuning writes it, of a classifier over `width` features; returns its path."""
+    built = models_mae.build(f"{model}_encoder_only", img_size=size, patch_size=patch)
+    state = {f"module.ar.runtime.backbone.{name}": value for name, value in built.state_dict().items()}
+    path = root / published_name(model, size, patch) / f"weights_ep1-{width}.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state | head_tensors(classes, width), path)
+    return path

@@ -1,0 +1,177 @@
+"""Fine-tuning to classify segments of recordings: scores, segments, and runs on small made-up data."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from app_data import KINDS, prepared_lungs, write_circor
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app import finetune, segments
+from app.scores import main_score, scores, unit_probabilities
+from m2d.train.schedules import learning_rate
+
+WEIGHTS = "m2d_vit_tiny-80x208p80x16p16k-random"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    return prepared_lungs(tmp_path_factory.mktemp("lungs"))
+
+
+@pytest.fixture(scope="module")
+def circor(tmp_path_factory) -> Path:
+    return write_circor(tmp_path_factory.mktemp("circor"))
+
+
+def test_lung_scores_worked_by_hand():
+    classes = ["both", "crackle", "normal", "wheeze"]
+    targets = np.array([2] * 10 + [1] * 4 + [3] * 2 + [0] * 2)
+    predicted = np.array([2] * 8 + [1] * 2 + [1, 1, 1, 2] + [3, 1] + [1, 1])
+    found = scores(targets, predicted, classes)  # 8 of 10 normal; 3 + 1 + 0 of 8 others
+    assert found["specificity"] == 0.8 and found["sensitivity"] == 0.5
+    assert found["average_score"] == pytest.approx(0.65) and found["harmonic_score"] == pytest.approx(0.8 / 1.3)
+    assert found["score"] == pytest.approx((0.65 + 0.8 / 1.3) / 2)
+    assert found["accuracy"] == pytest.approx(12 / 18) and found["uar"] == pytest.approx((0.8 + 0.75 + 0.5 + 0) / 4)
+    assert main_score(classes) == "average_score" and "weighted_accuracy" not in found
+
+
+def test_murmur_scores_worked_by_hand():
+    classes = ["Absent", "Present", "Unknown"]
+    targets, predicted = np.array([0] * 6 + [1] * 3 + [2] * 2), np.array([0] * 5 + [1] + [1, 1, 0] + [2, 0])
+    found = scores(targets, predicted, classes)
+    assert found["weighted_accuracy"] == pytest.approx((5 * 2 + 3 * 1 + 5) / (5 * 3 + 3 * 2 + 6))
+    assert main_score(classes) == "weighted_accuracy" and "sensitivity" not in found
+
+
+def test_a_unit_is_judged_by_its_mean_probability():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9], [0.6, 0.4]])
+    names, mean, targets = unit_probabilities(np.array(["b", "b", "a", "b"]), probabilities, np.array([0, 0, 1, 0]))
+    assert names.tolist() == ["a", "b"] and targets.tolist() == [1, 0]
+    np.testing.assert_allclose(mean, [[0.1, 0.9], [1.7 / 3, 1.3 / 3]])
+    with pytest.raises(ValueError, match="unit b"):
+        unit_probabilities(np.array(["b", "b"]), probabilities[:2], np.array([0, 1]))
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.floats(0, 1, exclude_max=True))
+def test_segments_are_cropped_or_repeated(length, frames, u):
+    lms = np.arange(length)[None].repeat(2, 0)
+    got = segments.fit(lms, frames, u)
+    assert got.shape == (2, frames)
+    steps = np.diff(got[0])
+    assert ((steps == 1) | (steps == 1 - length)).all()
+    if u == 0:
+        assert got[0, 0] == 0
+
+
+def run(listed: Path, out: Path, *flags) -> int:
+    base = ["--weights", WEIGHTS, "--output_dir", out, "--dur_frames", 96, "--device", "cpu", "--num_workers", 0, "--lr", "1e-3"]
+    return finetune.main([str(each) for each in [listed, *base, "--batch_size", 8, *flags]])
+
+
+def test_fine_tuning_learns_the_classes(prepared, tmp_path, caplog):
+    caplog.set_level("INFO")
+    table = pd.read_csv(prepared / "segments.csv")
+    table[table["label"].isin(["normal", "wheeze"])].to_csv(tmp_path / "two.csv", index=False)
+    flags = ("--data_path", prepared, "--epochs", 12, "--split_iter", 2, "--freeze_embed")
+    assert run(tmp_path / "two.csv", tmp_path / "run", *flags) == 0
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in log] == list(range(1, 13)) and log[-1]["loss"] < 0.5 * log[0]["loss"]
+    result = pd.read_csv(tmp_path / "run/predictions.csv")
+    assert list(result) == ["unit", "label", "predicted", "normal", "wheeze"] and len(result) == 8
+    np.testing.assert_allclose(result[["normal", "wheeze"]].sum(axis=1), 1, rtol=1e-5)
+    accuracy = (result["label"] == result["predicted"]).mean()
+    assert accuracy >= 7 / 8
+    assert f"test accuracy {accuracy:.4f}" in caplog.text and "test average_score" in caplog.text
+
+
+def test_a_saved_classifier_gives_the_same_predictions(prepared, tmp_path):
+    assert run(prepared / "segments.csv", tmp_path / "run", "--epochs", 1, "--freeze_embed") == 0
+    model = finetune.load_classifier(tmp_path / "run/checkpoint.pth")
+    result = pd.read_csv(tmp_path / "run/predictions.csv").set_index("unit")
+    table = segments.read_segments(prepared / "segments.csv")
+    test = segments.SegmentDataset(table[table["split"] == "test"], prepared, model.classes, 96)
+    lms, target, row = test[5]
+    with torch.inference_mode():
+        probabilities = model(lms[None]).softmax(dim=1)[0].numpy()
+    unit = test.table["unit"][row]
+    np.testing.assert_allclose(result.loc[unit, model.classes].to_numpy(float), probabilities, rtol=1e-4)
+    assert model.classes[target] == result.loc[unit, "label"]
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {
+        "backbone.pos_embed",
+        "backbone.norm_stats",
+        "backbone.patch_embed.proj.weight",
+        "backbone.patch_embed.proj.bias",
+    }
+    train = segments.SegmentDataset(table[table["split"] == "train"], prepared, model.classes, 96)
+    values = np.concatenate([train[i][0].numpy().ravel() for i in range(len(train))])
+    np.testing.assert_allclose([model.cfg.mean, model.cfg.std], [values.mean(), values.std()], rtol=1e-4)
+
+
+def test_a_batch_in_parts_gives_the_same_update(prepared):
+    table = segments.read_segments(prepared / "segments.csv")
+    base = [str(prepared), "--weights", WEIGHTS, *"--output_dir x --device cpu --num_workers 0 --batch_size 10".split()]
+    updated = []
+    for parts in ("1", "3"):
+        args = finetune.parse_args([*base, "--split_iter", parts])
+        torch.manual_seed(0)
+        model = finetune.SegmentClassifier(sorted(KINDS), weight_file=args.weights, dur_frames=96)
+        train = segments.SegmentDataset(table[table["split"] == "train"], prepared, model.classes, 96)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        finetune.train_epoch(model, finetune.loader(train, args), optimizer, lambda done: 0.1, args)
+        updated.append(model.state_dict())
+    for name, tensor in updated[0].items():
+        torch.testing.assert_close(tensor, updated[1][name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_with_a_validation_split_the_best_epoch_is_tested(circor, tmp_path, caplog):
+    caplog.set_level("INFO")
+    flags = ("--epochs", 3, "--warmup_epochs", 1, "--training_mask", 0.2, "--freeze_embed")
+    assert run(circor / "data/circor1_segments.csv", tmp_path / "run", *flags) == 0
+    log = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    best = max(entry["valid"]["weighted_accuracy"] for entry in log)
+    model = finetune.load_classifier(tmp_path / "run/checkpoint.pth")
+    assert model.cfg.training_mask == 0.2 and model.cfg.feature_d == model.backbone.embed_dim
+    table = segments.read_segments(circor / "data/circor1_segments.csv")
+    valid = segments.SegmentDataset(table[table["split"] == "valid"], circor / "data", model.classes, 96)
+    args = finetune.parse_args([str(circor), "--weights", "x", "--output_dir", "x", "--device", "cpu", "--num_workers", "0"])
+    result = finetune.evaluate(model, finetune.loader(valid, args), finetune.precision(args))
+    assert finetune.score_table(result, model.classes)["weighted_accuracy"] == pytest.approx(best)
+    assert len(result) == valid.table["unit"].nunique() and "test weighted_accuracy" in caplog.text
+
+
+def test_the_learning_rate_warms_up_and_ends_at_zero(prepared, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        finetune, "train_epoch", lambda model, batches, optimizer, schedule, args: seen.append(schedule(0.5)) or 1.0
+    )
+    assert run(prepared / "segments.csv", tmp_path / "run", "--epochs", 4, "--warmup_epochs", 1) == 0
+    assert seen == [learning_rate(epoch + 0.5, 1e-3, 0.0, 1, 4) for epoch in range(4)]
+    assert seen[0] == 5e-4 and seen[-1] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="unit"), "no column unit"),
+        (lambda t: t.assign(split="training"), "expected one of train, valid, test"),
+        (lambda t: t[t["split"] == "train"], "no row of the split 'test'"),
+        (lambda t: t.assign(end=0.0), "row 2: end is 0.0: expected more than start"),
+        (lambda t: t.assign(start=99.0, end=100.0), "ends before the segment"),
+        (lambda t: t.assign(file_name="none.npy"), "none.npy"),
+    ],
+)
+def test_wrong_lists_are_named(prepared, tmp_path, caplog, change, message):
+    listed = tmp_path / "segments.csv"
+    change(pd.read_csv(prepared / "segments.csv")).to_csv(listed, index=False)
+    assert run(listed, tmp_path / "run", "--epochs", 1, "--data_path", prepared) == 2
+    assert message in caplog.text
+
+
+def test_a_missing_list(tmp_path, caplog):
+    assert run(tmp_path / "none.csv", tmp_path / "run") == 2 and "README" in caplog.text

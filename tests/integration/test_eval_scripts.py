@@ -1,0 +1,253 @@
+"""The shell scripts that hand checkpoints to EVAR, run against stand-ins that write down how they were called."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EVAL_SCRIPTS = ("quick_eval.sh", "all_eval.sh")
+FT_SCRIPTS = {
+    "as2m": "as ,dur_frames=1001 --lr=2.0 --freq_mask 30 --time_mask 192 --training_mask 0.5 --mixup 0.5 --rrc False "
+    "--epochs 70 --warmup_epochs 15 --optim lars --batch_size 64 --data_path LMS",
+    "as20k": "as20k ,dur_frames=1001 --lr=0.5 --freq_mask 30 --time_mask 192 --training_mask 0.5 --mixup 0.3 --rrc True "
+    "--batch_size 64",
+    "esc50": "esc50 ,dur_frames=501,freeze_embed=True --lr=0.5 --freq_mask 15 --time_mask 48 --training_mask 0.5 "
+    "--mixup 0.0 --rrc True",
+    "spc": "spcv2  --lr=0.5 --freq_mask 30 --time_mask 48 --training_mask 0.5 --mixup 0.3 --rrc True",
+    "vc1": "vc1 ,dur_frames=821 --optim adamw --lr=0.0005 --freq_mask 30 --time_mask 48 --training_mask 0.0 --mixup 0.0 "
+    "--rrc False --epochs 50 --batch_size 64",
+}
+STAND_IN = f"""#!{sys.executable}
+import json, os, sys
+call = dict(argv=[os.path.basename(sys.argv[0]), *sys.argv[1:]], cwd=os.getcwd(), gpu=os.environ.get("CUDA_VISIBLE_DEVICES"))
+with open(os.environ["CALLS"], "a") as calls:
+    print(json.dumps(call), file=calls)
+sys.exit(sys.argv[1:3].count(os.environ.get("FAILS")))
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project's scripts in a folder with a space in its name."""
+    folder = tmp_path / "my m2d"
+    (folder / "util").mkdir(parents=True)
+    for name in EVAL_SCRIPTS:
+        shutil.copy(ROOT / name, folder / name)
+    for path in (ROOT / "util").glob("*.sh"):
+        shutil.copy(path, folder / "util" / path.name)
+    return folder
+
+
+def add_evar(project: Path) -> Path:
+    evar = project / "evar"
+    (evar / "config").mkdir(parents=True)
+    (evar / "config" / "m2d.yaml").touch()
+    for name in ("lineareval.py", "2pass_lineareval.py", "finetune.py", "summarize.py"):
+        (evar / name).write_text(STAND_IN)
+    return evar
+
+
+def checkpoint(folder: Path, epoch: str = "300") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"checkpoint-{epoch}.pth"
+    path.touch()
+    return path
+
+
+def bash(*args, cwd: Path, **env) -> tuple[subprocess.CompletedProcess, list[dict]]:
+    calls = cwd / "calls.jsonl"
+    calls.unlink(missing_ok=True)
+    environment = {**os.environ, "CALLS": str(calls), "PYTHON": sys.executable, **env}
+    done = subprocess.run(["bash", *map(str, args)], cwd=cwd, env=environment, capture_output=True, text=True)
+    return done, [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+
+
+QUICK = [("cremad", 16), ("gtzan", 16), ("spcv2", 64), ("esc50", 64)]
+ALL = [*QUICK, ("us8k", 64), ("vc1", 64), ("voxforge", 64), ("nsynth", 64), ("surge", 64)]
+
+
+@pytest.mark.parametrize(
+    ("script", "program", "tasks"),
+    [("quick_eval.sh", "lineareval.py", QUICK), ("all_eval.sh", "2pass_lineareval.py", ALL)],
+)
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("m2d_vit_base-80x608p16x16p16k-240514-mr.7", "config/m2d.yaml"), ("x-80x608p16x16p32k-240413", "config/m2d_32k.yaml")],
+)
+def test_evaluation_calls(project, tmp_path, script, program, tasks, name, config):
+    evar = add_evar(project)
+    ckpt = checkpoint(tmp_path / "my runs" / name)
+    done, calls = bash(project / script, ckpt.relative_to(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = [[program, config, task, f"batch_size={size},weight_file={ckpt}"] for task, size in tasks]
+    assert [call["argv"] for call in calls] == [*expected, ["summarize.py", str(ckpt)]]
+    assert {call["cwd"] for call in calls} == {str(evar)}
+    assert {call["gpu"] for call in calls} == {"0"}
+
+
+@pytest.mark.parametrize("script", EVAL_SCRIPTS)
+def test_without_evar_two_lines_and_a_good_end(project, tmp_path, script):
+    done, calls = bash(project / script, checkpoint(tmp_path / "run"), cwd=tmp_path)
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and done.stderr == "" and calls == []
+    assert len(lines) == 2 and f"{project}/evar" in lines[0]
+    assert f"cd '{project}' && bash util/setup_evar.sh" in lines[1]
+
+
+def test_the_first_task_that_fails_ends_the_evaluation(project, tmp_path):
+    add_evar(project)
+    done, calls = bash(project / "quick_eval.sh", checkpoint(tmp_path / "run"), cwd=tmp_path, FAILS="gtzan")
+    assert done.returncode != 0
+    assert [call["argv"][2] for call in calls] == ["cremad", "gtzan"]
+
+
+def test_random_weights_need_no_file(project, tmp_path):
+    add_evar(project)
+    done, calls = bash(project / "quick_eval.sh", "m2d_vit_base-80x208p16x16-random", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert calls[-1]["argv"][1] == f"{tmp_path}/m2d_vit_base-80x208p16x16-random"
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        ((), 2, "usage"),
+        (("a", "b"), 2, "usage"),
+        (("none.pth",), 1, "no such checkpoint"),
+        (("a,b/checkpoint-300.pth",), 1, "comma"),
+    ],
+)
+@pytest.mark.parametrize("script", EVAL_SCRIPTS)
+def test_wrong_arguments_of_an_evaluation(project, tmp_path, script, args, status, message):
+    add_evar(project)
+    checkpoint(tmp_path / "a,b")
+    done, calls = bash(project / script, *args, cwd=tmp_path)
+    assert done.returncode == status and calls == []
+    assert message in done.stderr and script in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", FT_SCRIPTS)
+def test_fine_tuning_calls(project, tmp_path, name):
+    evar = add_evar(project)
+    run, lms = tmp_path / "my runs" / "m2d_vit_base-80x608p16x16-221006-mr7", tmp_path / "my lms"
+    lms.mkdir()
+    weights = [checkpoint(run, epoch) for epoch in ("200", "300")]
+    done, calls = bash(project / "util" / f"ft-{name}.sh", run, 3, 42, 200, 300, cwd=evar, LMS_AUDIOSET=str(lms))
+    assert done.returncode == 0, done.stderr
+    task, options, *flags = FT_SCRIPTS[name].split(" ")
+    flags = [str(lms) if flag == "LMS" else flag for flag in flags]
+    expected = [
+        ["finetune.py", "config/m2d.yaml", task, f"weight_file={weight},encoder_only=True{options}", *flags, "--seed", str(seed)]
+        for weight in weights
+        for seed in (43, 44, 45)
+    ]
+    assert [call["argv"] for call in calls] == expected
+
+
+def test_fine_tuning_at_32_khz_and_with_a_seed_that_starts_with_zero(project, tmp_path):
+    evar = add_evar(project)
+    run = tmp_path / "m2d_as_vit_base-80x608p16x16p32k-240413_enconly"
+    checkpoint(run, "best")
+    done, calls = bash(project / "util" / "ft-spc.sh", run, 1, "08", "best", cwd=evar)
+    assert done.returncode == 0, done.stderr
+    assert calls[0]["argv"][1] == "config/m2d_32k.yaml" and calls[0]["argv"][-1] == "9"
+
+
+@pytest.mark.parametrize("name", FT_SCRIPTS)
+def test_fine_tuning_outside_evar_says_where_to_go(project, tmp_path, name):
+    checkpoint(tmp_path)
+    done, calls = bash(project / "util" / f"ft-{name}.sh", tmp_path, 3, 42, 300, cwd=tmp_path, LMS_AUDIOSET=str(tmp_path))
+    assert done.returncode == 1 and calls == []
+    assert "cd evar" in done.stderr and "bash util/setup_evar.sh" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        ((), 2, "usage"),
+        (("RUN", 3, 42), 2, "usage"),
+        (("RUN", "three", 42, 300), 2, "usage"),
+        (("RUN", 3, 42, 300, 301), 1, "checkpoint-301.pth: there is no such"),
+        (("A,B", 3, 42, 300), 1, "comma"),
+    ],
+)
+def test_wrong_arguments_of_a_fine_tuning(project, tmp_path, args, status, message):
+    evar = add_evar(project)
+    checkpoint(tmp_path / "RUN")
+    checkpoint(tmp_path / "A,B")
+    args = [tmp_path / each if each in ("RUN", "A,B") else each for each in args]
+    done, calls = bash(project / "util" / "ft-esc50.sh", *args, cwd=evar)
+    assert done.returncode == status and calls == []
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_as2m_asks_for_its_data(project, tmp_path):
+    evar = add_evar(project)
+    run = checkpoint(tmp_path / "run").parent
+    done, calls = bash(project / "util" / "ft-as2m.sh", run, 1, 42, 300, cwd=evar)
+    assert done.returncode == 1 and calls == []
+    assert "LMS_AUDIOSET" in done.stderr
+
+
+def add_downloaders(tmp_path: Path, curl_sends: str, git_works: bool = True) -> str:
+    """Stand-ins of git and curl; returns a PATH that finds them first."""
+    folder = tmp_path / "bin"
+    folder.mkdir(exist_ok=True)
+    clone = 'for to; do :; done; mkdir -p "$to/evar/utils"; touch "$to/lineareval.py"' if git_works else "exit 128"
+    (folder / "git").write_text(f'#!/bin/bash\necho "git $*" >> "$CALLS.txt"\n{clone}\n')
+    to_o = "while [[ $1 != -o ]]; do shift; done"
+    (folder / "curl").write_text(f'#!/bin/bash\necho "curl $*" >> "$CALLS.txt"\n{to_o}\n{curl_sends}\n')
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+def test_setting_up_evar_and_again(project, tmp_path):
+    path = add_downloaders(tmp_path, 'echo "x = 1" > "$2"')
+    done, _ = bash(project / "util" / "setup_evar.sh", cwd=tmp_path, PATH=path)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls.jsonl.txt").read_text()
+    assert f"git clone https://github.com/nttcslab/eval-audio-repr.git {project}/evar\n" in calls
+    base = "https://raw.githubusercontent.com/daisukelab/"
+    for url, name in {
+        "general-learning/master/MLP/torch_mlp_clf2.py": "utils/torch_mlp_clf2.py",
+        "sound-clf-pytorch/master/for_evar/sampler.py": "sampler.py",
+        "sound-clf-pytorch/master/for_evar/cnn14_decoupled.py": "cnn14_decoupled.py",
+    }.items():
+        assert base + url in calls
+        assert (project / "evar" / "evar" / name).read_text() == "x = 1\n"
+    done, _ = bash(project / "util" / "setup_evar.sh", cwd=tmp_path, PATH=path)
+    assert done.returncode == 0 and (tmp_path / "calls.jsonl.txt").read_text() == calls
+
+
+def test_setting_up_evar_names_what_failed_and_tries_that_again(project, tmp_path):
+    sends = 'case "$2" in *sampler*) exit 22;; *cnn14*) echo "<html>" > "$2";; *) echo "x = 1" > "$2";; esac'
+    done, _ = bash(project / "util" / "setup_evar.sh", cwd=tmp_path, PATH=add_downloaders(tmp_path, sends))
+    assert done.returncode == 1
+    assert "evar/sampler.py: " in done.stderr and "could not be downloaded" in done.stderr
+    assert "evar/cnn14_decoupled.py: " in done.stderr and "not a Python file" in done.stderr
+    assert "torch_mlp" not in done.stderr
+    assert sorted(p.name for p in (project / "evar" / "evar").rglob("*") if p.is_file()) == ["torch_mlp_clf2.py"]
+    done, _ = bash(project / "util" / "setup_evar.sh", cwd=tmp_path, PATH=add_downloaders(tmp_path, 'echo "x = 1" > "$2"'))
+    assert done.returncode == 0, done.stderr
+    assert "have evar/utils/torch_mlp_clf2.py" in done.stdout and "got evar/sampler.py" in done.stdout
+
+
+def test_setting_up_evar_without_network_or_over_another_folder(project, tmp_path):
+    done, _ = bash(project / "util" / "setup_evar.sh", cwd=tmp_path, PATH=add_downloaders(tmp_path, "exit 6", git_works=False))
+    assert done.returncode == 1 and "could not be cloned" in done.stderr
+    (project / "evar").mkdir()
+    done, _ = bash(project / "util" / "setup_evar.sh", cwd=tmp_path, PATH=add_downloaders(tmp_path, "exit 6"))
+    assert done.returncode == 1 and "Move it away" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
+def test_shellcheck():
+    scripts = [*EVAL_SCRIPTS, *(f"util/ft-{name}.sh" for name in FT_SCRIPTS), "util/evar-common.sh", "util/setup_evar.sh"]
+    done = subprocess.run(["shellcheck", "-x", "-P", ".", *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

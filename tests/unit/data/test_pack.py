@@ -1,0 +1,427 @@
+"""Packs: the same samples as from the files, written whole or not at all, and damage that is found."""
+
+import json
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audioset.as_dataset import LIST_COLUMNS, ASDataset
+from m2d.cli.pack import main
+from m2d.data.dataset import AudioDataset
+from m2d.data.loader import BatchLoader
+from m2d.data.norm_stats import cached_stats, measure_stats
+from m2d.data.open import open_pairs, open_store
+from m2d.data.pack.format import PackInfo, array_header, chunk_path, missing_chunks, read_info
+from m2d.data.pack.store import PackPairStore, PackStore
+from m2d.data.pack.writer import pack_clip, start_pack, write_chunk
+from m2d.data.sampling import EpochPlan
+from speech.speech_dataset import SpeechDataset
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def make_list(tmp_path):
+    """Write clips of these lengths, not in the order of their names, and their CSV."""
+
+    def make(lengths, kind="npy"):
+        rng = np.random.default_rng(len(lengths))
+        rows = ["file_name,label,weight"]
+        for i, length in enumerate(lengths):
+            name = f"{(i * 5) % 7}/{i}.{kind}"
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            lms = rng.normal(-7, 4, (1, 80, length)).astype(np.float32)
+            if kind == "npy":
+                np.save(tmp_path / name, lms)
+            else:
+                features = rng.normal(size=(1, length // 2, 6)).astype(np.float32)
+                np.savez(tmp_path / name, lms, features, max(1, length // 2 - i))
+            rows.append(f'{name},"c{i % 3},c{i % 2}",{i + 1}')
+        csv = tmp_path / "clips.csv"
+        csv.write_text("\n".join(rows) + "\n")
+        return csv
+
+    return make
+
+
+def pack(csv, out, *options):
+    return main([str(csv), "--data_path", str(csv.parent), "--out", str(out), "--workers", "2", *map(str, options)])
+
+
+def batches(data, epochs=2, batch_size=4):
+    plan = EpochPlan(len(data), batch_size, seed=data.seed)
+    return [data.__getitems__(keys) for epoch in range(epochs) for keys in plan.batches(epoch)]
+
+
+def assert_same(mine, theirs, names=None):
+    assert len(mine) == len(theirs) > 0
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.keys() == b.keys()
+        for name in names or a:
+            assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
+
+
+LENGTHS = [30, 12, 45, 20, 21, 8, 60, 33, 20, 19, 50]
+
+
+@pytest.mark.parametrize("sort", [True, False])
+@pytest.mark.parametrize("chunk_clips", [3, 100])
+def test_a_float32_pack_gives_the_batches_of_its_files_to_the_bit(make_list, tmp_path, sort, chunk_clips):
+    csv = make_list(LENGTHS)
+    assert pack(csv, tmp_path / "x.pack", "--dtype", "float32", "--chunk_clips", chunk_clips) == 0
+    stores = [open_store(path, tmp_path, sort=sort) for path in (csv, tmp_path / "x.pack")]
+    assert [stores[1].name(i) for i in range(len(LENGTHS))] == [stores[0].name(i) for i in range(len(LENGTHS))]
+    files, packed = (batches(AudioDataset(store, 20, seed=5, noise=store, min_ds_size=25)) for store in stores)
+    assert_same(packed, files)
+
+
+def test_statistics_of_a_float32_pack_are_those_of_its_files_to_the_bit(make_list, tmp_path):
+    csv = make_list(LENGTHS)
+    pack(csv, tmp_path / "x.pack", "--dtype", "float32", "--chunk_clips", 4)
+    files, packed = open_store(csv, tmp_path), open_store(tmp_path / "x.pack", tmp_path)
+    assert cached_stats(packed, 20) == measure_stats(files, 20)
+    assert measure_stats(packed, 20, repeat=True) == measure_stats(files, 20, repeat=True)
+    assert (tmp_path / "x.pack.stats.json").is_file()
+
+
+def test_a_float16_pack_is_the_rounded_files(make_list, tmp_path):
+    csv = make_list(LENGTHS)
+    pack(csv, tmp_path / "x.pack")
+    files, packed = (batches(AudioDataset(open_store(p, tmp_path), 20, seed=5)) for p in (csv, tmp_path / "x.pack"))
+    for a, b in zip(files, packed, strict=True):
+        assert b["clean"].dtype == torch.float16
+        assert torch.equal(a["clean"].half(), b["clean"])
+        assert (a["clean"] - b["clean"].float()).abs().max() <= 0.0079
+    assert_same(packed, files, ("index", "position", "epoch"))
+
+
+def test_labels_and_weights_come_along(make_list, tmp_path):
+    csv = make_list(LENGTHS)
+    pack(csv, tmp_path / "x.pack", "--dtype", "float32", "--chunk_clips", 4)
+    files, packed = (
+        ASDataset(open_store(path, tmp_path, sort=False, columns=LIST_COLUMNS, optional=("weight",)), 20, seed=1)
+        for path in (csv, tmp_path / "x.pack")
+    )
+    assert packed.classes == files.classes == ["c0", "c1", "c2"]
+    assert np.array_equal(packed.weights, files.weights)
+    assert_same(batches(packed), batches(files))
+
+
+@pytest.mark.parametrize("patch_frames", [2, 4, 8])
+def test_speech_packs_give_the_batches_of_their_files(make_list, tmp_path, patch_frames):
+    csv = make_list([40, 52, 61, 16, 33, 70, 48], kind="npz")
+    pack(csv, tmp_path / "x.pack", "--dtype", "float32", "--chunk_clips", 3)
+    pack(csv, tmp_path / "half.pack", "--chunk_clips", 3)
+    files, packed, half = (
+        SpeechDataset(open_pairs(path, tmp_path, patch_frames=patch_frames), 32, seed=2)
+        for path in (csv, tmp_path / "x.pack", tmp_path / "half.pack")
+    )
+    assert packed.target_width == 6
+    assert_same(batches(packed), batches(files))
+    assert measure_stats(packed.clips, 32) == measure_stats(files.clips, 32)
+    for a, b in zip(batches(half), batches(files), strict=True):
+        assert a["target"].dtype == torch.float32
+        torch.testing.assert_close(a["target"], b["target"], rtol=0, atol=2e-3)
+
+
+def test_a_pack_is_read_by_threads_and_after_pickling(make_list, tmp_path):
+    csv = make_list(LENGTHS * 4)
+    pack(csv, tmp_path / "x.pack", "--chunk_clips", 5)
+    data = AudioDataset(open_store(tmp_path / "x.pack", tmp_path), 20, seed=0)
+    expected = batches(data)
+    copy = pickle.loads(pickle.dumps(data))
+    assert_same(batches(copy), expected)
+    pickle.loads(pickle.dumps(data)).clips.frames.close()
+    assert_same(batches(data), expected)  # its files are still its own
+    data = AudioDataset(open_store(tmp_path / "x.pack", tmp_path), 20, seed=0)
+    loader = BatchLoader(data, workers=4)
+    plan = EpochPlan(len(data), 4)
+    assert_same(list(loader.batches(keys for epoch in range(2) for keys in plan.batches(epoch))), expected)
+    loader.close()
+
+
+def test_chunks_are_plain_numpy_arrays(make_list, tmp_path):
+    csv = make_list(LENGTHS)
+    pack(csv, tmp_path / "x.pack", "--dtype", "float32", "--chunk_clips", 4)
+    frames = np.load(chunk_path(tmp_path / "x.pack", 1, "frames.npy"), mmap_mode="r")
+    assert frames.shape == (sum(LENGTHS[4:8]), 80) and frames.dtype == np.float32
+    name = csv.read_text().splitlines()[5].split(",")[0]
+    assert np.array_equal(frames[:21], np.load(tmp_path / name)[0].T)
+
+
+@settings(deadline=None)
+@given(rows=st.integers(0, 10**15), width=st.integers(1, 10**6), dtype=st.sampled_from(["float16", "float32"]))
+def test_headers_are_what_numpy_reads(tmp_path_factory, rows, width, dtype):
+    header = array_header((rows, width), dtype)
+    path = tmp_path_factory.getbasetemp() / "header"
+    path.write_bytes(header)
+    with path.open("rb") as stream:
+        assert np.lib.format.read_magic(stream) == (1, 0)
+        assert np.lib.format.read_array_header_1_0(stream) == ((rows, width), False, np.dtype(dtype))
+        assert stream.tell() == len(header) == 128
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def test_an_interrupted_run_goes_on_with_the_chunks_that_lack(make_list, tmp_path, monkeypatch):
+    csv, out = make_list(LENGTHS), tmp_path / "x.pack"
+    assert pack(csv, tmp_path / "whole.pack", "--chunk_clips", 3) == 0
+    reads = []
+    import m2d.cli.pack as tool
+
+    def read_until_killed(store, i, dtype, read=tool.read_clip):
+        reads.append(i)
+        if i == 7 and out.exists() and len(missing_chunks(out, read_info(out))) == 2:
+            raise KeyboardInterrupt
+        return read(store, i, dtype)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("m2d.cli.pack.read_clip", read_until_killed)
+        with pytest.raises(KeyboardInterrupt):
+            pack(csv, out, "--chunk_clips", 3)
+    assert missing_chunks(out, read_info(out)) == [2, 3]
+    assert not [name for name in files_of(out) if name.endswith(".tmp")]
+    with pytest.raises(ValueError, match="2 of its 4 chunks are not there"):
+        open_store(out, tmp_path)
+    del reads[:]
+    monkeypatch.setattr("m2d.cli.pack.read_clip", lambda s, i, d, read=tool.read_clip: reads.append(i) or read(s, i, d))
+    assert pack(csv, out, "--chunk_clips", 3) == 0
+    assert sorted(reads) == list(range(6, 11))
+    assert files_of(out).keys() == files_of(tmp_path / "whole.pack").keys()
+    assert [v for k, v in sorted(files_of(out).items()) if k.endswith(".npy")] == [
+        v for k, v in sorted(files_of(tmp_path / "whole.pack").items()) if k.endswith(".npy")
+    ]
+
+
+def test_shards_make_the_same_pack(make_list, tmp_path):
+    csv = make_list(LENGTHS)
+    pack(csv, tmp_path / "whole.pack", "--chunk_clips", 2)
+    lacking = []
+    for shard in ("2/3", "3/3", "1/3"):
+        assert pack(csv, tmp_path / "shared.pack", "--chunk_clips", 2, "--shard", shard) == 0
+        lacking.append(missing_chunks(tmp_path / "shared.pack", read_info(tmp_path / "shared.pack")))
+    assert lacking == [[0, 2, 3, 5], [0, 3], []]
+    assert main(["--verify", str(tmp_path / "shared.pack")]) == 0
+    whole, shared = (
+        batches(AudioDataset(open_store(tmp_path / name, tmp_path), 20, 0)) for name in ("whole.pack", "shared.pack")
+    )
+    assert_same(shared, whole)
+
+
+def test_a_bad_clip_is_named_and_its_chunk_not_written(make_list, tmp_path, caplog):
+    csv = make_list(LENGTHS)
+    name = csv.read_text().splitlines()[5].split(",")[0]
+    lms = np.load(tmp_path / name)
+    lms[0, 3, 2] = np.nan
+    np.save(tmp_path / name, lms)
+    assert pack(csv, tmp_path / "x.pack", "--chunk_clips", 3) == 2
+    assert f"clips.csv row 6: {name}: NaN or infinite values in it (as float16)" in caplog.text
+    assert missing_chunks(tmp_path / "x.pack", read_info(tmp_path / "x.pack")) == [1, 2, 3]
+    caplog.clear()
+    np.save(tmp_path / name, np.full((1, 80, 21), 1e6, np.float32))
+    assert pack(csv, tmp_path / "x.pack", "--chunk_clips", 3) == 2
+    assert "NaN or infinite values in it (as float16)" in caplog.text
+    (tmp_path / name).unlink()
+    assert pack(csv, tmp_path / "x.pack", "--chunk_clips", 3) == 2
+    assert f"row 6: {name}" in caplog.text
+
+
+@pytest.fixture
+def packed(make_list, tmp_path):
+    csv = make_list([40, 52, 61, 16, 33], kind="npz")
+    assert pack(csv, tmp_path / "x.pack", "--chunk_clips", 2) == 0
+    return tmp_path / "x.pack"
+
+
+def verify(folder):
+    return main(["--verify", str(folder)])
+
+
+def test_a_whole_pack_verifies(packed, caplog):
+    caplog.set_level(logging.INFO)
+    assert verify(packed) == 0
+    assert "x.pack: whole" in caplog.text
+
+
+@pytest.mark.parametrize("part", ["frames.npy", "features.npy"])
+@pytest.mark.parametrize("where", [0.001, 0.3, 0.9999])
+def test_a_flipped_byte_is_found(packed, caplog, part, where):
+    path = chunk_path(packed, 1, part)
+    data = bytearray(path.read_bytes())
+    data[int(where * len(data))] ^= 1
+    path.write_bytes(data)
+    assert verify(packed) == 1
+    assert str(path) in caplog.text and "damaged in 1 places" in caplog.text
+
+
+def test_the_damaged_clip_is_named(packed, caplog, tmp_path):
+    path = chunk_path(packed, 1, "frames.npy")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 128
+    path.write_bytes(data)
+    assert verify(packed) == 1
+    name = (tmp_path / "clips.csv").read_text().splitlines()[4].split(",")[0]
+    assert f"{path}: {name}" in caplog.text
+
+
+def test_a_flipped_byte_of_an_index_is_found(packed, caplog):
+    path = chunk_path(packed, 0, "index.npz")
+    data = bytearray(path.read_bytes())
+    place = data.find(b"\x28\x00\x00\x00\x00\x00\x00\x00")  # the first clip's length, 40
+    data[place] ^= 1
+    path.write_bytes(data)
+    assert verify(packed) == 1
+    assert "index.npz: damaged" in caplog.text
+    with pytest.raises(ValueError, match=r"chunk-00000\.index\.npz: damaged.*pack the list again"):
+        open_pairs(packed, ".")
+
+
+@pytest.mark.parametrize("part", ["frames.npy", "features.npy"])
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b""])
+def test_a_pack_cut_short_or_longer_is_refused_at_once(packed, caplog, part, change):
+    path = chunk_path(packed, 2, part)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ValueError, match=rf"chunk-00002\.{part}: \d+ bytes, its index says \d+: cut short"):
+        open_pairs(packed, ".")
+    assert verify(packed) == 1
+    path.unlink()
+    with pytest.raises(ValueError, match=r"0 bytes, its index says"):
+        open_pairs(packed, ".")
+    assert verify(packed) == 1
+
+
+def test_a_lacking_chunk_is_refused_and_written_again(packed, tmp_path, caplog):
+    chunk_path(packed, 1, "index.npz").unlink()
+    with pytest.raises(ValueError, match=r"1 of its 3 chunks are not there \(the first is 1\): run util/pack_lms.py again"):
+        open_store(packed, ".")
+    assert verify(packed) == 1
+    assert pack(tmp_path / "clips.csv", packed, "--chunk_clips", 2) == 0
+    assert verify(packed) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda info: "{", r"pack\.json: not what util/pack_lms\.py writes"),
+        (lambda info: "[]", r"pack\.json: not what"),
+        (lambda info: json.dumps(info | {"version": 2}), "a pack of version 2; this program reads version 1"),
+        (lambda info: json.dumps(info | {"format": "zip"}), "not what"),
+        (lambda info: json.dumps(info | {"more": 1}), "not what"),
+    ],
+)
+def test_an_unreadable_pack_json_is_refused(packed, change, message):
+    path = packed / "pack.json"
+    path.write_text(change(json.loads(path.read_text())))
+    with pytest.raises(ValueError, match=message):
+        open_store(packed, ".")
+
+
+def test_what_a_pack_lacks_is_said(make_list, tmp_path):
+    csv = make_list(LENGTHS)
+    csv.write_text("\n".join(line.split(",")[0] for line in csv.read_text().splitlines()))
+    pack(csv, tmp_path / "x.pack")
+    with pytest.raises(ValueError, match=r"no column label \(its columns: file_name\): pack a list that has it"):
+        open_store(tmp_path / "x.pack", ".", columns=("file_name", "label"))
+    with pytest.raises(ValueError, match=r"x\.pack: no features in it: pack a list of \.npz files"):
+        open_pairs(tmp_path / "x.pack", ".")
+    with pytest.raises(ValueError, match=r"x\.pack: 80 mel bands where the model takes 64"):
+        open_store(tmp_path / "x.pack", ".", n_mels=64)
+
+
+def test_where_names_the_clip(make_list, tmp_path):
+    csv = make_list(LENGTHS)
+    pack(csv, tmp_path / "x.pack", "--chunk_clips", 3)
+    names = [line.split(",")[0] for line in csv.read_text().splitlines()[1:]]
+    store = open_store(tmp_path / "x.pack", ".")
+    for i, name in enumerate(sorted(names)):
+        assert store.where(i) == f"{tmp_path / 'x.pack'} clip {names.index(name) + 1}: {name}"
+    assert open_store(tmp_path / "x.pack", ".", sort=False).where(4).endswith(f"x.pack clip 5: {names[4]}")
+
+
+def test_another_list_or_other_settings_are_not_mixed_in(make_list, tmp_path, caplog):
+    csv, out = make_list(LENGTHS), tmp_path / "x.pack"
+    assert pack(csv, out) == 0
+    assert pack(csv, out, "--dtype", "float32") == 2
+    assert "dtype float16, now float32" in caplog.text and "give another name" in caplog.text
+    assert pack(make_list(LENGTHS[:5]), out) == 2
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("x")
+    assert pack(csv, tmp_path / "folder") == 2
+    assert "folder is there and is no pack" in caplog.text
+    assert pack(csv, csv) == 2
+
+
+def test_too_many_chunks_are_refused(make_list, tmp_path, caplog):
+    csv = make_list([5] * 300)
+    assert pack(csv, tmp_path / "x.pack", "--chunk_clips", 1) == 2
+    assert "300 chunks of 1 clips, at most 256: --chunk_clips 2 or more" in caplog.text
+    assert not (tmp_path / "x.pack").exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["a.csv"],
+        ["--verify", "x.pack", "a.csv", "--out", "y.pack"],
+        ["a.csv", "--out", "x", "--shard", "0/3"],
+        ["a.csv", "--out", "x", "--shard", "4/3"],
+        ["a.csv", "--out", "x", "--shard", "half"],
+        ["a.csv", "--out", "x", "--chunk_clips", "0"],
+        ["a.csv", "--out", "x", "--dtype", "int8"],
+    ],
+)
+def test_command_lines_that_make_no_sense_are_refused(argv, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_missing_inputs_are_one_line(tmp_path, caplog):
+    assert main([str(tmp_path / "no.csv"), "--out", str(tmp_path / "x.pack")]) == 2
+    assert "no.csv: no such list" in caplog.text
+    assert verify(tmp_path) == 2
+    assert not (tmp_path / "x.pack").exists()
+
+
+def test_rows_of_another_shape_are_refused(tmp_path):
+    info = PackInfo("x", 2, 2, "float16", 80, 0, ("file_name",))
+    start_pack(tmp_path / "x.pack", info)
+    with pytest.raises(ValueError, match="expected"), write_chunk(tmp_path / "x.pack", info, 0) as chunk:
+        chunk.add(pack_clip(np.zeros((64, 5)), "float16"), {"file_name": "a"})
+    with pytest.raises(ValueError, match="expected"), write_chunk(tmp_path / "x.pack", info, 0) as chunk:
+        chunk.add(pack_clip(np.zeros((80, 5)), "float32"), {"file_name": "a"})
+    assert [path.name for path in (tmp_path / "x.pack").iterdir()] == ["pack.json"]
+
+
+def test_clips_that_could_not_be_converted_may_lack(tmp_path):
+    """A converter that packs as it goes leaves a chunk's bad clips out."""
+    info = PackInfo("x", 5, 3, "float32", 80, 0, ("file_name",))
+    start_pack(tmp_path / "x.pack", info)
+    for chunk, clips in enumerate(([0, 2], [4])):
+        with write_chunk(tmp_path / "x.pack", info, chunk) as writer:
+            for i in clips:
+                writer.add(pack_clip(np.full((80, 4 + i), i), "float32"), {"file_name": f"{i}.wav"})
+    store = open_store(tmp_path / "x.pack", ".")
+    assert isinstance(store, PackStore) and not isinstance(store, PackPairStore)
+    assert [store.name(i) for i in range(len(store))] == ["0.wav", "2.wav", "4.wav"]
+    assert store.read_crops(np.arange(3), np.zeros(3), 4)[:, 0, 0].tolist() == [0, 2, 4]
+
+
+def test_the_module_runs_by_itself(make_list, tmp_path):
+    csv = make_list(LENGTHS)
+    command = [sys.executable, "-m", "util.pack_lms", str(csv), "--data_path", str(tmp_path), "--out", str(tmp_path / "x.pack")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "11 clips written, 1 of 1 chunks there" in done.stderr

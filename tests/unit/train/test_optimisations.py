@@ -1,0 +1,199 @@
+"""What makes a training step fast changes no loss: each optimisation on and off under a fixed seed."""
+
+import platform
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from small_models import inputs, plan, small_model
+from small_runs import ROOT, small_builders
+
+from benchmarks.train_step import PLAIN, Choices, Step, make_batch
+from m2d.data.prefetch import on_device
+from m2d.models import registry as models_mae
+from m2d.train import device as compute
+from m2d.train.mfu import blocks_flops, step_flops
+
+STEPS = 3
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """Settings of the benchmark's steps for a very small model."""
+    monkeypatch.setattr(models_mae, "BUILDERS", small_builders())
+
+    class Settings:
+        model, input_size, patch_size, mask_ratio = "m2d_vit_tiny", "80x48", "16x16", 0.6
+        batch_size, device, precision = 4, "cpu", "fp32"
+        compile, cuda_graphs, activation_checkpointing = False, False, False
+
+    return Settings
+
+
+def losses(settings, choices: Choices, fast: bool = True) -> torch.Tensor:
+    """Losses of a few steps."""
+    step = Step(settings, choices, fast)
+    torch.manual_seed(1)
+    found = []
+    for _ in range(STEPS):
+        batch = make_batch(step)
+        with torch.no_grad():
+            found.append(step.forward(*batch))
+        step(*batch)
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("family", ["m2d", "m2d_x", "m2d_as", "m2d_d2v", "mae"])
+def test_the_fast_step_is_the_plain_one(settings, family):
+    settings.model = f"{family}_vit_tiny"
+    torch.testing.assert_close(losses(settings, Choices()), losses(settings, PLAIN), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Choices)])
+def test_each_optimisation_alone_changes_no_loss(settings, name):
+    fast = losses(settings, Choices())
+    torch.testing.assert_close(losses(settings, replace(Choices(), **{name: False})), fast, rtol=1e-5, atol=1e-6)
+
+
+def test_recomputed_activations_give_the_same_losses_to_the_bit(settings):
+    stored = losses(settings, Choices())
+    settings.activation_checkpointing = True
+    assert torch.equal(losses(settings, Choices()), stored)
+
+
+def test_recomputed_activations_are_not_kept(settings):
+    model = small_model("m2d").train()
+    x, mask = inputs(model, "m2d")[0], plan()
+
+    def kept_bytes() -> int:
+        total = 0
+
+        def count(tensor):
+            nonlocal total
+            total += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model(x, mask)
+        return total
+
+    everything = kept_bytes()
+    model.recompute_activations()
+    assert kept_bytes() < 0.5 * everything
+    model.recompute_activations(False)
+    assert kept_bytes() == everything
+
+
+def curve(settings, choices: Choices, seed: int) -> torch.Tensor:
+    """Losses of 200 steps over batches of smooth noise that a seed gives, averaged over 20 at a time."""
+    step = Step(settings, choices, True)
+    torch.manual_seed(seed)
+    found = []
+    for _ in range(200):
+        x, target, mask = make_batch(step)
+        found.append(step(torch.nn.functional.avg_pool2d(x, 15, 1, 7) * 15, target, mask))
+    return torch.stack(found).float().view(10, 20).mean(dim=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_in_low_precision_each_optimisation_stays_within_the_spread_of_two_seeds(settings, precision):
+    settings.precision = precision
+    fast = curve(settings, Choices(), seed=1)
+    spread = (curve(settings, Choices(), seed=2) - fast).abs().max()
+    assert fast.isfinite().all() and fast[-1] < fast[0]
+    for name in [field.name for field in fields(Choices)]:
+        without = curve(settings, replace(Choices(), **{name: False}), seed=1)
+        assert (without - fast).abs().max() < spread, name
+    settings.precision = "fp32"
+    assert (curve(settings, Choices(), seed=1) - fast).abs().max() < spread
+
+
+@pytest.mark.slow
+def test_the_compiled_step_gives_the_same_losses(settings):
+    plain = losses(settings, Choices())
+    settings.compile = True
+    torch.testing.assert_close(losses(settings, Choices()), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_does_not_compile_runs_as_it_is(caplog, monkeypatch):
+    model = small_model("m2d")
+    x, mask = inputs(model, "m2d")[0], plan()
+    expected = model(x, mask)[0]
+
+    def broken(*_args, **_kwargs):
+        raise RuntimeError("no compiler\nand a long story")
+
+    monkeypatch.setattr(model, "compile", lambda **_: setattr(model, "_compiled_call_impl", broken))
+    with caplog.at_level("WARNING", "m2d"):
+        assert compute.try_compile(model, lambda: model(x, mask)[0].backward()) is False
+    assert "no compiler" in caplog.text and "long story" not in caplog.text
+    assert torch.equal(model(x, mask)[0], expected)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_a_model_asked_for_graphs_gives_the_same_losses_and_keeps_no_gradient():
+    model = small_model("m2d")
+    x, mask = inputs(model, "m2d")[0], plan()
+    expected = model(x, mask)[0]
+    steps = []
+
+    def try_step():
+        assert all(p.grad is None for p in model.parameters())
+        steps.append(model(x, mask)[0])
+        steps[-1].backward()
+
+    assert compute.try_compile(model, try_step, cuda_graphs=True) is True
+    assert len(steps) > 2  # a graph is recorded and replayed before training relies on it
+    torch.testing.assert_close(model(x, mask)[0], expected)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_flops_of_a_step_by_hand():
+    model = models_mae.build("m2d_vit_base", img_size=(80, 608), patch_size=(16, 16))
+    width, tokens = 768, 58
+    assert blocks_flops(model.blocks, tokens) == 12 * (24 * tokens * width**2 + 4 * tokens**2 * width)
+    # 57 of 190 patches stay visible: the parts add up to the sum that system designers work with, about 82 GFLOP.
+    online, predictor = blocks_flops(model.blocks, 58), blocks_flops(model.decoder_blocks, 191)
+    target = blocks_flops(model.target_blocks, 134)
+    assert step_flops(model, 0.7) == pytest.approx(3 * (online + predictor) + target, rel=0.03)
+
+
+def test_flops_without_a_target_encoder():
+    model = small_model("mae")
+    assert step_flops(model, 0.75) < step_flops(small_model("m2d"), 0.75)
+
+
+def test_batches_keep_their_order_and_their_epoch_stays_on_the_host():
+    batches = [{"clean": torch.full((2,), float(i)), "epoch": torch.tensor(i)} for i in range(4)]
+    seen = list(on_device(batches, torch.device("cpu")))
+    assert [int(batch["epoch"]) for batch in seen] == [0, 1, 2, 3]
+    assert [batch["clean"][0].item() for batch in seen] == [0, 1, 2, 3]
+
+
+KEPT = """
+import sys, torch
+from m2d.utils.malloc import OWN_LIMITS, keep_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+assert keep_freed_memory(*([] if sys.argv[1] == "keep" else OWN_LIMITS))
+before = resident()
+many = [torch.ones(10_000_000) for _ in range(10)]
+assert resident() - before > 350e6
+del many
+print((resident() - before) / 400e6)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than GNU's")
+def test_memory_that_a_step_frees_stays_with_the_process():
+    left = [
+        float(subprocess.run([sys.executable, "-c", KEPT, word], cwd=ROOT, capture_output=True, check=True).stdout)
+        for word in ("keep", "give back")
+    ]
+    assert left[0] > 0.9 and left[1] < 0.3
