@@ -181,7 +181,10 @@ def test_torchrun_passes_a_refusal_on():
 ALONE = Launch(0, 1, 0, torch.device("cpu"))
 
 
-LEAVE = "import atexit; from m2d.train.distributed import leave; atexit.register(print, 'taken down'); print('said', end=' '); leave(75)"
+LEAVE = (
+    "import atexit; from m2d.train.distributed import leave; "
+    "atexit.register(print, 'taken down'); print('said', end=' '); leave(75)"
+)
 
 
 @pytest.mark.parametrize(("variables", "said"), [({}, "said taken down\n"), ({"RANK": "1", "WORLD_SIZE": "2"}, "said ")])
