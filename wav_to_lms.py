@@ -34,7 +34,7 @@ from m2d.audio.convert import (
     npy_sink,
     remove_if_stale,
 )
-from m2d.audio.decode import find_audio, walk_files
+from m2d.audio.listing import find_audio, walk_files
 from m2d.audio.logmel import PRESETS, FrontEnd, NumpyLogMel
 from m2d.utils.atomic_file import write_table
 from m2d.utils.malloc import keep_freed_memory

@@ -33,7 +33,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from m2d.audio.decode import find_audio, load_audio
+from m2d.audio.decode import load_audio
+from m2d.audio.listing import find_audio
 from m2d.audio.logmel import PRESETS, NumpyLogMel
 from m2d.cli.runner import run_program
 from m2d.utils.atomic_file import whole_file

@@ -161,7 +161,7 @@ class Converter:
     def finish(self, job: Job, lms: np.ndarray) -> Outcome:
         """Check a spectrogram `[n_mels, frames]` and hand it to the sink."""
         if not np.isfinite(lms).all():
-            return Outcome(job, error=f"{job.source} holds samples that are NaN, infinite or beyond any scale")
+            return Outcome(job, error=f"{job.source} holds NaN, infinity or samples beyond any scale")
         try:
             made = self.sink(job.target, lms)
         except OSError as error:

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..audio.decode import find_audio, load_audio
+from ..audio.decode import load_audio
+from ..audio.listing import find_audio
 from ..utils.malloc import keep_freed_memory
 
 log = logging.getLogger("m2d")

@@ -1,0 +1,16 @@
+"""Names of files as they are shown."""
+
+import os
+
+
+def shown(path: str | os.PathLike) -> str:
+    r"""A path on one line without what a terminal would obey: control characters as \x1b, bytes that are not UTF-8 as \xff."""
+    return "".join(_escaped(character) for character in os.fspath(path))
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    if "\udc80" <= character <= "\udcff":  # a byte of the name, as os.fsdecode keeps it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
