@@ -1,42 +1,131 @@
-"""Files that are there whole or not at all."""
+"""Write files atomically: readers see the old file or the whole new one. Every program writes its files through here."""
 
+import csv
 import os
-import threading
+import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from csv import writer
-from io import StringIO
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: A temporary file that nothing was written to for so many seconds belongs to a process that was killed.
+LEFTOVER_SECONDS = 86400
+_MARK = ".m2d-tmp"
+_TEMPORARY = re.compile(rf"\..*\.[0-9a-f]{{16}}{re.escape(_MARK)}", re.DOTALL)
+_NAME_CHARACTERS = 40  # of the file's own name in a temporary's: at most 160 of the 255 bytes that a name may have
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to beside `path`, which takes its place, and is on the disk, when the block ends without an error.
+def open_atomic(path: str | os.PathLike, durable: bool = True) -> Iterator[BinaryIO]:
+    """A file to write to (and read back, and seek in) that takes the place of `path` when the block ends without an error.
+
+    It is written in the same folder under a random name, which is created exclusively: writers of the same path, in
+    whatever process or container, never share it, and a link that somebody placed there is not followed.
+
+    Args:
+        path: the file; its folder exists.
+        durable: flush the file and its folder to the disk. Without, a machine that loses power may leave an empty file.
 
     Raises:
         OSError: the disk is full, or the folder is not writable; what `path` held stays, and nothing is left behind.
     """
-    aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    target = os.path.abspath(path)
+    folder, name = os.path.split(target)
+    temporary = os.path.join(folder, f".{name[:_NAME_CHARACTERS]}.{os.urandom(8).hex()}{_MARK}")
+    file = open(temporary, "x+b")
     try:
-        with aside.open("wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+        with file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if durable:
+        _flush_folder(folder)
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a CSV in UTF-8, as a `whole_file`; bytes of file names that are no UTF-8 as \\udcXX.
+def _flush_folder(folder: str) -> None:
+    """Flush a rename to the disk, where the file system can: some refuse it for folders."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
-    Raises:
-        OSError: as whole_file.
-    """
-    text = StringIO()
-    table = writer(text, lineterminator="\n")
-    table.writerow(columns)
-    table.writerows(rows)
-    with whole_file(path) as file:
-        file.write(text.getvalue().encode(errors="backslashreplace"))
+
+def is_temporary(path: str | os.PathLike) -> bool:
+    """Whether `open_atomic` gave a file this name, which lasts only while it writes."""
+    return _TEMPORARY.fullmatch(os.path.basename(path)) is not None
+
+
+def remove_leftover(path: str | os.PathLike, seconds: float = LEFTOVER_SECONDS) -> None:
+    """Remove a file if it is a temporary that nothing was written to for so many seconds: its process was killed."""
+    if is_temporary(path):
+        with suppress(OSError):
+            if time.time() - os.lstat(path).st_mtime >= seconds:
+                os.unlink(path)
+
+
+def remove_leftovers(folder: str | os.PathLike, seconds: float = LEFTOVER_SECONDS) -> None:
+    """`remove_leftover` for each file of a folder, not of those below it."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            remove_leftover(entry.path, seconds)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file. Raises OSError as `open_atomic`, as all functions below."""
+    with open_atomic(path) as file:
+        file.write(content)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV in UTF-8 with a header; bytes of file names that are not UTF-8 become \\udcXX."""
+    with open_atomic(path) as file:
+        text = TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        table = csv.writer(_Lines(text), lineterminator="\r\n")
+        table.writerow(columns)
+        table.writerows(rows)
+        text.detach()
+
+
+class _Lines:
+    """Ends the rows of a csv.writer in \\n. It writes them with \\r\\n, since it quotes only characters that end its rows."""
+
+    def __init__(self, text: TextIO):
+        self._text = text
+
+    def write(self, row: str) -> int:
+        return self._text.write(f"{row[:-2]}\n")
+
+
+def write_npz(path: str | os.PathLike, *arrays: np.ndarray, **named: np.ndarray) -> None:
+    """Write arrays as `numpy.savez` does: `arr_0`, `arr_1`, …, and those with names under their names."""
+    with open_atomic(path) as file:
+        np.savez(file, *arrays, **named)
+
+
+def write_figure(path: str | os.PathLike, figure: "Figure", dpi: int = 100, **metadata: str) -> None:
+    """Draw a matplotlib figure in the format of the file's suffix."""
+    with open_atomic(path) as file:
+        figure.savefig(file, format=Path(path).suffix.lstrip(".") or "png", dpi=dpi, metadata=metadata or None)
+
+
+whole_file, write_table = open_atomic, write_csv

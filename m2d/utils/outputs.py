@@ -1,0 +1,78 @@
+"""What a program may write, decided before it starts: never one of its inputs, and nothing that it did not write."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+OVERWRITE_HELP = "replace output files that are there already (never an input)"
+
+
+def check_outputs(
+    outputs: Iterable[str | os.PathLike],
+    inputs: Iterable[str | os.PathLike] = (),
+    overwrite: bool = False,
+    is_own: Callable[[Path], bool] | None = None,
+) -> None:
+    """Refuse output files that would destroy something, or that cannot be written. To be called before any work.
+
+    Args:
+        outputs: the files that the program is going to write. An existing one is refused unless `overwrite` or `is_own`.
+        inputs: the files that it reads. An output that is one of them is refused always: by identity, so that links, other
+            spellings and file systems without upper and lower case make no difference. Looked at only where outputs exist.
+        overwrite: the user asked for existing files to be replaced (`--overwrite`).
+        is_own: tells whether an existing file is what an earlier run of this program wrote.
+
+    Raises:
+        UserError: names the file, and what to do.
+    """
+    existing: dict[Path, tuple[int, int] | None] = {}
+    seen: dict[str, Path] = {}
+    for path in map(Path, outputs):
+        _check_folder(path)
+        other = seen.setdefault(os.path.join(os.path.realpath(path.parent), path.name), path)
+        if other is not path:
+            raise UserError(f"{path} would be written twice (as {other} too): give one of them another name")
+        if os.path.lexists(path):
+            existing[path] = _identity(path)
+    if not existing:
+        return
+    taken = {identity: path for path, identity in existing.items() if identity is not None}
+    for source in inputs:
+        path = taken.get(_identity(source))
+        if path is not None:
+            raise UserError(f"{path} would be written, and it is an input ({source}): give the output another name")
+    for path in existing:
+        if not path.is_file():
+            raise UserError(f"{path} would be written, and it is there as something else than a file: give another name")
+        if not (overwrite or (is_own is not None and is_own(path))):
+            raise UserError(f"{path} is there already: give another name, or --overwrite to replace it")
+
+
+def has_header(path: str | os.PathLike, columns: Sequence[str]) -> bool:
+    """Whether a file is a CSV with exactly these columns, whose names need no quotes."""
+    header = ",".join(columns).encode()
+    try:
+        with open(path, "rb") as file:
+            return file.readline(len(header) + 3).rstrip(b"\r\n") == header
+    except OSError:
+        return False
+
+
+def _check_folder(path: Path) -> None:
+    """The folder of an output is there, or can be made, and can be written to."""
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise UserError(f"{path} cannot be written: {folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: no permission to write to {folder}")
+
+
+def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
+    """What is equal for all names of one file; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

@@ -1,0 +1,66 @@
+"""Work in a pool of threads or processes, and progress while it runs."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+logger = logging.getLogger("m2d")
+
+
+def map_ahead(pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 64) -> Iterator[Result]:
+    """`work` of each item, in the order of the items, at most `ahead` of them submitted and not yet yielded.
+
+    `items` is read as far as that. An error of `work` is raised in its turn. What waits is cancelled on an error, and when
+    the iterator is closed.
+    """
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(work, item))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere a line in the log each half minute.
+
+    Args:
+        total: how many there are.
+        unit: what is counted, in the singular.
+        every: seconds between lines.
+    """
+
+    def __init__(self, total: int, unit: str, every: float = 30):
+        self._bar = tqdm(total=total, unit=unit, disable=None, smoothing=0.05)
+        self._total, self._unit, self._every = total, unit, every
+        self._done, self._begin = 0, time.monotonic()
+        self._reported = self._begin
+
+    def update(self, count: int = 1) -> None:
+        """Count what is done."""
+        self._bar.update(count)
+        self._done += count
+        now = time.monotonic()
+        if self._bar.disable and now - self._reported >= self._every:
+            self._reported, rate = now, self._done / (now - self._begin)
+            minutes = (self._total - self._done) / rate / 60 if rate else float("inf")
+            logger.info("%d of %d %ss, %.1f a second, %.0f minutes left", self._done, self._total, self._unit, rate, minutes)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
