@@ -30,7 +30,7 @@ from app.scores import main_score, scores, unit_probabilities
 from app.segments import SegmentDataset, read_segments, write_csv
 from m2d.checkpoint.weights import load_file, save_atomically
 from m2d.cli.runner import run_program
-from m2d.data.sampling import Purpose, permutation
+from m2d.data.rng import Purpose, permutation
 from m2d.inference.runtime import Config, RuntimeM2D
 from m2d.train.schedules import learning_rate
 

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Dataset
 
-from m2d.data.sampling import Purpose, choice, uniform
+from m2d.data.rng import Purpose, choice, uniform
 from m2d.utils.atomic_file import whole_file
 from wav_to_lms import convert_wav
 

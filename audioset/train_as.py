@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from audioset.as_dataset import LIST_COLUMNS, ASDataset
+from m2d.data.label_dataset import LIST_COLUMNS, ASDataset
 from m2d.data.open import ClipStore, open_store
 from m2d.train.config import as_pair
 from m2d.train.distributed import leave

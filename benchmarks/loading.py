@@ -27,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from m2d.cli.pack import main as pack
 from m2d.data.dataset import AudioDataset, prepare
 from m2d.data.loader import BatchLoader
-from m2d.data.open import open_pairs, open_store
-from m2d.data.sampling import EpochPlan
-from speech.speech_dataset import SpeechDataset
+from m2d.data.open import open_features, open_store
+from m2d.data.sampler import EpochSampler
+from m2d.data.speech_dataset import SpeechDataset
 
 STATS, NOISE_STATS, RATIO = (-7.1, 4.2), (-6.0, 4.0), 0.2
 FRAMES, SPEECH_FRAMES, PATCH_FRAMES = 608, 208, 4
@@ -97,7 +97,7 @@ def batches_of(data: Dataset, batch_size: int, steps: int) -> Iterator:
     if not isinstance(data, AudioDataset):
         order = torch.utils.data.RandomSampler(data, replacement=True, num_samples=batch_size * steps)
         return iter(DataLoader(data, batch_size, sampler=order, num_workers=1))
-    plan = EpochPlan(len(data), batch_size)
+    plan = EpochSampler(len(data), batch_size)
     keys = [batch for epoch in range(steps) for batch in plan.batches(epoch)][:steps]
     return BatchLoader(data, workers=1).batches(keys)
 
@@ -119,7 +119,7 @@ def clips_per_second(data: Dataset, batch_size: int, steps: int, use: Callable |
 def worker_milliseconds(data: Dataset, batch_size: int, steps: int) -> float:
     """CPU time per clip of what a worker does; best of 3."""
     order = list(torch.utils.data.RandomSampler(data, replacement=True, num_samples=batch_size * steps))
-    plan = EpochPlan(len(data), batch_size)
+    plan = EpochSampler(len(data), batch_size)
     keys = [batch for epoch in range(steps) for batch in plan.batches(epoch)][:steps]
     times = []
     for _ in range(3):
@@ -135,7 +135,7 @@ def worker_milliseconds(data: Dataset, batch_size: int, steps: int) -> float:
 
 def prepare_rate(data: AudioDataset, batch_size: int) -> float:
     """Clips per second of mixing and normalising a loaded batch."""
-    (keys,) = [batch for _, batch in zip(range(1), EpochPlan(len(data), batch_size).batches(0), strict=False)]
+    (keys,) = [batch for _, batch in zip(range(1), EpochSampler(len(data), batch_size).batches(0), strict=False)]
     batch = data.__getitems__(keys)
     times = []
     for _ in range(5):
@@ -149,7 +149,7 @@ def table(folder: Path, clips: int, pairs: int, batch_size: int, steps: int) -> 
     """Print every loader's rate and its ratio to the plain one."""
     npy, npz = sorted(folder.glob("clips/*.npy"))[:clips], sorted(folder.glob("clips/*.npz"))[:pairs]
     stores = {name: open_store(folder / path, folder) for name, path in ours(clips, "npy").items()}
-    speech = {name: open_pairs(folder / path, folder, patch_frames=PATCH_FRAMES) for name, path in ours(pairs, "npz").items()}
+    speech = {name: open_features(folder / path, folder, patch_frames=PATCH_FRAMES) for name, path in ours(pairs, "npz").items()}
     rows = {
         f"80x{FRAMES}": (Plain(npy), {name: AudioDataset(store, FRAMES, 0) for name, store in stores.items()}),
         f"80x{FRAMES} with noise": (

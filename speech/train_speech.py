@@ -6,12 +6,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from m2d.data.open import ClipStore, open_pairs
+from m2d.data.feature_store import check_sizes
+from m2d.data.open import ClipStore, open_features
+from m2d.data.speech_dataset import SpeechDataset
 from m2d.train.config import as_pair
 from m2d.train.distributed import leave
 from m2d.train.pretrain import main
 from m2d.train.program import Recipe
-from speech.speech_dataset import SpeechDataset, check_sizes
 
 SETTINGS = dict(
     model="m2d_s_vit_base",
@@ -29,7 +30,7 @@ SETTINGS = dict(
 
 def open_speech(args: Namespace, path: str, noise: ClipStore | None, train: SpeechDataset | None) -> SpeechDataset:
     """Speech clips with a teacher's features."""
-    clips = open_pairs(path, args.data_path, patch_frames=as_pair(args.patch_size)[1], check=False)
+    clips = open_features(path, args.data_path, patch_frames=as_pair(args.patch_size)[1], check=False)
     return SpeechDataset(clips, as_pair(args.input_size)[1], args.seed, noise, args.random_crop)
 
 

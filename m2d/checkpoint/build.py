@@ -9,7 +9,7 @@ import torch
 from ..models import registry as models_mae
 from ..models.pos_embed import resize_positions, sincos_positions
 from ..models.vit import DEFAULT_NORM_STATS, AudioViT
-from .spec import EXAMPLE, PATTERN, Sizes, sizes_of_path
+from .spec import EXAMPLE, PATTERN, ModelSpec, spec_of_path
 from .weights import CheckpointError, Weights, load_into
 
 log = logging.getLogger("m2d")
@@ -37,7 +37,7 @@ def block_count(names: Iterable[str], part: str = "blocks") -> int:
     return len({name.split(".")[1] for name in names if name.startswith(f"{part}.")})
 
 
-def _fit_positions(state: Mapping[str, torch.Tensor], sizes: Sizes, frames: int) -> dict[str, torch.Tensor]:
+def _fit_positions(state: Mapping[str, torch.Tensor], sizes: ModelSpec, frames: int) -> dict[str, torch.Tensor]:
     """Stored positions (published ones where none is stored), fitted to an input of so many frames."""
     rows, columns = (size // patch for size, patch in zip(sizes.input_size, sizes.patch_size, strict=True))
     stored = {name: tensor for name, tensor in state.items() if name in ("pos_embed", "decoder_pos_embed")}
@@ -52,7 +52,7 @@ def _fit_positions(state: Mapping[str, torch.Tensor], sizes: Sizes, frames: int)
     return {name: resize_positions(p.float(), (rows, columns), frames // sizes.patch_size[1]) for name, p in stored.items()}
 
 
-def _options(sizes: Sizes, state: Mapping[str, torch.Tensor], frames: int) -> dict:
+def _options(sizes: ModelSpec, state: Mapping[str, torch.Tensor], frames: int) -> dict:
     """Builder options that a checkpoint's sizes and tensors tell."""
     options = dict(img_size=[sizes.input_size[0], frames], patch_size=sizes.patch_size)
     options["decoder_depth"] = block_count(state, "decoder_blocks") or DEFAULT_DECODER_DEPTH
@@ -70,13 +70,13 @@ def _build(name: str, options: dict, covered: set[str]) -> AudioViT:
     return models_mae.build(name, **options)
 
 
-def random_backbone(weight_file: str | Path, encoder_only: bool, dur_frames: int | None) -> tuple[AudioViT, Sizes]:
+def random_backbone(weight_file: str | Path, encoder_only: bool, dur_frames: int | None) -> tuple[AudioViT, ModelSpec]:
     """A model of random weights, of the sizes that the path tells.
 
     Raises:
         CheckpointError: the path does not tell them.
     """
-    sizes = sizes_of_path(weight_file)
+    sizes = spec_of_path(weight_file)
     if sizes is None:
         raise no_sizes(weight_file)
     suffix = "_encoder_only" if encoder_only else ""
@@ -94,7 +94,7 @@ def loaded_backbone(weights: Weights, encoder_only: bool, dur_frames: int | None
     Raises:
         CheckpointError: its sizes are not told, or do not fit what it holds, or a part of the encoder is lacking.
     """
-    sizes = weights.sizes
+    sizes = weights.spec
     if sizes is None:
         raise no_sizes(weights.path)
     if dur_frames is not None and dur_frames < sizes.patch_size[1]:

@@ -23,7 +23,7 @@ from .file import (
     save_atomically,
     verify,
 )
-from .spec import Sizes, sizes_of_path, sizes_of_settings
+from .spec import ModelSpec, spec_of_path, spec_of_settings
 
 __all__ = [
     "CheckpointError",
@@ -63,7 +63,7 @@ class Weights:
         state: the model's tensors under the published names.
         head: a classifier's tensors as `head_norm.running_mean`, `…_var`, `head.weight` `[classes, D]`, `head.bias`.
         args: the settings it was trained with.
-        sizes: from the folder's name, the file's name, or `args`; None where none of them tells.
+        spec: from the folder's name, the file's name, or `args`; None where none of them tells.
         norm_stats: (mean, std) of the log-mel values it was trained on; None in checkpoints of 2022.
         epoch: the epoch after which it was saved.
         path: the file.
@@ -74,17 +74,12 @@ class Weights:
     state: dict[str, torch.Tensor]
     head: dict[str, torch.Tensor]
     args: dict | None
-    sizes: Sizes | None
+    spec: ModelSpec | None
     norm_stats: tuple[float, float] | None
     epoch: int | None
     path: Path
     layout: str
     mapped: bool
-
-    @property
-    def has_decoder(self) -> bool:
-        """Whether there is more than an encoder."""
-        return any(name.startswith("decoder_") for name in self.state)
 
 
 def _tensors(saved: object, path: Path) -> dict[str, torch.Tensor]:
@@ -156,7 +151,7 @@ def read_weights(source: str | Path) -> Weights:
         state=state,
         head=head,
         args=args,
-        sizes=sizes_of_path(path) or sizes_of_settings(args),
+        spec=spec_of_path(path) or spec_of_settings(args),
         norm_stats=None if stats is None else (float(stats.flatten()[0]), float(stats.flatten()[1])),
         epoch=int(epoch) if epoch is not None else None,
         path=path,

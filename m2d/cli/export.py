@@ -33,8 +33,8 @@ def encoder_state(weights: Weights) -> dict[str, torch.Tensor]:
 def describe(weights: Weights) -> dict[str, str]:
     """What a file tells about itself: model, input_size, patch_size, sr, norm_stats, as far as it is known."""
     told = {}
-    if weights.sizes:
-        input_size, patch_size, rate, model = weights.sizes
+    if weights.spec:
+        input_size, patch_size, rate, model = weights.spec
         told = dict(model=model, input_size="x".join(map(str, input_size)), patch_size="x".join(map(str, patch_size)), sr=rate)
     if weights.norm_stats:
         told["norm_stats"] = json.dumps(weights.norm_stats)
@@ -51,7 +51,7 @@ def convert(source: str, dest: Path) -> None:
     if weights.head:
         classes = weights.head["head.weight"].shape[0] if "head.weight" in weights.head else "its"
         logger.warning("%s is fine-tuned: its classifier (%s classes) is lost in %s", weights.path, classes, dest)
-    if weights.sizes is None:
+    if weights.spec is None:
         logger.warning("%s does not tell the model's sizes: put %s into a folder of a published name", weights.path, dest)
     state, told = encoder_state(weights), describe(weights)
     dest.parent.mkdir(parents=True, exist_ok=True)

@@ -14,15 +14,12 @@ import argparse
 import logging
 import os
 import sys
-import time
 import zlib
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ..data.clip_list import ClipList, read_list
 from ..data.feature_store import NpzStore
@@ -40,8 +37,11 @@ from ..data.pack.format import (
     text_column,
 )
 from ..data.pack.writer import PackedClip, pack_clip, start_pack, write_chunk
+from ..utils.parallel import Progress, map_ahead
 
 logger = logging.getLogger("m2d")
+
+_READ_AHEAD = 64
 
 
 def open_files(clips: ClipList, data_path: str, n_mels: int) -> FileStore:
@@ -78,43 +78,6 @@ def shard_of(text: str) -> tuple[int, int]:
     return number, count
 
 
-class Progress:
-    """A bar on a terminal; elsewhere a line each half minute."""
-
-    def __init__(self, total: int, unit: str, every: float = 30):
-        self.bar = tqdm(total=total, unit=unit, disable=None, smoothing=0.05)
-        self.total, self.unit, self.every = total, unit, every
-        self.done, self.begin = 0, time.monotonic()
-        self.told = self.begin
-
-    def update(self, count: int = 1) -> None:
-        """Count what is done."""
-        self.bar.update(count)
-        self.done += count
-        now = time.monotonic()
-        if self.bar.disable and now - self.told >= self.every:
-            self.told, rate = now, self.done / (now - self.begin)
-            left = (self.total - self.done) / rate / 60
-            logger.info("%d of %d %ss, %.0f a second, %.0f minutes left", self.done, self.total, self.unit, rate, left)
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.close()
-
-
-def in_order(pool: ThreadPoolExecutor, work: Callable, items: Iterable, ahead: int = 64) -> Iterator:
-    """`work` of each item, in order, computed by the pool; at most `ahead` results wait in memory."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
 def pack(store: FileStore, clips: ClipList, out: Path, info: PackInfo, shard: tuple[int, int], workers: int) -> int:
     """Write the chunks of a shard that lack. Returns how many clips were written."""
     start_pack(out, info)
@@ -125,7 +88,8 @@ def pack(store: FileStore, clips: ClipList, out: Path, info: PackInfo, shard: tu
     with Progress(total, "clip") as progress, ThreadPoolExecutor(workers) as pool:
         for chunk, items in ranges.items():
             with write_chunk(out, info, chunk) as writer:
-                for i, clip in zip(items, in_order(pool, lambda i: read_clip(store, i, info.dtype), items), strict=True):
+                packed = map_ahead(pool, lambda i: read_clip(store, i, info.dtype), items, _READ_AHEAD)
+                for i, clip in zip(items, packed, strict=True):
                     writer.add(clip, {name: column[i] for name, column in clips.columns.items()})
                     progress.update()
     return total

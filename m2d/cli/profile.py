@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..data.prefetch import on_device
+from ..data.loader import on_device
 from ..run.log import start_console
 from ..train import config as options
 from ..train import device as compute

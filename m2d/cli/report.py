@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..audio.logmel import PRESETS, FrontEnd, mel_filters
-from ..checkpoint.spec import Sizes
+from ..checkpoint.spec import ModelSpec
 from ..checkpoint.weights import checkpoints_in, load_file
 from ..data.clip_list import read_list
 from ..evaluation.linear_probe import FOLDS, encoder_means, held_out_accuracy, mel_statistics
@@ -126,7 +126,7 @@ def probe(trained: RuntimeM2D, clips: list[np.ndarray], labels: np.ndarray) -> d
         return {}
     cfg = trained.cfg
     torch.manual_seed(0)
-    untrained = RuntimeM2D(weight_file=f"{Sizes(cfg.input_size, cfg.patch_size, cfg.sr, cfg.model)}-random")
+    untrained = RuntimeM2D(weight_file=f"{ModelSpec(cfg.input_size, cfg.patch_size, cfg.sr, cfg.model)}-random")
     untrained.cfg.mean, untrained.cfg.std = cfg.mean, cfg.std
     features = {
         "trained encoder": encoder_means(trained, clips),

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cli.pack import Progress, in_order
 from ..utils.atomic_file import whole_file
+from ..utils.parallel import Progress, map_ahead
 from .clip_list import ClipList
 from .file_store import FileStore, NpyStore, check_shape
 from .npy import check_size, read_header
@@ -24,6 +24,7 @@ from .store import SILENCE
 #: A clip is silent where no value rises so far above log(eps).
 AUDIBLE = 1.0
 _CLIPS_AT_ONCE = 64
+_PIECES_AHEAD = 64
 
 logger = logging.getLogger("m2d")
 
@@ -161,7 +162,7 @@ def look_at(store: FileStore, clips: np.ndarray, state: CheckState, input_frames
 
     with Progress(len(todo), "clip") as progress, ThreadPoolExecutor(workers) as pool:
         pieces = list(_pieces(todo))
-        for piece, records in zip(pieces, in_order(pool, examine_some, pieces), strict=True):
+        for piece, records in zip(pieces, map_ahead(pool, examine_some, pieces, _PIECES_AHEAD), strict=True):
             state.records[piece] = records
             progress.update(len(piece))
 

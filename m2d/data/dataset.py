@@ -12,15 +12,11 @@ import torch
 from torch.utils.data import Dataset
 
 from .bad_files import Reader, read_readable
-from .sampling import NoiseOrder, Purpose, SampleKey, uniform
+from .rng import Purpose, uniform
+from .sampler import NoiseOrder, SampleKey
 from .store import EPS, ClipStore, check_finite
 
 Batch = dict[str, torch.Tensor]
-
-
-def as_is(batch: Batch) -> Batch:
-    """The DataLoader's collate_fn: `AudioDataset.__getitems__` returns whole batches."""
-    return batch
 
 
 class AudioDataset(Dataset):

@@ -15,7 +15,7 @@ from .clip_list import ClipList
 from .file_store import FileStore, check_shape
 from .npy import ArrayHeader, Scratch, read_columns, read_header
 from .npz import member_begins, read_integer
-from .sampling import choice
+from .rng import choice
 from .store import ClipStore, fill_short
 
 FRAMES_PER_FEATURE = 2
@@ -39,7 +39,7 @@ def aligned_start(u: np.ndarray | float, valid_features: np.ndarray | int, frame
     return choice(u, beyond_crop * FRAMES_PER_FEATURE // patch_frames + 1) * patch_frames
 
 
-class PairStore(ClipStore):
+class FeatureStore(ClipStore):
     """A store whose clips carry features.
 
     Attributes:
@@ -51,7 +51,7 @@ class PairStore(ClipStore):
     feature_width: int
 
     @abstractmethod
-    def read_pairs(self, indices: np.ndarray, u: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    def read_with_features(self, indices: np.ndarray, u: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
         """Crops and the features of the same time; arguments and errors as of `read_crops`.
 
         A clip shorter than the crop is completed by silence, its features by zeros: after standardisation (and in the
@@ -62,7 +62,7 @@ class PairStore(ClipStore):
         """
 
 
-class NpzStore(FileStore, PairStore):
+class NpzStore(FileStore, FeatureStore):
     """One uncompressed .npz file per clip: `arr_0` log-mel `[1, n_mels, frames]`, `arr_1` features `[1, T50, E]`,
     `arr_2` the number of features without padding.
 
@@ -93,7 +93,7 @@ class NpzStore(FileStore, PairStore):
                 clip.read_crop(start, crop, repeat, scratch)
         return crops
 
-    def read_pairs(self, indices: np.ndarray, u: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    def read_with_features(self, indices: np.ndarray, u: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
         crops = np.empty((len(indices), self.n_mels, frames), dtype=np.float32)
         features = np.empty((len(indices), frames // FRAMES_PER_FEATURE, self.feature_width), dtype=np.float32)
         scratch = Scratch()

@@ -9,7 +9,7 @@ import numpy as np
 
 from .clip_list import ClipList
 from .npy import ArrayHeader, Scratch, check_size, read_columns, read_header
-from .sampling import choice
+from .rng import choice
 from .store import ClipStore, fill_short
 
 

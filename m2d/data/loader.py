@@ -1,16 +1,17 @@
-"""Batches read ahead by threads of the training process.
+"""Batches read ahead by threads of the training process, and copied to the device one batch ahead.
 
 The readers spend their time in system calls and copies, outside Python's lock; so they need no processes of their
 own, and a batch goes nowhere: processes would copy each into fresh shared memory, which costs several times the reading.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import ThreadPoolExecutor
 
+import torch
+
+from ..utils.parallel import map_ahead
 from .dataset import AudioDataset, Batch
-from .sampling import SampleKey
+from .sampler import SampleKey
 
 
 class BatchLoader:
@@ -37,16 +38,7 @@ class BatchLoader:
         if self._pool is None:
             yield from map(self._read, keys)
             return
-        keys = iter(keys)
-        waiting: deque[Future] = deque(self._pool.submit(self._read, each) for each in islice(keys, self.depth))
-        try:
-            while waiting:
-                batch = waiting.popleft().result()
-                waiting.extend(self._pool.submit(self._read, each) for each in islice(keys, 1))
-                yield batch
-        finally:
-            for future in waiting:
-                future.cancel()
+        yield from map_ahead(self._pool, self._read, keys, self.depth + 1)
 
     def close(self) -> None:
         """End the threads."""
@@ -56,3 +48,30 @@ class BatchLoader:
     def _read(self, keys: list[SampleKey]) -> Batch:
         batch = self.dataset.__getitems__(keys)
         return {name: value.pin_memory() for name, value in batch.items()} if self.pin_memory else batch
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device; `epoch` stays on the host, where its value is read."""
+    return {name: value if name == "epoch" else value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches on a device; on CUDA each copy is begun one batch ahead, on a stream of its own."""
+    if device.type != "cuda":
+        for batch in batches:
+            yield to_device(batch, device)
+        return
+    stream = torch.cuda.Stream(device)
+    ahead = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            following = to_device(batch, device)
+        if ahead is not None:
+            yield ahead
+        torch.cuda.current_stream(device).wait_stream(stream)
+        for value in following.values():
+            if value.is_cuda:
+                value.record_stream(torch.cuda.current_stream(device))
+        ahead = following
+    if ahead is not None:
+        yield ahead

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..utils.atomic_file import whole_file
 from .bad_files import read_readable
-from .sampling import Purpose, uniform
+from .rng import Purpose, uniform
 from .store import ClipStore, check_finite
 
 _CLIPS_AT_ONCE = 8  # they stay in the cache

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .clip_list import read_list
-from .feature_store import NpzStore, PairStore
+from .feature_store import FeatureStore, NpzStore
 from .file_store import NpyStore
-from .pack.store import PackPairStore, PackStore, is_pack
+from .pack.store import PackFeatureStore, PackStore, is_pack
 from .store import ClipStore
 
 
@@ -41,7 +41,9 @@ def open_store(
     return store
 
 
-def open_pairs(path: str | Path, data_path: str | Path, n_mels: int = 80, patch_frames: int = 4, check: bool = True) -> PairStore:
+def open_features(
+    path: str | Path, data_path: str | Path, n_mels: int = 80, patch_frames: int = 4, check: bool = True
+) -> FeatureStore:
     """The speech clips of a list, sorted by file name.
 
     Args:
@@ -55,7 +57,7 @@ def open_pairs(path: str | Path, data_path: str | Path, n_mels: int = 80, patch_
         FileNotFoundError, ValueError: the list cannot be used, or files are missing.
     """
     if is_pack(path):
-        return PackPairStore(path, n_mels, patch_frames)
+        return PackFeatureStore(path, n_mels, patch_frames)
     store = NpzStore(read_list(path).sort(), data_path, n_mels, patch_frames)
     if check:
         store.check_present()

@@ -47,7 +47,7 @@ def get_backbone(
         decoder_depth = block_count(backbone.state_dict(), "decoder_blocks")
     else:
         weights = read_weights(weight_file)
-        backbone, sizes = loaded_backbone(weights, encoder_only, dur_frames), weights.sizes
+        backbone, sizes = loaded_backbone(weights, encoder_only, dur_frames), weights.spec
         decoder_depth = block_count(weights.state, "decoder_blocks")
         head = weights.head
     if sizes.sr not in PRESETS:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ..data.dataset import Batch, prepare
-from ..data.prefetch import to_device
-from ..data.sampling import Purpose, random_bits
+from ..data.loader import to_device
+from ..data.rng import Purpose, random_bits
 from ..models.masking import MaskPlan, continuous_plan, random_plan
 
 

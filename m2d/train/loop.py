@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from ..data.dataset import Batch
-from ..data.prefetch import on_device
+from ..data.loader import on_device
 from ..run.log import Pace, RunLog
 from .device import peak_memory
 from .trainer import LossMeter, Trainer

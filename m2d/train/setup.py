@@ -13,7 +13,7 @@ from ..data.file_store import FileStore
 from ..data.loader import BatchLoader
 from ..data.norm_stats import cached_stats
 from ..data.open import open_store
-from ..data.sampling import EpochPlan
+from ..data.sampler import EpochSampler
 from ..models import registry as models_mae
 from ..utils.errors import UserError
 from . import device as compute
@@ -68,7 +68,7 @@ def _check_present(stores: Sequence[FileStore], skip_bad_files: bool) -> None:
             logger.warning("%s", error)
 
 
-def make_plan(args: Namespace, data: AudioDataset, launch: Launch) -> EpochPlan:
+def make_plan(args: Namespace, data: AudioDataset, launch: Launch) -> EpochSampler:
     """Which samples make up each step.
 
     Raises:
@@ -77,7 +77,7 @@ def make_plan(args: Namespace, data: AudioDataset, launch: Launch) -> EpochPlan:
     weights = data.weights if getattr(args, "weighted", False) else None
     if getattr(args, "weighted", False) and weights is None:
         raise UserError(f"--weighted: {args.csv_main} has no column weight (util/make_as_weighted_list.py writes one)")
-    return EpochPlan(len(data), args.batch_size, args.accum_iter, launch.rank, launch.world_size, args.seed, weights)
+    return EpochSampler(len(data), args.batch_size, args.accum_iter, launch.rank, launch.world_size, args.seed, weights)
 
 
 def normalisation(args: Namespace, data: AudioDataset, launch: Launch) -> tuple[Stats, Stats | None]:
@@ -146,7 +146,7 @@ def build_model(args: Namespace, stats: Stats, target_width: int | None) -> torc
 def make_trainer(
     args: Namespace,
     data: AudioDataset,
-    plan: EpochPlan,
+    plan: EpochSampler,
     stats: Stats,
     noise_stats: Stats | None,
     launch: Launch,
@@ -210,7 +210,7 @@ def _settle_buckets(trainer: Trainer, data: AudioDataset) -> None:
 class TrainingBatches:
     """This rank's batches of any epoch, from any step, read ahead by threads that live as long as the run."""
 
-    def __init__(self, data: AudioDataset, plan: EpochPlan, args: Namespace, device: torch.device):
+    def __init__(self, data: AudioDataset, plan: EpochSampler, args: Namespace, device: torch.device):
         self._plan = plan
         self._loader = BatchLoader(data, args.num_workers, pin_memory=args.pin_mem and device.type == "cuda")
 

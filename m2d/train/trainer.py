@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..data.dataset import Batch
-from ..data.sampling import EpochPlan
+from ..data.sampler import EpochSampler
 from .batch_transform import BatchInputs
 from .device import peak_flops
 from .distributed import Launch, sum_over_ranks
@@ -52,7 +52,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     inputs: BatchInputs
-    plan: EpochPlan
+    plan: EpochSampler
     peak_lr: float
     twin: nn.Module | None = None
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..data.dataset import AudioDataset, Batch
-from ..data.sampling import SampleKey
+from ..data.sampler import SampleKey
 from ..evaluation.label_free import GramAccumulator
 from .distributed import sum_over_ranks, together
 from .trainer import TERM_NAMES, Trainer

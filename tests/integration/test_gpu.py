@@ -9,8 +9,8 @@ import torch
 from small_models import inputs, small_model
 from small_runs import digest, log_lines, run, small_builders, step_losses, write_list
 
-from m2d.data.prefetch import on_device
-from m2d.data.sampling import EpochPlan
+from m2d.data.loader import on_device
+from m2d.data.sampler import EpochSampler
 from m2d.models import registry as models_mae
 from m2d.train.batch_transform import BatchInputs, MaskRule
 from m2d.train.distributed import Launch
@@ -96,7 +96,7 @@ def test_the_hot_loop_never_waits_for_the_device():
         optimizer,
         torch.amp.GradScaler("cuda", enabled=False),
         BatchInputs(CUDA, MaskRule(model.grid_size(), 0.6, 0), (-7.0, 4.0)),
-        EpochPlan(8, 4),
+        EpochSampler(8, 4),
         1e-3,
     )
     batch = {"clean": torch.randn(4, 1, 80, 115).pin_memory(), "epoch": torch.tensor(0), "position": torch.arange(4).pin_memory()}

@@ -1,4 +1,4 @@
-"""Clips of a pack: crops that are one contiguous read each (`pack_format` says what lies where)."""
+"""Clips of a pack: crops that are one contiguous read each (format.py: the layout of the files)."""
 
 import os
 from collections.abc import Sequence
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ..clip_list import TextColumn
-from ..feature_store import FRAMES_PER_FEATURE, PairStore, aligned_start
-from ..sampling import choice
+from ..feature_store import FRAMES_PER_FEATURE, FeatureStore, aligned_start
+from ..rng import choice
 from ..store import ClipStore, fill_short
 from .format import HEADER_BYTES, chunk_path, info_path, missing_chunks, read_index, read_info, text_column
 
@@ -172,7 +172,7 @@ class PackStore(ClipStore):
         return crops
 
 
-class PackPairStore(PackStore, PairStore):
+class PackFeatureStore(PackStore, FeatureStore):
     """The speech clips of a pack and their features, sorted by file name.
 
     Args:
@@ -203,7 +203,7 @@ class PackPairStore(PackStore, PairStore):
     def starts(self, indices: np.ndarray, u: np.ndarray, frames: int) -> np.ndarray:
         return aligned_start(u, self.valid[indices], frames, self.patch_frames)
 
-    def read_pairs(self, indices: np.ndarray, u: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    def read_with_features(self, indices: np.ndarray, u: np.ndarray, frames: int) -> tuple[np.ndarray, np.ndarray]:
         starts = self.starts(indices, u, frames)
         crops = self._read_frames(indices, starts, frames, repeat=False)
         features, valid = self.features.read(indices, starts // FRAMES_PER_FEATURE, frames // FRAMES_PER_FEATURE)

@@ -1,4 +1,4 @@
-"""Writing a pack, a chunk at a time: whole or not at all (`pack_format` says what lies where)."""
+"""Writing a pack, a chunk at a time: whole or not at all (format.py: the layout of the files)."""
 
 import zlib
 from collections.abc import Iterator, Mapping

@@ -23,7 +23,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from m2d.checkpoint.spec import parse_sizes_by_name, sizes_of_path, sizes_of_settings
+from m2d.checkpoint.spec import parse_sizes_by_name, spec_of_path, spec_of_settings
 from m2d.checkpoint.weights import (
     CheckpointError,
     checkpoints_in,
@@ -87,13 +87,13 @@ def test_a_name_without_sizes_is_refused_with_the_pattern(name):
 
 
 def test_folder_before_file_name_before_contents(tmp_path):
-    assert sizes_of_path(tmp_path / NAME / "m2d_vit_base-80x208p16x4.pth").model == "m2d_vit_tiny"
-    assert sizes_of_path(tmp_path / "m2d_vit_base-80x208p16x4.pth").patch_size == [16, 4]
-    assert sizes_of_path(tmp_path / "checkpoint-1.pth") is None
-    told = sizes_of_settings({"model": "m2d_vit_base", "input_size": [80, 208], "patch_size": "16x4", "sr": "32k"})
+    assert spec_of_path(tmp_path / NAME / "m2d_vit_base-80x208p16x4.pth").model == "m2d_vit_tiny"
+    assert spec_of_path(tmp_path / "m2d_vit_base-80x208p16x4.pth").patch_size == [16, 4]
+    assert spec_of_path(tmp_path / "checkpoint-1.pth") is None
+    told = spec_of_settings({"model": "m2d_vit_base", "input_size": [80, 208], "patch_size": "16x4", "sr": "32k"})
     assert tuple(told) == ([80, 208], [16, 4], "32k", "m2d_vit_base")
-    assert sizes_of_settings({"model": "m2d_vit_base", "input_size": "80", "patch_size": "16x4"}) is None
-    assert sizes_of_settings({"model": "m2d_vit_base"}) is None
+    assert spec_of_settings({"model": "m2d_vit_base", "input_size": "80", "patch_size": "16x4"}) is None
+    assert spec_of_settings({"model": "m2d_vit_base"}) is None
 
 
 # ---------------------------------------------------------------- finding
@@ -147,8 +147,9 @@ def test_published_training_checkpoint_with_a_namespace(model, folder):
     save_atomically({**training_checkpoint(model, 300), "args": args}, folder / "checkpoint-300.pth")
     weights = read_weights(folder)
     assert_same(weights.state, model.state_dict())
-    assert weights.layout == "training checkpoint" and weights.epoch == 300 and weights.has_decoder and not weights.head
-    assert tuple(weights.sizes) == ([80, 64], [16, 16], "16k", "m2d_vit_tiny")
+    assert weights.layout == "training checkpoint" and weights.epoch == 300 and not weights.head
+    assert "decoder_norm.weight" in weights.state
+    assert tuple(weights.spec) == ([80, 64], [16, 16], "16k", "m2d_vit_tiny")
     assert weights.norm_stats == (-6.5, 3.5)
     assert weights.args["ratio"] == np.float32(0.7) and weights.args["output_dir"] == "/runs/a"
 
@@ -207,7 +208,7 @@ def test_fine_tuned_by_evar(folder):
 def test_own_training_checkpoint_tells_its_sizes_from_inside(model, tmp_path):
     args = dict(model="m2d_vit_tiny", input_size="80x64", patch_size=[16, 16], sr="32k")
     save_atomically(training_checkpoint(model, 2, args), tmp_path / "any.pth")
-    assert tuple(read_weights(tmp_path / "any.pth").sizes) == ([80, 64], [16, 16], "32k", "m2d_vit_tiny")
+    assert tuple(read_weights(tmp_path / "any.pth").spec) == ([80, 64], [16, 16], "32k", "m2d_vit_tiny")
 
 
 def test_safetensors_with_metadata(model, tmp_path):
@@ -217,7 +218,7 @@ def test_safetensors_with_metadata(model, tmp_path):
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "w.safetensors", metadata)
     weights = read_weights(tmp_path / "w.safetensors")
     assert_same(weights.state, model.state_dict())
-    assert weights.layout == "safetensors" and weights.sizes.model == "m2d_vit_tiny" and weights.epoch is None
+    assert weights.layout == "safetensors" and weights.spec.model == "m2d_vit_tiny" and weights.epoch is None
     whole = (tmp_path / "w.safetensors").read_bytes()
     for cut in (0, 4, 100, len(whole) - 1):
         (tmp_path / "w.safetensors").write_bytes(whole[:cut])
@@ -549,7 +550,7 @@ def test_an_address_is_fetched_once_and_keeps_its_names(model, whole_file, netwo
     replies[ADDRESS] = lambda: Reply(content, len(content))
     with caplog.at_level(logging.INFO, "m2d"):
         weights = read_weights(ADDRESS)
-    assert weights.sizes.model == "m2d_vit_tiny" and weights.path.read_bytes() == content
+    assert weights.spec.model == "m2d_vit_tiny" and weights.path.read_bytes() == content
     assert f"({len(content) / 1e6:.1f} MB)" in caplog.text
     assert resolve(ADDRESS) == weights.path and len(asked) == 1
 
@@ -580,7 +581,7 @@ def test_a_released_archive_is_unpacked(whole_file, network):
     address = f"https://example.org/releases/v0.1.0/{NAME}.zip"
     replies[address] = lambda: Reply(archive.getvalue())
     path = resolve(address)
-    assert path.parent.name == NAME and path.name == "weights_ep1.pth" and read_weights(address).sizes is not None
+    assert path.parent.name == NAME and path.name == "weights_ep1.pth" and read_weights(address).spec is not None
     assert resolve(address) == path and len(asked) == 1
 
 

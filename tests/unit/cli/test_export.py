@@ -26,7 +26,7 @@ def test_the_encoder_alone_gives_the_same_embeddings(source, tmp_path, name):
     assert main([str(source.parent), str(tmp_path / "new" / name)]) == 0
     weights = read_weights(tmp_path / "new" / name)
     assert not any(part.startswith(("decoder_", "target_", "mask_token", "offline_")) for part in weights.state)
-    assert tuple(weights.sizes) == ([80, 208], [16, 16], "32k", "m2d_x_vit_tiny") and weights.norm_stats == (-6.5, 3.5)
+    assert tuple(weights.spec) == ([80, 208], [16, 16], "32k", "m2d_x_vit_tiny") and weights.norm_stats == (-6.5, 3.5)
     assert weights.path.stat().st_size < 0.5 * source.stat().st_size
     audio = torch.randn(1, 40_000) * 0.1
     ours, theirs = RuntimeM2D(weight_file=weights.path), RuntimeM2D(weight_file=source)

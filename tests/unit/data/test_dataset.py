@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from m2d.data.dataset import AudioDataset, as_is, prepare
-from m2d.data.sampling import EpochPlan, NoiseOrder, Purpose, SampleKey, choice, uniform
+from m2d.data.dataset import AudioDataset, prepare
+from m2d.data.rng import Purpose, choice, uniform
+from m2d.data.sampler import EpochSampler, NoiseOrder, SampleKey
 from m2d.data.store import SILENCE, ClipStore
 
 EPS = torch.finfo(torch.float32).eps
@@ -120,13 +121,13 @@ def test_noise_crops_are_random_on_their_own_and_repeat_short_clips():
 
 
 def collect(data, plan, epoch, workers, first_step=0):
-    loader = DataLoader(data, batch_sampler=list(plan.batches(epoch, first_step)), collate_fn=as_is, num_workers=workers)
-    return list(loader)
+    keys = list(plan.batches(epoch, first_step))
+    return list(DataLoader(data, batch_sampler=keys, collate_fn=lambda batch: batch, num_workers=workers))
 
 
 def test_batches_do_not_depend_on_workers_batch_size_or_interruption():
     data = AudioDataset(RampStore([40, 50, 60, 70, 80]), 16, seed=3, noise=RampStore([20] * 3), min_ds_size=24)
-    plan = EpochPlan(len(data), batch_size=6, seed=3)
+    plan = EpochSampler(len(data), batch_size=6, seed=3)
     alone = collect(data, plan, 2, workers=0)
     assert len(alone) == 4
     for other in (collect(data, plan, 2, workers=1), collect(data, plan, 2, workers=2)):
@@ -134,7 +135,7 @@ def test_batches_do_not_depend_on_workers_batch_size_or_interruption():
             assert all(torch.equal(a[name], b[name]) for name in a)
     for a, b in zip(alone[2:], collect(data, plan, 2, workers=2, first_step=2), strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
-    larger = collect(data, EpochPlan(len(data), batch_size=12, seed=3), 2, workers=0)
+    larger = collect(data, EpochSampler(len(data), batch_size=12, seed=3), 2, workers=0)
     for name in ("clean", "noise", "index"):
         assert torch.equal(torch.cat([b[name] for b in alone]), torch.cat([b[name] for b in larger]))
 

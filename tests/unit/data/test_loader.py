@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from m2d.data.loader import BatchLoader
-from m2d.data.sampling import EpochPlan
+from m2d.data.sampler import EpochSampler
 
 
 class Numbers:
@@ -23,7 +23,7 @@ class Numbers:
 
 
 def plan_of(data, batch_size=4):
-    return EpochPlan(data.size, batch_size)
+    return EpochSampler(data.size, batch_size)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3, 20])
@@ -50,7 +50,7 @@ def test_reads_ahead_but_not_further():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_comes_in_its_batchs_place_as_it_was_raised(workers):
-    data = Numbers(bad=int(EpochPlan(50, 4).order(0)[9]))
+    data = Numbers(bad=int(EpochSampler(50, 4).order(0)[9]))
     loader = BatchLoader(data, workers)
     batches = loader.batches(plan_of(data).batches(0))
     assert len([next(batches) for _ in range(2)]) == 2

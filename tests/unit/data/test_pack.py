@@ -13,17 +13,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audioset.as_dataset import LIST_COLUMNS, ASDataset
 from m2d.cli.pack import main
 from m2d.data.dataset import AudioDataset
+from m2d.data.label_dataset import LIST_COLUMNS, ASDataset
 from m2d.data.loader import BatchLoader
 from m2d.data.norm_stats import cached_stats, measure_stats
-from m2d.data.open import open_pairs, open_store
+from m2d.data.open import open_features, open_store
 from m2d.data.pack.format import PackInfo, array_header, chunk_path, missing_chunks, read_info
-from m2d.data.pack.store import PackPairStore, PackStore
+from m2d.data.pack.store import PackFeatureStore, PackStore
 from m2d.data.pack.writer import pack_clip, start_pack, write_chunk
-from m2d.data.sampling import EpochPlan
-from speech.speech_dataset import SpeechDataset
+from m2d.data.sampler import EpochSampler
+from m2d.data.speech_dataset import SpeechDataset
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -57,7 +57,7 @@ def pack(csv, out, *options):
 
 
 def batches(data, epochs=2, batch_size=4):
-    plan = EpochPlan(len(data), batch_size, seed=data.seed)
+    plan = EpochSampler(len(data), batch_size, seed=data.seed)
     return [data.__getitems__(keys) for epoch in range(epochs) for keys in plan.batches(epoch)]
 
 
@@ -121,7 +121,7 @@ def test_speech_packs_give_the_batches_of_their_files(make_list, tmp_path, patch
     pack(csv, tmp_path / "x.pack", "--dtype", "float32", "--chunk_clips", 3)
     pack(csv, tmp_path / "half.pack", "--chunk_clips", 3)
     files, packed, half = (
-        SpeechDataset(open_pairs(path, tmp_path, patch_frames=patch_frames), 32, seed=2)
+        SpeechDataset(open_features(path, tmp_path, patch_frames=patch_frames), 32, seed=2)
         for path in (csv, tmp_path / "x.pack", tmp_path / "half.pack")
     )
     assert packed.target_width == 6
@@ -143,7 +143,7 @@ def test_a_pack_is_read_by_threads_and_after_pickling(make_list, tmp_path):
     assert_same(batches(data), expected)  # its files are still its own
     data = AudioDataset(open_store(tmp_path / "x.pack", tmp_path), 20, seed=0)
     loader = BatchLoader(data, workers=4)
-    plan = EpochPlan(len(data), 4)
+    plan = EpochSampler(len(data), 4)
     assert_same(list(loader.batches(keys for epoch in range(2) for keys in plan.batches(epoch))), expected)
     loader.close()
 
@@ -283,7 +283,7 @@ def test_a_flipped_byte_of_an_index_is_found(packed, caplog):
     assert verify(packed) == 1
     assert "index.npz: damaged" in caplog.text
     with pytest.raises(ValueError, match=r"chunk-00000\.index\.npz: damaged.*pack the list again"):
-        open_pairs(packed, ".")
+        open_features(packed, ".")
 
 
 @pytest.mark.parametrize("part", ["frames.npy", "features.npy"])
@@ -292,11 +292,11 @@ def test_a_pack_cut_short_or_longer_is_refused_at_once(packed, caplog, part, cha
     path = chunk_path(packed, 2, part)
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ValueError, match=rf"chunk-00002\.{part}: \d+ bytes, its index says \d+: cut short"):
-        open_pairs(packed, ".")
+        open_features(packed, ".")
     assert verify(packed) == 1
     path.unlink()
     with pytest.raises(ValueError, match=r"0 bytes, its index says"):
-        open_pairs(packed, ".")
+        open_features(packed, ".")
     assert verify(packed) == 1
 
 
@@ -333,7 +333,7 @@ def test_what_a_pack_lacks_is_said(make_list, tmp_path):
     with pytest.raises(ValueError, match=r"no column label \(its columns: file_name\): pack a list that has it"):
         open_store(tmp_path / "x.pack", ".", columns=("file_name", "label"))
     with pytest.raises(ValueError, match=r"x\.pack: no features in it: pack a list of \.npz files"):
-        open_pairs(tmp_path / "x.pack", ".")
+        open_features(tmp_path / "x.pack", ".")
     with pytest.raises(ValueError, match=r"x\.pack: 80 mel bands where the model takes 64"):
         open_store(tmp_path / "x.pack", ".", n_mels=64)
 
@@ -414,7 +414,7 @@ def test_clips_that_could_not_be_converted_may_lack(tmp_path):
             for i in clips:
                 writer.add(pack_clip(np.full((80, 4 + i), i), "float32"), {"file_name": f"{i}.wav"})
     store = open_store(tmp_path / "x.pack", ".")
-    assert isinstance(store, PackStore) and not isinstance(store, PackPairStore)
+    assert isinstance(store, PackStore) and not isinstance(store, PackFeatureStore)
     assert [store.name(i) for i in range(len(store))] == ["0.wav", "2.wav", "4.wav"]
     assert store.read_crops(np.arange(3), np.zeros(3), 4)[:, 0, 0].tolist() == [0, 2, 4]
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from m2d.data.clip_list import read_list
 from m2d.data.feature_store import NpzStore, aligned_start
 from m2d.data.norm_stats import measure_stats
-from m2d.data.open import open_pairs, open_store
-from m2d.data.sampling import SampleKey
+from m2d.data.open import open_features, open_store
+from m2d.data.sampler import SampleKey
+from m2d.data.speech_dataset import SpeechDataset
 from m2d.data.store import SILENCE
-from speech.speech_dataset import SpeechDataset
 
 LAST = float(np.nextafter(1, 0))
 WIDTH = 6
@@ -207,7 +207,7 @@ LMS, FEATURES = ramps(300, 149)
 def test_wrong_files_name_file_and_row(make_store, arrays, message):
     store = make_store((LMS, FEATURES, 149), arrays)
     for read in (
-        lambda: store.read_pairs(np.array([1]), np.zeros(1), 208),
+        lambda: store.read_with_features(np.array([1]), np.zeros(1), 208),
         lambda: store.read_crops(np.array([1]), np.zeros(1), 208),
     ):
         with pytest.raises(ValueError, match=r"speech\.csv row 3: 1\.npz: " + message):
@@ -217,7 +217,7 @@ def test_wrong_files_name_file_and_row(make_store, arrays, message):
 def test_compressed_files_are_refused(make_store):
     store = make_store((LMS, FEATURES, 149), save=np.savez_compressed)
     with pytest.raises(ValueError, match=r"row 2: 0\.npz: arr_0 is compressed: write it by numpy\.savez"):
-        store.read_pairs(np.array([0]), np.zeros(1), 208)
+        store.read_with_features(np.array([0]), np.zeros(1), 208)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 3000, -1])
@@ -226,7 +226,7 @@ def test_truncated_files_are_refused(make_store, tmp_path, kept):
     path = tmp_path / "1.npz"
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"row 3: 1\.npz: (not a whole \.npz file|an empty file)"):
-        store.read_pairs(np.array([1]), np.zeros(1), 208)
+        store.read_with_features(np.array([1]), np.zeros(1), 208)
 
 
 def test_other_files_are_refused(make_store, tmp_path):
@@ -234,7 +234,7 @@ def test_other_files_are_refused(make_store, tmp_path):
     np.save(tmp_path / "0.npz.npy", LMS)
     (tmp_path / "0.npz.npy").replace(tmp_path / "0.npz")
     with pytest.raises(ValueError, match=r"row 2: 0\.npz: not a whole \.npz file"):
-        store.read_pairs(np.array([0]), np.zeros(1), 208)
+        store.read_with_features(np.array([0]), np.zeros(1), 208)
     with zipfile.ZipFile(tmp_path / "0.npz", "w") as archive:
         array = io.BytesIO()
         np.save(array, LMS)
@@ -242,7 +242,7 @@ def test_other_files_are_refused(make_store, tmp_path):
         archive.writestr("arr_1.npy", b"")
         archive.writestr("arr_2.npy", b"")
     with pytest.raises(ValueError, match=r"row 2: 0\.npz: "):
-        store.read_pairs(np.array([0]), np.zeros(1), 208)
+        store.read_with_features(np.array([0]), np.zeros(1), 208)
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ def test_sizes_that_cannot_be_aligned_are_refused_at_once(make_store, input_fram
 def test_open_pairs_sorts_and_checks(make_store, tmp_path):
     make_store((LMS, FEATURES, 149), (LMS, FEATURES, 149))
     (tmp_path / "speech.csv").write_text("file_name\n1.npz\n0.npz\n")
-    store = open_pairs(tmp_path / "speech.csv", tmp_path, patch_frames=2)
+    store = open_features(tmp_path / "speech.csv", tmp_path, patch_frames=2)
     assert (store.name(0), store.patch_frames, store.feature_width) == ("0.npz", 2, WIDTH)
     (tmp_path / "0.npz").unlink()
     with pytest.raises(FileNotFoundError, match="1 of the 2 files"):
-        open_pairs(tmp_path / "speech.csv", tmp_path)
+        open_features(tmp_path / "speech.csv", tmp_path)

@@ -11,7 +11,7 @@ from small_models import inputs, plan, small_model
 from small_runs import ROOT, small_builders
 
 from benchmarks.train_step import PLAIN, Choices, Step, make_batch
-from m2d.data.prefetch import on_device
+from m2d.data.loader import on_device
 from m2d.models import registry as models_mae
 from m2d.train import device as compute
 from m2d.train.mfu import blocks_flops, step_flops

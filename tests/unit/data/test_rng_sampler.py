@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from m2d.data.sampling import EpochPlan, NoiseOrder, Purpose, SampleKey, choice, permutation, random_bits, uniform
+from m2d.data.rng import Purpose, choice, permutation, random_bits, uniform
+from m2d.data.sampler import EpochSampler, NoiseOrder, SampleKey
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -154,8 +155,8 @@ def indices(plan, epoch, first_step=0):
 def test_an_update_takes_the_same_samples_however_it_is_dealt(per_rank, world, accum, extra, epoch):
     per_update = per_rank * world * accum
     samples = per_update + extra
-    alone = EpochPlan(samples, per_update, seed=3)
-    ranks = [EpochPlan(samples, per_rank, accum, rank, world, seed=3) for rank in range(world)]
+    alone = EpochSampler(samples, per_update, seed=3)
+    ranks = [EpochSampler(samples, per_rank, accum, rank, world, seed=3) for rank in range(world)]
     dealt = [[batch for batch in plan.batches(epoch)] for plan in ranks]
     assert all(len(batches) == plan.steps_per_epoch for batches, plan in zip(dealt, ranks, strict=True))
     for update, whole in enumerate(alone.batches(epoch)):
@@ -164,36 +165,36 @@ def test_an_update_takes_the_same_samples_however_it_is_dealt(per_rank, world, a
 
 
 def test_updates_count_whole_groups_only():
-    plan = EpochPlan(samples=100, batch_size=3, accum_iter=4, world_size=2)
+    plan = EpochSampler(samples=100, batch_size=3, accum_iter=4, world_size=2)
     assert (plan.per_update, plan.updates_per_epoch, plan.steps_per_epoch) == (24, 4, 16)
     keys = [key for batch in plan.batches(0) for key in batch]
     assert len(keys) == 16 * 3
 
 
 def test_an_interrupted_epoch_goes_on_where_it_was():
-    plan = EpochPlan(samples=100, batch_size=7, seed=5)
+    plan = EpochSampler(samples=100, batch_size=7, seed=5)
     whole = indices(plan, 4)
     for step in range(len(whole) + 1):
         assert indices(plan, 4, first_step=step) == whole[step:]
 
 
 def test_keys_name_epoch_position_and_sample():
-    plan = EpochPlan(samples=10, batch_size=4, rank=1, world_size=2, seed=1)
+    plan = EpochSampler(samples=10, batch_size=4, rank=1, world_size=2, seed=1)
     (batch,) = plan.batches(6)
     assert batch == [SampleKey(6, p, int(plan.order(6)[p])) for p in (4, 5, 6, 7)]
 
 
 def test_every_sample_comes_in_some_epoch_and_orders_depend_on_the_seed():
-    plan = EpochPlan(samples=11, batch_size=4)
+    plan = EpochSampler(samples=11, batch_size=4)
     seen = {index for epoch in range(40) for batch in indices(plan, epoch) for index in batch}
     assert seen == set(range(11))
-    assert not np.array_equal(plan.order(0), EpochPlan(11, 4, seed=1).order(0))
+    assert not np.array_equal(plan.order(0), EpochSampler(11, 4, seed=1).order(0))
     assert not np.array_equal(plan.order(0), plan.order(1))
 
 
 def test_weighted_sampling_follows_the_weights():
     weights = np.array([0.0, 1.0, 2.0, 5.0, 0.0])
-    plan = EpochPlan(samples=5, batch_size=1, weights=weights)
+    plan = EpochSampler(samples=5, batch_size=1, weights=weights)
     drawn = np.concatenate([plan.order(epoch) for epoch in range(1200)])
     counts = np.bincount(drawn, minlength=5)
     assert counts[0] == counts[4] == 0
@@ -202,8 +203,8 @@ def test_weighted_sampling_follows_the_weights():
 
 def test_no_whole_update_is_refused_and_names_the_flags():
     with pytest.raises(ValueError, match=r"15 samples.*16.*batch_size 4 x 2 processes x accum_iter 2.*--batch_size"):
-        EpochPlan(samples=15, batch_size=4, accum_iter=2, world_size=2)
-    assert EpochPlan(samples=16, batch_size=4, accum_iter=2, world_size=2).updates_per_epoch == 1
+        EpochSampler(samples=15, batch_size=4, accum_iter=2, world_size=2)
+    assert EpochSampler(samples=16, batch_size=4, accum_iter=2, world_size=2).updates_per_epoch == 1
 
 
 def test_the_stream_is_pinned():

@@ -6,10 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audioset.as_dataset import LIST_COLUMNS, ASDataset, LabelTable
 from m2d.data.clip_list import TextColumn
+from m2d.data.label_dataset import LIST_COLUMNS, ASDataset, LabelTable
 from m2d.data.open import open_store
-from m2d.data.sampling import SampleKey
+from m2d.data.sampler import SampleKey
 
 
 @pytest.fixture
