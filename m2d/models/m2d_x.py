@@ -23,6 +23,10 @@ class M2D_X_ViT(M2DViT):
         super().__init__(**sizes)
         self.loss_m2d, self.loss_off = loss_m2d, loss_off
         self.offline_predictor = Linear(self.grid_size()[0] * self.embed_dim, off_emb_dim)
+        self.init_offline_predictor()
+
+    def init_offline_predictor(self) -> None:
+        """Xavier-uniform weight, zero bias."""
         nn.init.xavier_uniform_(self.offline_predictor.weight)
         nn.init.zeros_(self.offline_predictor.bias)
 
@@ -92,3 +96,6 @@ class M2D_S_ViT(M2D_X_ViT):
 
     def __init__(self, off_emb_dim: int = 768, **sizes):
         super().__init__(off_emb_dim=off_emb_dim, **sizes)
+
+    def init_offline_predictor(self) -> None:
+        """PyTorch's own start, as in the published system."""

@@ -138,10 +138,14 @@ class AudioViT(nn.Module):
         self.set_random_mask()
 
     def init_weights(self) -> None:
-        """Xavier-uniform matrices (the patch projection seen as one), zero biases, tokens normal(0, 0.02)."""
+        """Xavier-uniform matrices (the patch projection seen as one), zero biases, tokens normal(0, 0.02).
+
+        The bias of the patch projection keeps PyTorch's own start, as in the published system.
+        """
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(module.weight.detach().flatten(1))
+            if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
             if name in ("cls_token", "mask_token"):

@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from small_models import GRID, KEEP, LENGTH, OFFLINE, inputs, plan, small_model
+
+from m2d.models.registry import FAMILIES
 
 ROWS, COLUMNS = GRID
 DUOS = ["m2d", "m2d_d2v", "m2d_x", "m2d_as"]
@@ -124,19 +127,54 @@ def test_class_token_helpers():
     assert model.get_cls_token(x).shape == (2, 1, 8)
 
 
-def test_initial_weights():
-    model = small_model("m2d_x", embed_dim=96, num_heads=4, decoder_embed_dim=64)
-    conv = model.patch_embed.proj.weight
-    bound = (6 / (96 + 256)) ** 0.5
-    assert 0.99 * bound < conv.abs().max() <= bound
+def spread_evenly(values, bound):
+    """Whether values are a uniform sample of -bound to bound (Kolmogorov-Smirnov)."""
+    return stats.kstest(numpy(values).ravel(), stats.uniform(-bound, 2 * bound).cdf).pvalue > 1e-4
+
+
+def starts_as_torchs_own(layer):
+    """Whether weight and bias are uniform within 1/sqrt(fan-in), PyTorch's own start."""
+    bound = layer.weight[0].numel() ** -0.5
+    return spread_evenly(layer.weight, bound) and spread_evenly(layer.bias, bound)
+
+
+def starts_xavier(layer):
+    """Whether the weight, seen as a matrix, is Xavier-uniform."""
+    rows, columns = layer.weight.flatten(1).shape
+    return spread_evenly(layer.weight, (6 / (rows + columns)) ** 0.5)
+
+
+@pytest.mark.parametrize("family", ["encoder", *FAMILIES])
+def test_initial_values_of_every_tensor(family):
+    model = small_model(family, embed_dim=96, num_heads=4, **({} if family == "encoder" else dict(decoder_embed_dim=64)))
+    projection = model.patch_embed.proj
+    bound = projection.weight[0].numel() ** -0.5
+    assert starts_xavier(projection) and spread_evenly(projection.bias, bound)
+    seen = {"patch_embed.proj.weight", "patch_embed.proj.bias", "pos_embed", "decoder_pos_embed", "norm_stats"}
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            bound = (6 / (module.in_features + module.out_features)) ** 0.5
-            assert 0.98 * bound < module.weight.abs().max() <= bound, name
-            assert not module.bias.any(), name
-    assert 0.012 < model.cls_token.std() < 0.028
-    assert 0.012 < model.mask_token.std() < 0.028
-    assert not torch.equal(model.target_blocks[0].mlp.fc1.weight, model.blocks[0].mlp.fc1.weight)
+        if isinstance(module, torch.nn.LayerNorm):
+            assert (module.weight == 1).all() and not module.bias.any(), name
+        elif family == "m2d_s" and name == "offline_predictor":
+            assert starts_as_torchs_own(module)
+        elif isinstance(module, torch.nn.Linear):
+            assert starts_xavier(module) and not module.bias.any(), name
+        else:
+            continue
+        seen |= {f"{name}.weight", f"{name}.bias"}
+    for name in {"cls_token", "mask_token"} & set(model.state_dict()):
+        token = numpy(model.get_parameter(name)).ravel()
+        assert stats.kstest(token, stats.norm(0, 0.02).cdf).pvalue > 1e-4, name
+        seen.add(name)
+    assert set(model.state_dict()) <= seen
+
+
+@pytest.mark.parametrize("family", DUOS)
+def test_the_target_starts_from_random_values_of_its_own(family):
+    model = small_model(family)
+    matrices = [name for name, p in model.target_blocks.named_parameters() if p.ndim > 1]
+    assert matrices
+    for name in matrices:
+        assert not torch.equal(model.target_blocks.get_parameter(name), model.blocks.get_parameter(name))
 
 
 # ---------------------------------------------------------------- predictor
