@@ -30,13 +30,11 @@ from m2d.audio.convert import (
     Sink,
     convert_all,
     is_done,
-    is_temporary,
     npy_sink,
-    remove_if_stale,
 )
 from m2d.audio.listing import find_audio, walk_files
 from m2d.audio.logmel import PRESETS, FrontEnd, NumpyLogMel
-from m2d.utils.atomic_file import write_table
+from m2d.utils.atomic_file import remove_leftover, write_csv
 from m2d.utils.malloc import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -319,8 +317,8 @@ def _existing_targets(dest: Path) -> set[str]:
     for path in walk_files(dest):
         if is_done(path):
             targets.add(path)
-        elif is_temporary(path):
-            remove_if_stale(path)
+        else:
+            remove_leftover(path)
     return targets
 
 
@@ -331,7 +329,7 @@ def _cpu_count() -> int:
 def _write_failed(path: Path, failed: dict[str, str]) -> None:
     try:
         if failed:
-            write_table(path, ("file_name", "reason"), sorted(failed.items()))
+            write_csv(path, ("file_name", "reason"), sorted(failed.items()))
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -340,7 +338,7 @@ def _write_failed(path: Path, failed: dict[str, str]) -> None:
 
 def _write_list(path: Path, targets: list[str]) -> None:
     folder = Path(os.path.abspath(path)).parent
-    write_table(path, ("file_name",), ((Path(target).relative_to(folder).as_posix(),) for target in targets))
+    write_csv(path, ("file_name",), ((Path(target).relative_to(folder).as_posix(),) for target in targets))
     logger.info("%s lists %d files", path, len(targets))
 
 

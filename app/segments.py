@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from m2d.data.rng import Purpose, choice, uniform
-from m2d.utils.atomic_file import whole_file
+from m2d.utils import atomic_file
 from wav_to_lms import convert_wav
 
 logger = logging.getLogger("m2d")
@@ -39,8 +39,7 @@ def convert_recordings(recordings: Path, lms: Path, names: Iterable[str]) -> set
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table; its folder is made where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as out:
-        table.to_csv(out, index=False)
+    atomic_file.write_csv(path, table.columns, table.itertuples(index=False))
 
 
 def write_segments(table: pd.DataFrame, path: Path) -> None:

@@ -18,18 +18,14 @@ import logging
 import os
 import sys
 import zipfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import soundfile
 import torch
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -37,8 +33,9 @@ from m2d.audio.decode import load_audio
 from m2d.audio.listing import find_audio
 from m2d.audio.logmel import PRESETS, NumpyLogMel
 from m2d.cli.runner import run_program
-from m2d.utils.atomic_file import whole_file
+from m2d.utils import atomic_file
 from m2d.utils.errors import UserError
+from m2d.utils.parallel import Progress, map_ahead
 
 logger = logging.getLogger("m2d")
 
@@ -120,8 +117,7 @@ def write_clip(path: Path, clip: Clip, features: np.ndarray) -> None:
     """Write a clip's .npz; it gets its name when it is whole."""
     valid = len(features) * clip.samples // len(clip.waveform)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as out:
-        np.savez(out, clip.lms[None], features[None], valid)
+    atomic_file.write_npz(path, clip.lms[None], features[None], valid)
 
 
 def is_whole(path: Path) -> bool:
@@ -139,21 +135,6 @@ def duration(source: Path) -> float:
         return soundfile.info(str(source)).duration
     except (OSError, RuntimeError):
         return 0.0
-
-
-def read_ahead(
-    pool: ThreadPoolExecutor, read: Callable[[Path], Clip], sources: Iterable[Path], ahead: int
-) -> Iterator[Clip | Exception]:
-    """Clips, or the errors of those that cannot be read, in order; at most `ahead` of them wait in memory."""
-    sources = iter(sources)
-    waiting = deque(pool.submit(read, source) for source in islice(sources, ahead))
-    while waiting:
-        future = waiting.popleft()
-        waiting.extend(pool.submit(read, source) for source in islice(sources, 1))
-        try:
-            yield future.result()
-        except (OSError, ValueError) as error:
-            yield error
 
 
 def same_length_batches(clips: Iterable[Clip], batch_size: int) -> Iterator[list[Clip]]:
@@ -186,7 +167,7 @@ def claim(dest: Path, settings: dict) -> None:
         if differ:
             raise ValueError(f"{dest} holds features of other settings: {', '.join(differ)}. Give another --dest")
     dest.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(settings, indent=1))
+    atomic_file.write_text(path, json.dumps(settings, indent=1))
 
 
 def extract(
@@ -198,9 +179,14 @@ def extract(
     while the teacher computes.
     """
     to_lms, failed = NumpyLogMel(PRESETS["16k"]), 0
-    bar = tqdm(total=len(jobs), unit="clip", disable=None)
 
-    def readable(results: Iterator[Clip | Exception]) -> Iterator[Clip]:
+    def read(source: Path) -> Clip | Exception:
+        try:
+            return read_clip(source, min_samples, to_lms)
+        except (OSError, ValueError) as error:
+            return error
+
+    def readable(results: Iterable[Clip | Exception]) -> Iterator[Clip]:
         nonlocal failed
         for result in results:
             if isinstance(result, Clip):
@@ -209,20 +195,21 @@ def extract(
                 failed += 1
                 logger.warning("skipped: %s", result)
 
-    with bar, ThreadPoolExecutor(workers) as readers, ThreadPoolExecutor(max(1, workers // 2)) as writers:
-        durations = dict(zip(jobs, readers.map(duration, jobs), strict=True))
-        ordered = sorted(jobs, key=durations.__getitem__, reverse=True)
-        clips = readable(read_ahead(readers, lambda source: read_clip(source, min_samples, to_lms), ordered, 2 * batch_size))
-        writing: deque = deque()
+    def encoded(clips: Iterable[Clip]) -> Iterator[tuple[Path, Clip, np.ndarray]]:
         for batch in same_length_batches(clips, batch_size):
             features = teacher(np.stack([clip.waveform for clip in batch]))
-            for clip, each in zip(batch, features, strict=True):
-                writing.append(writers.submit(write_clip, jobs[clip.source], clip, each))
-            while len(writing) > 4 * batch_size:
-                writing.popleft().result()
-            bar.update(len(batch))
-        for written in writing:
-            written.result()
+            yield from ((jobs[clip.source], clip, each) for clip, each in zip(batch, features, strict=True))
+
+    with (
+        Progress(len(jobs), "clip") as progress,
+        ThreadPoolExecutor(workers) as readers,
+        ThreadPoolExecutor(max(1, workers // 2)) as writers,
+    ):
+        durations = dict(zip(jobs, readers.map(duration, jobs), strict=True))
+        ordered = sorted(jobs, key=durations.__getitem__, reverse=True)
+        clips = readable(map_ahead(readers, read, ordered, 2 * batch_size))
+        for _ in map_ahead(writers, lambda job: write_clip(*job), encoded(clips), 4 * batch_size):
+            progress.update()
     return failed
 
 
@@ -236,8 +223,7 @@ def write_csv(paths: list[Path], dest: Path, dest_csv: Path) -> Path:
     base = dest_csv.parent if inside else dest.parent
     names = [path.resolve().relative_to(base.resolve()).as_posix() for path in paths]
     dest_csv.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(dest_csv) as out:
-        pd.DataFrame({"file_name": names}).to_csv(out, index=False)
+    atomic_file.write_csv(dest_csv, ("file_name",), ((name,) for name in names))
     return base
 
 

@@ -26,7 +26,7 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from m2d.cli.runner import run_program
-from m2d.utils.atomic_file import whole_file
+from m2d.utils.atomic_file import write_csv
 
 logger = logging.getLogger("m2d")
 
@@ -202,8 +202,7 @@ def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path
     table = label_files(file_names, read_segments(folder), read_classes(folder))
     table["weight"] = weights(table["label"])
     to_list.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(to_list) as out:
-        table.to_csv(out, index=False)
+    write_csv(to_list, table.columns, table.itertuples(index=False))
     classes = len({name for label in table["label"].unique() for name in label.split(",")})
     logger.info("%s: %d clips, %d classes", to_list, len(table), classes)
 

@@ -7,15 +7,11 @@ import errno
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait as wait_for_connection
@@ -23,7 +19,9 @@ from multiprocessing.connection import wait as wait_for_connection
 import numpy as np
 from numpy.lib import format as npy_format
 
+from ..utils.atomic_file import open_atomic
 from ..utils.malloc import keep_freed_memory
+from ..utils.parallel import map_ahead
 from .decode import load_audio
 from .logmel import FrontEnd, NumpyLogMel
 
@@ -32,9 +30,6 @@ KEPT_MEMORY = (2**26, 2**27)  # bytes of a block, and at the end of a worker's h
 _FILES_PER_CHUNK = 16
 # Outcomes in order wait for each other, in memory, with what the sink made of them.
 _FILES_PER_ORDERED_CHUNK = 4
-_TEMPORARY_SUFFIX = ".lms.tmp"
-_SECONDS_PER_DAY = 86400
-# malloc.h
 # Errors of the disk or the folder, not of one file: every later file would fail as well.
 _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -75,57 +70,17 @@ def npy_sink(target: str, lms: np.ndarray) -> None:
     Raises:
         OSError: the disk is full, or the folder is not writable.
     """
-    folder = os.path.dirname(target)
-    os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{socket.gethostname()}-{os.getpid()}{_TEMPORARY_SUFFIX}")
+    os.makedirs(os.path.dirname(target), exist_ok=True)
     lms = np.ascontiguousarray(lms[None])
-    try:
-        with open(temporary, "wb") as file:
-            # np.save would write by C's stdio, whose errors do not tell a full disk from others.
-            npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(lms))
-            file.write(lms.data)
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with open_atomic(target, durable=False) as file:
+        # np.save would write by C's stdio, whose errors do not tell a full disk from others.
+        npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(lms))
+        file.write(lms.data)
 
 
 def is_done(path: str) -> bool:
     """Whether a file is a spectrogram that was written completely."""
     return path.endswith(".npy") and os.path.isfile(path) and os.path.getsize(path) > 0
-
-
-def is_temporary(path: str) -> bool:
-    """Whether `npy_sink` gave this name, which lasts only while it writes."""
-    return path.endswith(_TEMPORARY_SUFFIX)
-
-
-def remove_if_stale(path: str) -> None:
-    """Remove a temporary file whose process was killed; of another machine's, one that is a day old."""
-    host, _, pid = os.path.basename(path)[1 : -len(_TEMPORARY_SUFFIX)].rpartition("-")
-    with suppress(OSError, ValueError):
-        if host == socket.gethostname():
-            if is_running(int(pid)):
-                return
-        elif time.time() - os.stat(path).st_mtime < _SECONDS_PER_DAY:
-            return
-        os.unlink(path)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process of this machine runs; one that was killed and not yet waited for does not."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return stat.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return True
 
 
 class Converter:
@@ -233,7 +188,7 @@ def convert_all(jobs: list[Job], converter: Converter, workers: int, in_order: b
     stop = context.Event()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(converter, stop))
     try:
-        yield from _results_in_order(pool, chunks, 3 * workers) if in_order else _results(pool, chunks, 2 * workers)
+        yield from map_ahead(pool, _convert_chunk, chunks, 3 * workers) if in_order else _results(pool, chunks, 2 * workers)
     except BrokenProcessPool:
         raise RuntimeError(
             "a worker process died (killed, or out of memory): the files written are whole, and the same command "
@@ -252,15 +207,6 @@ def _results(pool: ProcessPoolExecutor, chunks: Iterable[list[Job]], in_flight: 
         pending |= {pool.submit(_convert_chunk, chunk) for chunk in islice(chunks, len(done))}
         for future in done:
             yield future.result()
-
-
-def _results_in_order(pool: ProcessPoolExecutor, chunks: Iterable[list[Job]], in_flight: int) -> Iterator[list[Outcome]]:
-    chunks = iter(chunks)
-    pending = deque(pool.submit(_convert_chunk, chunk) for chunk in islice(chunks, in_flight))
-    while pending:
-        outcomes = pending.popleft().result()
-        pending.extend(pool.submit(_convert_chunk, chunk) for chunk in islice(chunks, 1))
-        yield outcomes
 
 
 def _start_worker(converter: Converter, stop: threading.Event) -> None:

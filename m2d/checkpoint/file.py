@@ -22,7 +22,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from ..utils.atomic_file import whole_file
+from ..utils.atomic_file import open_atomic
 
 log = logging.getLogger("m2d")
 
@@ -120,7 +120,7 @@ def _fetch(address: str) -> Path:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with urllib.request.urlopen(address, timeout=60) as reply, whole_file(path) as file:
+            with urllib.request.urlopen(address, timeout=60) as reply, open_atomic(path) as file:
                 _receive(reply, file, address)
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
@@ -172,7 +172,7 @@ def _unpack(path: Path) -> Path:
     target = (folder if folder != path else path.with_suffix("")) / member.name
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
-        with zipfile.ZipFile(path) as archive, archive.open(members[0]) as source, whole_file(target) as file:
+        with zipfile.ZipFile(path) as archive, archive.open(members[0]) as source, open_atomic(target) as file:
             shutil.copyfileobj(source, file, _BLOCK)
     return target
 
@@ -312,14 +312,8 @@ def save_atomically(obj: object, path: str | Path) -> None:
     Raises:
         OSError: the disk is full, or the folder is not writable; nothing is left behind.
     """
-    path = Path(path)
-    with whole_file(path) as file:
+    with open_atomic(path) as file:
         _save(obj, file)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def verify(path: str | Path) -> None:

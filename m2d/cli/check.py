@@ -10,7 +10,6 @@ Exit status: 0 nothing to mend, 1 problems, 2 the check itself could not be done
 """
 
 import argparse
-import csv
 import logging
 import os
 import sys
@@ -27,7 +26,7 @@ from ..data.feature_store import NpzStore
 from ..data.file_store import FileStore, NpyStore
 from ..data.norm_stats import drawn_clips
 from ..data.pack.store import is_pack
-from ..utils.atomic_file import whole_file
+from ..utils.atomic_file import open_atomic, write_csv, write_figure
 from .runner import run_program
 
 FRAME_SECONDS = 0.01
@@ -91,19 +90,19 @@ def beside(path: Path, ending: str) -> Path:
 
 def write_problems(path: Path, store: FileStore, records: np.ndarray, troubles: np.ndarray, input_frames: int) -> None:
     """One line per problem: row, file_name, problem, detail."""
-    with path.open("w", newline="") as out:
-        writer = csv.writer(out)
-        writer.writerow(["row", "file_name", "problem", "detail"])
-        for trouble in troubles:
-            i = int(trouble["clip"])
-            detail = in_words(store, trouble, records[i], input_frames)
-            writer.writerow([store.clip_list.rows[i], store.name(i), WORDS[Problem(int(trouble["problem"]))], detail])
+
+    def row(trouble: np.void) -> tuple[object, ...]:
+        i = int(trouble["clip"])
+        detail = in_words(store, trouble, records[i], input_frames)
+        return store.clip_list.rows[i], store.name(i), WORDS[Problem(int(trouble["problem"]))], detail
+
+    write_csv(path, ("row", "file_name", "problem", "detail"), map(row, troubles))
 
 
 def write_fixed(source: Path, out: Path, dropped_rows: set[int]) -> int:
     """The list without some rows; returns how many clips are left."""
     left = 0
-    with source.open(newline="", encoding="utf-8") as old, whole_file(out) as new:
+    with source.open(newline="", encoding="utf-8") as old, open_atomic(out) as new:
         for row, line in enumerate(_records(old), start=1):
             if row not in dropped_rows:
                 new.write(line.encode())
@@ -131,7 +130,7 @@ def draw_durations(path: Path, seconds: np.ndarray) -> None:
     axis.set_xlabel("duration (s)")
     axis.set_ylabel("clips")
     axis.set_title(f"{path.name.split('.durations')[0]}: {len(seconds):,} clips, {seconds.sum() / 3600:,.1f} hours")
-    figure.savefig(path, dpi=100)
+    write_figure(path, figure)
 
 
 def report(store: FileStore, records: np.ndarray, troubles: np.ndarray) -> str:

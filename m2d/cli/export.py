@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint.weights import Weights, read_weights, save_atomically
-from ..utils.atomic_file import whole_file
+from ..utils.atomic_file import write_bytes
 from .runner import run_program
 
 logger = logging.getLogger("m2d")
@@ -58,8 +58,7 @@ def convert(source: str, dest: Path) -> None:
     if dest.suffix == ".safetensors":
         from safetensors.torch import save
 
-        with whole_file(dest) as file:
-            file.write(save({name: tensor.contiguous() for name, tensor in state.items()}, {"format": "pt", **told}))
+        write_bytes(dest, save({name: tensor.contiguous() for name, tensor in state.items()}, {"format": "pt", **told}))
     else:
         save_atomically({"model": state, "args": told}, dest)
     sizes = (path.stat().st_size / 1e6 for path in (weights.path, dest))

@@ -22,6 +22,7 @@ from ..checkpoint.weights import checkpoints_in, load_file
 from ..data.clip_list import read_list
 from ..evaluation.linear_probe import FOLDS, encoder_means, held_out_accuracy, mel_statistics
 from ..inference.runtime import RuntimeM2D
+from ..utils.atomic_file import write_figure
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -78,7 +79,7 @@ def show(run: Path, data_path: Path, csv: Path, out: Path) -> dict[str, float]:
         draw_probe(axes[1], accuracies, chance=1 / len(set(labels)))
     draw_mask(right.subplots(2, 1, sharex=True), trained, load_clip(data_path / names[0]), load_file(checkpoints[-1])["args"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    write_figure(out, figure, dpi=110)
     plt.close(figure)
     print(f"picture: {out}")
     return accuracies

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.atomic_file import whole_file
+from ..utils.atomic_file import write_text
 from ..utils.parallel import Progress, map_ahead
 from .clip_list import ClipList
 from .file_store import FileStore, NpyStore, check_shape
@@ -144,8 +144,7 @@ class CheckState:
             return
         self._facts.unlink(missing_ok=True)
         self.records = np.lib.format.open_memmap(self._data, mode="w+", dtype=RECORD, shape=(count,))
-        with whole_file(self._facts) as out:
-            out.write(json.dumps(identity).encode())
+        write_text(self._facts, json.dumps(identity))
 
     def remove(self) -> None:
         """The check is done: nothing to go on from."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.atomic_file import whole_file
+from ..utils.atomic_file import write_text
 from .bad_files import read_readable
 from .rng import Purpose, uniform
 from .store import ClipStore, check_finite
@@ -99,8 +99,7 @@ def cached_stats(
     mean, std = measure_stats(store, input_frames, n_files, repeat, skip_bad)
     kept = dict(list(cache.items())[1 - _CACHED_SETTINGS :])
     try:
-        with whole_file(path) as out:
-            out.write(json.dumps(kept | {key: {"mean": mean, "std": std, **settings}}, indent=1).encode())
+        write_text(path, json.dumps(kept | {key: {"mean": mean, "std": std, **settings}}, indent=1))
     except OSError as error:
         logger.warning("%s: statistics are not kept: %s", path, error)
     return mean, std

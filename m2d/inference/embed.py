@@ -15,12 +15,10 @@ A file that cannot be read is reported and left out; the exit status is then 1.
 """
 
 import argparse
-import io
 import logging
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from csv import writer
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +27,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..utils.atomic_file import whole_file
+from ..utils.atomic_file import write_csv, write_npz
 from .clips import decode_ahead, list_clips, pick_device, run
 from .runtime import RuntimeM2D
 
@@ -170,16 +168,12 @@ def embed(
 
 
 def _save(out: Path, clips: list[Clip], arrays: dict[str, np.ndarray]) -> None:
-    with whole_file(out) as file:
-        np.savez(file, files=np.array([str(clip.path) for clip in clips]), **arrays)
-    names = io.StringIO()
-    rows = writer(names, lineterminator="\n")
-    rows.writerow(("file_name", "seconds", "row", "rows"))
+    write_npz(out, files=np.array([str(clip.path) for clip in clips]), **arrays)
     per_frame = "file_index" in arrays
-    for i, clip in enumerate(clips):
-        rows.writerow((clip.path, round(clip.seconds, 3), *((clip.start, clip.rows) if per_frame else (i, 1))))
-    with whole_file(out.with_suffix(".csv")) as file:
-        file.write(names.getvalue().encode())
+    rows = (
+        (clip.path, round(clip.seconds, 3), *((clip.start, clip.rows) if per_frame else (i, 1))) for i, clip in enumerate(clips)
+    )
+    write_csv(out.with_suffix(".csv"), ("file_name", "seconds", "row", "rows"), rows)
     log.info("%s: %d files, embeddings %s", out, len(clips), list(arrays["embeddings"].shape))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..checkpoint.weights import CheckpointError, read_weights
-from ..utils.atomic_file import whole_file
+from ..utils.atomic_file import write_figure
 from .clips import decode_ahead, list_clips, pick_device, run
 from .runtime import RuntimeM2D
 
@@ -126,8 +126,7 @@ def plot_tags(
     lower.invert_yaxis()
     lower.set(xlabel="time (s)")
     figure.colorbar(mesh, ax=lower, label="probability")
-    with whole_file(out) as file:
-        figure.savefig(file, format=out.suffix.lstrip(".") or "png", dpi=120)
+    write_figure(out, figure, dpi=120)
     log.info("%s: %s over %d windows", out, ", ".join(names[c] for c in best[:3]), len(values))
 
 

@@ -16,7 +16,7 @@ import torch
 
 from .. import __version__
 from ..checkpoint.file import checkpoints_in, is_whole
-from ..utils.atomic_file import whole_file
+from ..utils.atomic_file import remove_leftovers, write_text
 from ..utils.errors import UserError
 
 LAST, PREVIOUS = "last.pth", "last-previous.pth"
@@ -107,13 +107,12 @@ class RunFolder:
         starts = json.loads(path.read_text())["starts"] if path.exists() else []
         versions = {"m2d": __version__, "torch": torch.__version__, "python": platform.python_version()}
         starts.append({"time": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "command": sys.argv, **versions})
-        with whole_file(path) as out:
-            out.write(json.dumps({"starts": starts, "settings": dict(settings)}, indent=1).encode())
+        write_text(path, json.dumps({"starts": starts, "settings": dict(settings)}, indent=1))
 
     def _remove_leftovers(self) -> None:
-        """What a killed process was writing."""
-        for path in [*self.path.glob(".*.tmp"), *self.path.glob("last.new.pth")]:
-            path.unlink()
+        """Remove what a killed process was writing; this one holds the folder, so that no other is at work."""
+        remove_leftovers(self.path, seconds=0)
+        (self.path / "last.new.pth").unlink(missing_ok=True)
 
     def _newest_checkpoint(self) -> Path | None:
         """Torn files are passed over with a warning, and moved out of the way of the next ones."""

@@ -12,7 +12,7 @@ from datetime import timedelta
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-from ..utils.atomic_file import whole_file
+from ..utils.atomic_file import write_text
 from .tensorboard import EventFile
 
 _MANY_RECORDS = 100_000
@@ -80,8 +80,7 @@ class RunLog:
         if not path.exists():
             return
         kept = [line for line in path.read_text().splitlines() if _epoch_of(line) <= self._start]
-        with whole_file(path) as out:
-            out.write("".join(f"{line}\n" for line in kept).encode())
+        write_text(path, "".join(f"{line}\n" for line in kept))
 
     def scalars(self, x: int, **values: float) -> None:
         """TensorBoard scalars at x = 1000 · epoch position."""

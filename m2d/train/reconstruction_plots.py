@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from ..utils.atomic_file import write_figure
 from .config import N_MELS
 from .trainer import Trainer
 
@@ -69,4 +70,4 @@ def _draw_panels(panels: dict[str, torch.Tensor], title: str, path: Path) -> Non
         axis.set_ylabel("mel band")
     axes[-1].set_xlabel("frame (10 ms)")
     figure.colorbar(image, ax=axes, label="normalised log-mel")
-    figure.savefig(path, dpi=100)
+    write_figure(path, figure)

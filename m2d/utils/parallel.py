@@ -16,7 +16,7 @@ logger = logging.getLogger("m2d")
 
 
 def map_ahead(pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 64) -> Iterator[Result]:
-    """`work` of each item, in the order of the items, at most `ahead` of them submitted and not yet yielded.
+    """`work` of each item, in the order of the items; while one result is used, at most `ahead` more are computed or wait.
 
     `items` is read as far as that. An error of `work` is raised in its turn. What waits is cancelled on an error, and when
     the iterator is closed.
@@ -24,9 +24,9 @@ def map_ahead(pool: Executor, work: Callable[[Item], Result], items: Iterable[It
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
             waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:

@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from m2d.utils.atomic_file import is_temporary
+
 
 def sound(samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:
     noise = np.random.RandomState(seed).uniform(-0.3, 0.3, (samples, channels)).astype(np.float32)
@@ -22,7 +24,7 @@ def targets(folder: Path) -> set[str]:
 
 
 def temporary_files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.suffix == ".tmp"]
+    return [path for path in folder.rglob("*") if is_temporary(path)]
 
 
 def bad_file(folder: Path, kind: str) -> Path:

@@ -4,9 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -237,25 +234,6 @@ def test_batches_hold_clips_of_one_length_in_order(lengths, batch_size):
     assert all(1 <= len(batch) <= batch_size and len({clip.samples for clip in batch}) == 1 for batch in batches)
     joins = zip(batches, batches[1:], strict=False)
     assert all(len(a) == batch_size or a[0].samples != b[0].samples for a, b in joins)
-
-
-def test_reading_goes_on_while_the_teacher_computes_and_no_further_than_told():
-    read, lock = [], threading.Lock()
-
-    def reader(source):
-        with lock:
-            read.append(source)
-        return source
-
-    with ThreadPoolExecutor(2) as pool:
-        clips = ex.read_ahead(pool, reader, range(100), ahead=8)
-        first = next(clips)
-        deadline = time.monotonic() + 5
-        while len(read) < 9 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        time.sleep(0.05)
-        assert first == 0 and sorted(read) == list(range(9))
-        assert list(clips) == list(range(1, 100))
 
 
 def test_as_a_script_from_another_folder(corpus, teacher, tmp_path):

@@ -35,12 +35,12 @@ def test_a_disk_that_cannot_be_written(number, monkeypatch, capsys):
     capsys.readouterr()
 
     @contextmanager
-    def failing(path):
+    def failing(path, durable=True):
         raise OSError(number, os.strerror(number))
         yield
 
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_file, "whole_file", failing)
+        patched.setattr(checkpoint_file, "open_atomic", failing)
         assert run(M2D, f"{flags} --auto_resume") == 74
     said = capsys.readouterr().out
     for epoch in (2, 3, 4):
@@ -82,7 +82,7 @@ def test_a_disk_that_is_really_full(capsys):
         said = capsys.readouterr().out
         assert said.count("could not be written, training goes on: [Errno 28]") >= 4 and "epoch 6/6" in said
         assert load(Path("disk/out/last.pth"))["epoch"] == 2 and load(Path("disk/out/last-previous.pth"))["epoch"] == 1
-        assert not list(disk.glob("out/.*.tmp"))
+        assert not list(disk.glob("out/.*.m2d-tmp"))
         subprocess.run(["mount", "-o", f"remount,size={20 * size}", str(disk)], check=True)
         assert run(M2D, f"{flags} --output_dir disk/out --auto_resume") == 0
         assert digest(Path("disk/out/last.pth")) == digest(Path("whole/last.pth"))

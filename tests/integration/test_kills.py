@@ -35,7 +35,7 @@ def slow_disk(monkeypatch):
 
 
 def being_written(folder):
-    return list(Path(folder).glob(".*.tmp"))
+    return list(Path(folder).glob(".*.m2d-tmp"))
 
 
 def survive_kills(program, flags, rng, kills, processes=1, whole="whole"):

@@ -111,12 +111,16 @@ def test_killed_before_the_first_save_begins_again():
 def test_a_torn_line_of_the_log_and_what_a_killed_save_left(two_saves):
     with Path("stopped/log.txt").open("a") as file:
         file.write('{"train_loss": 1.2, "ep')
-    for name in (".last.new.pth.77-8.tmp", "last.new.pth"):
+    for name in (f".last.new.pth.{7:016x}.m2d-tmp", "last.new.pth", ".notes.tmp"):
         Path("stopped", name).write_bytes(b"half")
     Path("stopped/run.json").write_text(Path("stopped/run.json").read_text())
     assert run(M2D, f"{two_saves} stopped") == 0
     assert log_lines(Path("stopped")) == log_lines(Path("whole"))
-    assert not list(Path("stopped").glob(".*.tmp")) and not Path("stopped/last.new.pth").exists()
+    assert (
+        not list(Path("stopped").glob(".*.m2d-tmp"))
+        and Path("stopped/.notes.tmp").read_bytes() == b"half"
+        and not Path("stopped/last.new.pth").exists()
+    )
 
 
 # ---------------------------------------------------------------- the same run, and no other

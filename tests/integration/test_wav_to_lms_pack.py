@@ -3,6 +3,7 @@
 import csv
 import errno
 import logging
+import os
 import shutil
 import signal
 import subprocess
@@ -183,13 +184,16 @@ def test_a_killed_run_goes_on_with_the_chunks_that_lack(tmp_path):
     convert_wav(src, pack=tmp_path / "whole.pack", chunk_clips=30, workers=1)
     running = subprocess.Popen(program(src, "--pack", out, "--chunk_clips", 30, "--workers", 2), stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (chunk_path(out, 1, "index.npz").exists() and list(out.glob(".chunk-*.tmp"))) and time.monotonic() < deadline:
+    while not (chunk_path(out, 1, "index.npz").exists() and list(out.glob(".chunk-*.m2d-tmp"))) and time.monotonic() < deadline:
         time.sleep(0.002)
     running.send_signal(signal.SIGKILL)
     running.wait()
     lacking = missing_chunks(out, read_info(out))
     assert 0 < len(lacking) < 7
-    assert list(out.glob(".chunk-*.tmp"))
+    leftovers = list(out.glob(".chunk-*.m2d-tmp"))
+    assert leftovers
+    for path in leftovers:
+        os.utime(path, (0, time.time() - 100_000))
     kept = {k: chunk_path(out, k, "frames.npy").stat().st_mtime_ns for k in range(7) if k not in lacking}
     with pytest.raises(ValueError, match="chunks are not there"):
         open_store(out, ".")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ...audio.convert import FAILED, Converter, Job, Outcome
-from ...utils.atomic_file import write_table
+from ...utils.atomic_file import write_csv
 from ..clip_list import TextColumn, columns_digest
 from .format import PackInfo, chunk_path, default_chunk_clips, missing_chunks, read_index, text_column
 from .writer import PackedClip, pack_clip, start_pack, write_chunk
@@ -92,7 +92,7 @@ class AudioPack:
         path = self.folder / FAILED
         if self._left_out:
             rows = sorted((name, chunk, reason) for name, (chunk, reason) in self._left_out.items())
-            write_table(path, ("file_name", "chunk", "reason"), rows)
+            write_csv(path, ("file_name", "chunk", "reason"), rows)
         else:
             path.unlink(missing_ok=True)
 

@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ...utils.atomic_file import whole_file
+from ...utils.atomic_file import open_atomic, remove_leftovers, write_npz, write_text
 from ..clip_list import TextColumn
 from .format import HEADER_BYTES, MOST_CHUNKS, PackInfo, array_header, chunk_path, info_path, read_info
 
@@ -69,13 +69,13 @@ def start_pack(pack: str | Path, info: PackInfo) -> None:
         ]
         if differ:
             raise ValueError(f"{pack} is a pack of another list or of other settings ({'; '.join(differ)}): give another name")
+        remove_leftovers(pack)
         return
     folder = Path(pack)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{pack} is there and is no pack: give another name")
     folder.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as out:
-        out.write(info.to_json().encode())
+    write_text(path, info.to_json())
 
 
 class ChunkWriter:
@@ -116,20 +116,17 @@ def write_chunk(pack: str | Path, info: PackInfo, chunk: int) -> Iterator[ChunkW
     Raises:
         OSError: the disk is full, or the folder is not writable.
     """
-    for killed in Path(pack).glob(f".{chunk_path(pack, chunk, '*.tmp').name}"):
-        killed.unlink(missing_ok=True)
     with ExitStack() as files:
-        frames = files.enter_context(whole_file(chunk_path(pack, chunk, "frames.npy")))
+        frames = files.enter_context(open_atomic(chunk_path(pack, chunk, "frames.npy")))
         features = None
         if info.feature_width:
-            features = files.enter_context(whole_file(chunk_path(pack, chunk, "features.npy")))
+            features = files.enter_context(open_atomic(chunk_path(pack, chunk, "features.npy")))
         writer = ChunkWriter(info, frames, features)
         yield writer
         writer.frames.finish()
         if writer.features:
             writer.features.finish()
-    with whole_file(chunk_path(pack, chunk, "index.npz")) as out:
-        np.savez(out, **writer.index())
+    write_npz(chunk_path(pack, chunk, "index.npz"), **writer.index())
 
 
 class _Rows:

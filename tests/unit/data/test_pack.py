@@ -190,7 +190,7 @@ def test_an_interrupted_run_goes_on_with_the_chunks_that_lack(make_list, tmp_pat
         with pytest.raises(KeyboardInterrupt):
             pack(csv, out, "--chunk_clips", 3)
     assert missing_chunks(out, read_info(out)) == [2, 3]
-    assert not [name for name in files_of(out) if name.endswith(".tmp")]
+    assert not [name for name in files_of(out) if name.endswith(".m2d-tmp")]
     with pytest.raises(ValueError, match="2 of its 4 chunks are not there"):
         open_store(out, tmp_path)
     del reads[:]

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -24,6 +25,25 @@ def test_results_come_in_order_and_no_more_than_so_many_wait(count, ahead, threa
         for i, result in enumerate(map_ahead(pool, lambda i: i * i, items(), ahead)):
             assert result == i * i and len(taken) <= i + ahead + 1
     assert len(taken) == count
+
+
+def test_work_continues_while_a_result_is_used():
+    read, lock = [], threading.Lock()
+
+    def work(item):
+        with lock:
+            read.append(item)
+        return item
+
+    with ThreadPoolExecutor(2) as pool:
+        results = map_ahead(pool, work, range(100), ahead=8)
+        first = next(results)
+        deadline = time.monotonic() + 5
+        while len(read) < 9 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(0.05)
+        assert first == 0 and sorted(read) == list(range(9))
+        assert list(results) == list(range(1, 100))
 
 
 def test_an_error_comes_in_its_turn_and_cancels_what_waits():
