@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..checkpoint.file import checkpoints_in, save_atomically
+from ..utils.atomic_file import open_atomic
 from .folder import LAST, PREVIOUS
 
 logger = logging.getLogger("m2d")
@@ -117,4 +118,5 @@ def _link(path: Path, name: Path) -> None:
     try:
         os.link(path, name)
     except OSError:
-        shutil.copyfile(path, name)
+        with path.open("rb") as source, open_atomic(name) as copy:
+            shutil.copyfileobj(source, copy)

@@ -1,6 +1,5 @@
 """A run's folder: one run at a time, its settings in run.json, and its newest whole checkpoint."""
 
-import fcntl
 import json
 import logging
 import os
@@ -10,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import torch
 
@@ -18,6 +17,7 @@ from .. import __version__
 from ..checkpoint.file import checkpoints_in, is_whole
 from ..utils.atomic_file import remove_leftovers, write_text
 from ..utils.errors import UserError
+from ..utils.lock import LockedError, hold_lock
 
 LAST, PREVIOUS = "last.pth", "last-previous.pth"
 
@@ -40,7 +40,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lock: TextIO | None = None
+        self._lock: BinaryIO | None = None
 
     def find_run(self, auto_resume: bool) -> Path | None:
         """The newest whole checkpoint of the run that is in the folder, which is then held; None where there is no run.
@@ -64,11 +64,14 @@ class RunFolder:
         """Make and hold the folder, and write to run.json with what settings, when and by which command a run starts.
 
         Raises:
-            UserError: another process holds it, a run began there meanwhile, or it cannot be written.
+            UserError: another process holds it, a run began there meanwhile, it holds files of a run's names, or it cannot be
+                written.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
+                if not self.holds_run():
+                    self._refuse_foreign_files()
                 self._hold()
                 if self.holds_run():
                     raise UserError(f"{self.path}: another run began there in the meantime")
@@ -82,25 +85,23 @@ class RunFolder:
         return (self.path / "run.json").exists()
 
     def _hold(self) -> None:
-        """Hold the folder until this process ends, however it ends.
-
-        By a record lock (POSIX), which programs started from here do not inherit.
-        """
+        """Hold the folder until this process ends, however it ends."""
         try:
-            lock = (self.path / "run.lock").open("a+")
+            self._lock = hold_lock(self.path / "run.lock")
+        except LockedError as error:
+            raise UserError(f"{self.path} is in use by {error.holder}") from None
         except OSError as error:
             raise UserError(f"{self.path}: the run's folder cannot be written: {error.strerror}") from error
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            lock.seek(0)
-            raise UserError(f"{self.path} is in use by {lock.read().strip() or 'another process'}") from None
-        except OSError as error:
-            logger.warning("%s: its file system has no locks (%s): take care that one run uses it", self.path, error.strerror)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}")
-        lock.flush()
-        self._lock = lock
+
+    def _refuse_foreign_files(self) -> None:
+        """Where no run is recorded, files of a run's names are somebody's: a released checkpoint, the one to start from."""
+        names = (LAST, PREVIOUS, "log.txt")
+        found = [path for path in map(self.path.joinpath, names) if os.path.lexists(path)] + checkpoints_in(self.path)
+        if found:
+            raise UserError(
+                f"{self.path} holds {found[0].name}, which no run of this program wrote there and this one would replace: "
+                "give another --output_dir, or move it away"
+            )
 
     def _record(self, settings: Mapping[str, object]) -> None:
         path = self.path / "run.json"

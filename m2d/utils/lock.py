@@ -1,0 +1,89 @@
+"""One process at a time: a lock file that the operating system frees when its holder ends, however it ends."""
+
+import errno
+import fcntl
+import logging
+import os
+import platform
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import UserError
+
+_BEGIN = b"process "
+
+logger = logging.getLogger("m2d")
+
+
+class LockedError(UserError):
+    """Another process holds a lock; `holder` says which."""
+
+    def __init__(self, path: Path, holder: str):
+        super().__init__(f"{path} is held by {holder}")
+        self.holder = holder
+
+
+def hold_lock(path: Path) -> BinaryIO:
+    """Create and hold a lock file until it is closed or this process ends.
+
+    By a record lock (POSIX): it holds between containers too, and programs started from here do not inherit it. Where the
+    file system has no locks, a warning says so.
+
+    Raises:
+        LockedError: another process holds it.
+        UserError: something else is at the path: a link, another kind of file, or a file that is no lock.
+        OSError: it cannot be created.
+    """
+    file = _open_lock(path)
+    try:
+        _lock(path, file)
+        file.truncate(0)
+        file.write(_BEGIN + f"{os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}".encode())
+        file.flush()
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file while the block runs, and remove it. Raises as `hold_lock`."""
+    with hold_lock(path):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _open_lock(path: Path) -> BinaryIO:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _not_a_lock(path) from None
+        raise
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or os.pread(descriptor, len(_BEGIN), 0) not in (b"", _BEGIN):
+        os.close(descriptor)
+        raise _not_a_lock(path)
+    return open(descriptor, "r+b")
+
+
+def _not_a_lock(path: Path) -> UserError:
+    return UserError(f"{path} is there as something else than the lock file of this program: move it away")
+
+
+def _lock(path: Path, file: BinaryIO) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        holder = file.read(200).decode(errors="replace").strip()
+        raise LockedError(path, holder or "another process") from None
+    except OSError as error:
+        logger.warning("%s: its file system has no locks (%s): take care that one process uses it", path, error.strerror)
