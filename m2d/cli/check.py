@@ -5,11 +5,12 @@
 
 Prints a table and statistics, and writes beside the list: `<list>.problems.csv`, a line per problem, and
 `<list>.durations.png`, a histogram of durations. --fix writes the list without the clips that cannot or should not be
-learned from (short ones stay: training pads them). A check that was stopped goes on where it was when it is started again.
+learned from (short ones stay: training pads them). A check that was stopped resumes where it was when it is started again.
 Exit status: 0 nothing to mend, 1 problems, 2 the check itself could not be done.
 """
 
 import argparse
+import csv
 import logging
 import os
 import sys
@@ -27,9 +28,13 @@ from ..data.file_store import FileStore, NpyStore
 from ..data.norm_stats import drawn_clips
 from ..data.pack.store import is_pack
 from ..utils.atomic_file import open_atomic, write_csv, write_figure
+from ..utils.errors import UserError
+from ..utils.outputs import OVERWRITE_HELP, check_outputs, has_header
 from .runner import run_program
 
 FRAME_SECONDS = 0.01
+_COLUMNS = ("row", "file_name", "problem", "detail")  # of the table of problems
+_DRAWN_BY = "m2d check"  # in the picture's metadata
 WORDS = {
     Problem.MISSING: "missing",
     Problem.UNREADABLE: "cannot be read",
@@ -51,14 +56,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_path", default="data", help="folder that the file names are relative to")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="look at N clips, evenly spread; 0: at all")
     parser.add_argument("--fix", type=Path, metavar="OUT.csv", help="write a list without the bad clips")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--input_frames", type=int, default=608, help="frames of the model's input")
     parser.add_argument("--n_mels", type=int, default=80, help="mel bands of the model's input")
     parser.add_argument("--workers", type=int, default=min(16, 2 * (os.cpu_count() or 1)), help="threads that read")
     args = parser.parse_args(argv)
     if args.workers < 1 or args.sample < 0:
         parser.error("--workers is at least 1, --sample not below 0")
-    if args.fix and args.fix.resolve() == args.csv.resolve():
-        parser.error("--fix names another file than the list itself")
+    if args.fix and args.fix.suffix != ".csv":
+        parser.error(f"--fix {args.fix}: a name that ends in .csv is expected")
     return args
 
 
@@ -96,30 +102,56 @@ def write_problems(path: Path, store: FileStore, records: np.ndarray, troubles: 
         detail = in_words(store, trouble, records[i], input_frames)
         return store.clip_list.rows[i], store.name(i), WORDS[Problem(int(trouble["problem"]))], detail
 
-    write_csv(path, ("row", "file_name", "problem", "detail"), map(row, troubles))
+    write_csv(path, _COLUMNS, map(row, troubles))
 
 
-def write_fixed(source: Path, out: Path, dropped_rows: set[int]) -> int:
-    """The list without some rows; returns how many clips are left."""
+def write_fixed(clips: ClipList, out: Path, dropped: set[int]) -> int:
+    """Write the list without some of its clips, the other rows as they are; returns how many clips are left.
+
+    Raises:
+        UserError: a row, found again in the file, does not name the clip that was read from it.
+    """
     left = 0
-    with source.open(newline="", encoding="utf-8") as old, open_atomic(out) as new:
-        for row, line in enumerate(_records(old), start=1):
-            if row not in dropped_rows:
-                new.write(line.encode())
-                left += row > 1 and bool(line.strip())
+    with clips.source.open(newline="", encoding="utf-8") as old, open_atomic(out) as new:
+        records = _records(old)
+        header, columns = next(records)
+        new.write(header.encode())
+        column = [name.removeprefix("\ufeff") for name in columns].index("file_name")
+        wanted = zip(range(len(clips)), clips.rows, clips.names, strict=True)
+        for row, (text, fields) in enumerate(records, start=2):
+            if any(fields):
+                clip, its_row, name = next(wanted, (-1, 0, ""))
+                if (its_row, name) != (row, fields[column] if column < len(fields) else None):
+                    raise UserError(f"{clips.source} row {row} can be read in two ways: fix its quotes. {out} is not written")
+                if clip in dropped:
+                    continue
+                left += 1
+            new.write(text.encode())
+        if next(wanted, None) is not None:
+            raise UserError(f"{clips.source}: its last rows can be read in two ways: fix their quotes. {out} is not written")
     return left
 
 
-def _records(file: TextIO) -> Iterator[str]:
-    """The records of a CSV as they stand in it, line ends within quotes included."""
-    held = ""
-    for line in file:
-        held += line
-        if held.count('"') % 2 == 0:
-            yield held
-            held = ""
-    if held:
-        yield held
+def _records(file: TextIO) -> Iterator[tuple[str, list[str]]]:
+    """The records of a CSV as they stand in it, line ends within quotes included, and their fields."""
+    lines: list[str] = []
+
+    def remembered() -> Iterator[str]:
+        for line in file:
+            lines.append(line)
+            yield line
+
+    for fields in csv.reader(remembered()):
+        yield "".join(lines), fields
+        lines.clear()
+
+
+def is_own_report(path: Path) -> bool:
+    """Whether an earlier check wrote this table of problems, or this picture."""
+    if path.suffix == ".csv":
+        return has_header(path, _COLUMNS)
+    with path.open("rb") as file:
+        return _DRAWN_BY.encode() in file.read(512)
 
 
 def draw_durations(path: Path, seconds: np.ndarray) -> None:
@@ -130,7 +162,7 @@ def draw_durations(path: Path, seconds: np.ndarray) -> None:
     axis.set_xlabel("duration (s)")
     axis.set_ylabel("clips")
     axis.set_title(f"{path.name.split('.durations')[0]}: {len(seconds):,} clips, {seconds.sum() / 3600:,.1f} hours")
-    write_figure(path, figure)
+    write_figure(path, figure, Software=_DRAWN_BY)
 
 
 def report(store: FileStore, records: np.ndarray, troubles: np.ndarray) -> str:
@@ -166,20 +198,23 @@ def refuse_wrong_folder(store: FileStore) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Look at a list; returns the exit status."""
+    problems, durations = beside(args.csv, "problems.csv"), beside(args.csv, "durations.png")
+    check_outputs([problems, durations], [args.csv], args.overwrite, is_own_report)
+    check_outputs([args.fix] if args.fix else [], [args.csv], args.overwrite)
     clips, store = open_list(args)
     refuse_wrong_folder(store)
     identity = f"{clips.digest()} {Path(args.data_path).resolve()} {args.n_mels} {args.input_frames}"
-    state = CheckState(beside(args.csv, "check"), identity, len(clips))
+    state = CheckState(beside(args.csv, "check.npz"), identity, len(clips))
     records = state.records
     look_at(store, drawn_clips(store, args.sample or len(clips)), state, args.input_frames, args.workers)
     troubles = find_troubles(clips, records)
     print(report(store, records, troubles))
-    write_problems(beside(args.csv, "problems.csv"), store, records, troubles, args.input_frames)
+    write_problems(problems, store, records, troubles, args.input_frames)
     if (records["frames"] > 0).any():
-        draw_durations(beside(args.csv, "durations.png"), records["frames"][records["frames"] > 0] * FRAME_SECONDS)
+        draw_durations(durations, records["frames"][records["frames"] > 0] * FRAME_SECONDS)
     if args.fix:
-        bad = set(clips.rows[troubles["clip"][troubles["problem"] != Problem.SHORT]].tolist())
-        left = write_fixed(args.csv, args.fix, bad)
+        bad = set(troubles["clip"][troubles["problem"] != Problem.SHORT].tolist())
+        left = write_fixed(clips, args.fix, bad)
         print(f"{args.fix}: {left:,} clips, {len(bad):,} dropped")
     state.remove()
     return 1 if len(troubles) else 0

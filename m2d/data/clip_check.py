@@ -1,12 +1,14 @@
 """Looking at every clip of a list: what is wrong with it, how long it is, and what its values are like.
 
-What was found so far stays in a file beside the list, so that a check that was stopped goes on where it was.
+What was found so far is saved in a file beside the list, so that a check that was stopped resumes where it was.
 """
 
 import hashlib
-import json
 import logging
 import os
+import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntFlag
@@ -14,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..utils.atomic_file import write_text
+from ..utils.atomic_file import write_npz
+from ..utils.errors import UserError
 from ..utils.parallel import Progress, map_ahead
 from .clip_list import ClipList
 from .file_store import FileStore, NpyStore, check_shape
@@ -25,6 +28,7 @@ from .store import SILENCE
 AUDIBLE = 1.0
 _CLIPS_AT_ONCE = 64
 _PIECES_AHEAD = 64
+_SAVE_SECONDS = 30
 
 logger = logging.getLogger("m2d")
 
@@ -128,28 +132,52 @@ def _read_npz(store: FileStore, i: int) -> np.ndarray:
 
 
 class CheckState:
-    """The records of a list's clips, kept in two files until the check is done.
+    """The records of a list's clips, saved now and then beside the list until the check is done.
 
     Args:
-        path: the folder-less stem of the two files.
+        path: the file (.npz).
         identity: a text that says what is checked; records of something else are dropped.
         count: clips in the list.
+
+    Raises:
+        UserError: the file is there, and no check wrote it.
+        OSError: it cannot be written.
     """
 
     def __init__(self, path: Path, identity: str, count: int):
-        self._facts, self._data = path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.npy")
-        if self._facts.exists() and json.loads(self._facts.read_text()) == identity and self._data.exists():
-            self.records = np.load(self._data, mmap_mode="r+")
-            logger.info("going on: %d of %d clips were looked at", int(self.records["looked_at"].sum()), count)
-            return
-        self._facts.unlink(missing_ok=True)
-        self.records = np.lib.format.open_memmap(self._data, mode="w+", dtype=RECORD, shape=(count,))
-        write_text(self._facts, json.dumps(identity))
+        self._path, self._identity = path, identity
+        saved = _read_state(path) if os.path.lexists(path) else None
+        if saved is not None and saved[0] == identity and saved[1].shape == (count,):
+            self.records = saved[1]
+            logger.info("resuming: %d of %d clips were looked at", int(self.records["looked_at"].sum()), count)
+        else:
+            self.records = np.zeros(count, RECORD)
+        self.save()
+
+    def save(self) -> None:
+        """Save the records."""
+        write_npz(self._path, identity=np.array(self._identity), records=self.records)
+        self._saved_at = time.monotonic()
+
+    def save_now_and_then(self) -> None:
+        """Save the records where the last time is half a minute ago."""
+        if time.monotonic() - self._saved_at > _SAVE_SECONDS:
+            self.save()
 
     def remove(self) -> None:
-        """The check is done: nothing to go on from."""
-        self._facts.unlink(missing_ok=True)
-        self._data.unlink(missing_ok=True)
+        """The check is done: nothing to resume."""
+        self._path.unlink(missing_ok=True)
+
+
+def _read_state(path: Path) -> tuple[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            identity, records = saved["identity"], saved["records"]
+        if identity.dtype.kind != "U" or identity.shape != () or records.dtype != RECORD or records.ndim != 1:
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise UserError(f"{path} is there, and no check wrote it: move it away") from None
+    return str(identity), records
 
 
 def look_at(store: FileStore, clips: np.ndarray, state: CheckState, input_frames: int, workers: int) -> None:
@@ -159,11 +187,15 @@ def look_at(store: FileStore, clips: np.ndarray, state: CheckState, input_frames
     def examine_some(some: np.ndarray) -> np.ndarray:
         return np.array([examine(store, int(i), input_frames)[0] for i in some], RECORD)
 
-    with Progress(len(todo), "clip") as progress, ThreadPoolExecutor(workers) as pool:
-        pieces = list(_pieces(todo))
-        for piece, records in zip(pieces, map_ahead(pool, examine_some, pieces, _PIECES_AHEAD), strict=True):
-            state.records[piece] = records
-            progress.update(len(piece))
+    try:
+        with Progress(len(todo), "clip") as progress, ThreadPoolExecutor(workers) as pool:
+            pieces = list(_pieces(todo))
+            for piece, records in zip(pieces, map_ahead(pool, examine_some, pieces, _PIECES_AHEAD), strict=True):
+                state.records[piece] = records
+                state.save_now_and_then()
+                progress.update(len(piece))
+    finally:
+        state.save()
 
 
 def _pieces(clips: np.ndarray) -> Iterator[np.ndarray]:

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from small_runs import environment, write_list, write_pairs
 
+from m2d.cli import check as check_program
 from m2d.cli.check import main
 from m2d.data import clip_check
 from m2d.data.store import SILENCE
@@ -122,6 +125,59 @@ def test_quoted_line_ends_do_not_shift_rows():
     assert Path("data/clean.csv").read_text() == "\n".join([lines[0] + ",note", *rows[:4], *rows[5:]]) + "\n"
 
 
+@pytest.mark.parametrize("name", ['a"b', 'ab"', '"ab"c', "a b"])
+def test_fix_drops_the_bad_rows_whatever_quotes_the_others_have(name):
+    """A quote in the middle of a name, that is not doubled: a count of quotes took the rest of the list for one row."""
+    lines = Path(CSV).read_text().splitlines()
+    clip(3).rename(clip(3).with_name(f"{name}.npy"))
+    clip(6).unlink()
+    lines[4] = f"main_lms/{name}.npy"
+    Path(CSV).write_text("\n".join(lines) + "\n")
+    assert check("--fix", "data/clean.csv") == 1
+    assert [row for row, _, _ in problems()] == [8]
+    assert Path("data/clean.csv").read_text().splitlines() == [line for i, line in enumerate(lines) if i != 7]
+
+
+def test_a_list_that_reads_in_two_ways_is_not_fixed(monkeypatch, caplog):
+    clip(6).unlink()
+    monkeypatch.setattr(check_program, "_records", lambda file: iter([("file_name\n", ["file_name"]), ("x\n", ["x"])]))
+    assert check("--fix", "data/clean.csv") == 2
+    assert "row 2 can be read in two ways" in caplog.text and not Path("data/clean.csv").exists()
+
+
+def test_fix_keeps_a_byte_order_mark():
+    Path(CSV).write_bytes(b"\xef\xbb\xbf" + Path(CSV).read_bytes())
+    assert check("--fix", "data/clean.csv") == 0
+    assert Path("data/clean.csv").read_bytes() == Path(CSV).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["data/clean.csv", f"{CSV}.problems.csv", f"{CSV}.durations.png", f"{CSV}.check.npz"])
+def test_what_a_check_did_not_write_is_not_replaced(name, caplog):
+    Path(name).write_text("file_name,label\nmine,1\n")
+    assert check("--fix", "data/clean.csv") == 2
+    assert Path(name).read_text() == "file_name,label\nmine,1\n" and name in caplog.text
+    assert len(list(Path("data").glob("*"))) == 3
+    if not name.endswith("npz"):
+        assert check("--fix", "data/clean.csv", "--overwrite") == 0
+
+
+def test_its_own_reports_are_replaced():
+    assert check() == 0 and check() == 0
+
+
+def test_a_full_disk_is_an_error_before_the_work(monkeypatch, caplog):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+        assert check() == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert "File too large" in caplog.text
+    assert sorted(path.name for path in Path("data").iterdir()) == ["files_main.csv", "main_lms"]
+
+
 def test_a_sample_is_spread_over_the_list(capsys):
     clip(0).unlink()
     clip(1).unlink()
@@ -160,8 +216,9 @@ def test_a_stopped_check_goes_on(monkeypatch, capsys, caplog):
 
 def test_what_was_found_of_another_list_is_not_taken():
     clip(5).unlink()
-    state = clip_check.CheckState(Path(f"{CSV}.check"), "another list", 7)
+    state = clip_check.CheckState(Path(f"{CSV}.check.npz"), "another list", 30)
     state.records["looked_at"] = 1
+    state.save()
     assert check() == 1 and [row for row, _, _ in problems()] == [7]
 
 
@@ -189,7 +246,9 @@ def test_what_cannot_be_checked(capsys, caplog):
     assert main(["data/none.csv"]) == 2
     assert main([CSV, "--data_path", "elsewhere"]) == 2
     assert "none of its files is under elsewhere" in caplog.text
-    for flags in (["--workers", "0"], ["--sample", "-1"], ["--fix", CSV]):
+    assert main([CSV, "--fix", CSV, "--overwrite"]) == 2
+    assert "is an input" in caplog.text
+    for flags in (["--workers", "0"], ["--sample", "-1"], ["--fix", "clean.txt"]):
         with pytest.raises(SystemExit) as stopped:
             main([CSV, *flags])
         assert stopped.value.code == 2
