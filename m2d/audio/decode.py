@@ -2,18 +2,21 @@
 
 import logging
 import os
-import re
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 
 from ..utils.names import shown
+from .containers.layout import read_layout
+from .containers.mpeg import behind_id3
+from .containers.view import FileView, Part
+from .readers import FfmpegReader, Reader, SndfileReader, ffmpeg_format, has_ffmpeg
 
 logger = logging.getLogger("m2d")
 
@@ -21,14 +24,8 @@ logger = logging.getLogger("m2d")
 RATES = (1_000, 768_000)
 #: Float samples above this are in another scale, such as that of 16-bit integers.
 BEYOND_FULL_SCALE = 10.0
-# The power of a spectrum of larger samples overflows single precision.
-_BEYOND_ANY_SCALE = 1e15
-# Small blocks stay in the second-level cache through decoding, mixing and resampling. Without these, there is nothing to keep.
-_SMALL_BLOCK = 1 << 14
-_LARGE_BLOCK = 1 << 20
-_DATA_CHUNK_CUT = re.compile(r"^data : (\d+) \(should be (\d+)\)", re.MULTILINE)
-# Programs that write to a pipe cannot know the length, and put a number near one of these limits.
-_PLACEHOLDER_BYTES = 0x7FFF0000
+# What encoders say of their delay and padding, and rounding, may take so much of the promised length away.
+_SECONDS_OF_TOLERANCE = 0.5
 
 
 def load_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
@@ -55,7 +52,9 @@ def open_audio(path: str | os.PathLike, sample_rate: int) -> "AudioStream":
         for warning in stream.warnings:
             logger.warning("%s", warning)
 
-    Any format that libsndfile reads (WAV, FLAC, Ogg, MP3, AIFF …); soxr's high quality resampling.
+    Any format that libsndfile reads (WAV, FLAC, Ogg, MP3, AIFF …) and, where PyAV is installed, MPEG-4, AAC, Windows Media,
+    WebM and others; soxr's high quality resampling. Files put one after the other, chained Ogg, and streams whose length
+    their header does not tell are read whole, changes of the rate or the channels included.
 
     Raises:
         OSError: the file cannot be opened.
@@ -74,6 +73,7 @@ class AudioStream:
         sample_rate: of the blocks, in Hz.
         warnings: complete after the iteration. A line, with the file's name, for each thing that is wrong with a file
             that could be read all the same: cut short, beyond full scale.
+        seconds_left_out: of the file's sound, where a warning tells of some.
 
     Raises:
         ValueError: while iterating. The file is damaged, holds no samples, or some that are NaN, infinite or beyond any scale.
@@ -82,102 +82,135 @@ class AudioStream:
     def __init__(self, path: str | os.PathLike, sample_rate: int):
         self.sample_rate = sample_rate
         self.warnings: list[str] = []
+        self.seconds_left_out = 0.0
         self._name = shown(path)
-        self._peak = 0.0
-        _check_regular(path, self._name)
-        with self._explained(path):
-            self._file = _Reader(path)
+        self._path = os.fspath(path)
+        self._file = _open_regular(path, self._name)
+        self._reader: Reader | None = None
         try:
-            self._check_header()
-        except ValueError:
-            self._file.close()
+            layout = read_layout(self._file, os.fstat(self._file.fileno()).st_size)
+            self._left_out(layout.warning, layout.seconds_left_out)
+            self._parts = layout.parts or (None,)
+            self._open_part(self._parts[0])
+        except BaseException:
+            self.close()
             raise
 
     def __enter__(self) -> "AudioStream":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._reader is not None:
+            self._reader.close()
         self._file.close()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         samples = 0
         for old_rate, blocks in groupby(self._mono_blocks(), key=itemgetter(0)):
-            for block in _resampled((block for _, block in blocks), old_rate, self.sample_rate):
+            for block in _resampled(map(itemgetter(1), blocks), old_rate, self.sample_rate):
                 samples += len(block)
                 if len(block):
                     yield block
         if not samples:
             raise ValueError(f"{self._name} holds no samples")
-        if self._peak > BEYOND_FULL_SCALE:
-            self.warnings.append(f"{self._name} is beyond full scale: its peak is {self._peak:.5g}, full scale is 1")
-
-    def _check_header(self) -> None:
-        file = self._file
-        if not RATES[0] <= file.samplerate <= RATES[1]:
-            raise ValueError(
-                f"{self._name} has a damaged header: a sampling rate of {file.samplerate} Hz, "
-                f"which is not between {RATES[0]} and {RATES[1]}"
-            )
-        cut = _DATA_CHUNK_CUT.search(file.extra_info) if file.format in ("WAV", "WAVEX") else None
-        if cut and int(cut[2]) < int(cut[1]) < _PLACEHOLDER_BYTES:
-            self.warnings.append(f"{self._name} is cut short: {cut[2]} of the {cut[1]} bytes that its header promises are there")
 
     def _mono_blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Sampling rates and blocks."""
-        file = self._file
-        nothing_to_do = file.channels == 1 and file.samplerate == self.sample_rate
-        length = _LARGE_BLOCK if nothing_to_do else max(1, _SMALL_BLOCK // max(1, file.channels // 2))
-        # libsndfile reads 16-bit samples as integers five times as fast as it converts them.
-        is_int16 = file.subtype == "PCM_16"
-        scale = np.float32((2.0**-15 if is_int16 else 1.0) / file.channels)
-        buffer = np.empty((length, file.channels), dtype=np.int16 if is_int16 else np.float32)
-        while len(block := self._read_into(buffer)):
-            if file.subtype in ("FLOAT", "DOUBLE"):
-                self._look_at_peak(block)
-            mono = np.multiply(block[:, 0], scale, dtype=np.float32)
-            for channel in range(1, file.channels):
-                mono += np.multiply(block[:, channel], scale, dtype=np.float32)
-            yield file.samplerate, mono
+        """Sampling rates and blocks of all parts."""
+        peak = damaged = 0
+        for number, part in enumerate(self._parts):
+            if number:
+                self._open_part(part)
+            samples = rate = 0
+            try:
+                for rate, block in self._reader.blocks():
+                    _check_rate(rate)
+                    samples += len(block)
+                    yield rate, block
+            except ValueError as error:
+                raise self._named(error) from None
+            if isinstance(self._source, FileView) and self._source.error:
+                raise OSError(f"{self._name} cannot be read: {self._source.error.strerror}")
+            if rate:
+                promised = part.frames / rate if part else self._reader.promised_seconds
+                missing = promised - samples / rate
+                if missing > _SECONDS_OF_TOLERANCE:
+                    self._left_out(f"is damaged: {missing:.1f} s of it are left out", missing)
+            peak, damaged = max(peak, self._reader.peak), damaged + self._reader.damaged
+        if damaged:
+            self._left_out(f"is damaged: {damaged} of its packets could not be decoded, and are left out", 0.0)
+        if peak > BEYOND_FULL_SCALE:
+            self._left_out(f"is beyond full scale: its peak is {peak:.5g}, full scale is 1", 0.0)
 
-    def _read_into(self, buffer: np.ndarray) -> np.ndarray:
-        with self._explained(self._file.name):
-            return self._file.read(out=buffer)
+    def _left_out(self, warning: str, seconds: float) -> None:
+        if warning:
+            self.warnings.append(f"{self._name} {warning}")
+        self.seconds_left_out += seconds
 
-    def _look_at_peak(self, block: np.ndarray) -> None:
-        peak = max(float(block.max()), -float(block.min()))
-        if not peak < _BEYOND_ANY_SCALE:
-            raise ValueError(f"{self._name} holds NaN, infinity or samples beyond any scale")
-        self._peak = max(self._peak, peak)
-
-    @contextmanager
-    def _explained(self, path: str | os.PathLike) -> Iterator[None]:
+    def _open_part(self, part: Part | None) -> None:
+        """Put a decoder at the beginning of a part; None: of the file as it is."""
+        if self._reader is not None:
+            self._reader.close()
+        self._source = self._file if part is None else FileView(self._file, part.pieces)
         try:
-            yield
-        except soundfile.LibsndfileError as error:
-            empty = os.stat(path).st_size == 0
-            reason = "is empty (0 bytes)" if empty else f"cannot be read as audio: {error.error_string.rstrip('.')}"
-            raise ValueError(f"{self._name} {reason}") from None
-        except TypeError:
-            raise ValueError(f"{self._name} has no header that tells its format") from None
+            try:
+                self._reader = self._by_libsndfile()
+            except (soundfile.LibsndfileError, TypeError) as error:
+                self._reader = self._other_reader(error)
+            else:
+                _check_rate(self._reader.rate)
+        except ValueError as error:
+            raise self._named(error) from None
+
+    def _by_libsndfile(self) -> SndfileReader:
+        if isinstance(self._source, FileView):
+            return SndfileReader(self._source, self.sample_rate)
+        descriptor = self._file.fileno()
+        position = os.lseek(descriptor, 0, os.SEEK_CUR)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        try:
+            return SndfileReader(descriptor, self.sample_rate)
+        except soundfile.LibsndfileError:
+            os.lseek(descriptor, position, os.SEEK_SET)  # where the buffered file takes it to be
+            return SndfileReader(self._path, self.sample_rate)  # of some formats the name alone tells
+
+    def _other_reader(self, error: Exception) -> Reader:
+        """What reads the source in the place of libsndfile, which refused it."""
+        self._source.seek(behind_id3(self._source, 0))
+        head = self._source.read(12)
+        if not head:
+            raise ValueError("is empty (0 bytes)")
+        other = ffmpeg_format(head)
+        if other is not None and has_ffmpeg():
+            return FfmpegReader(self._source, other.name)
+        if other is not None and not other.is_sndfiles:
+            raise ValueError(f"is {other.words}, which needs PyAV: pip install 'm2d-audio[av]'")
+        if isinstance(error, TypeError):
+            raise ValueError("has no header that tells its format")
+        hint = "; PyAV reads more formats: pip install 'm2d-audio[av]'" if other is not None else ""
+        raise ValueError(f"cannot be read as audio: {error.error_string.rstrip('.')}{hint}")
+
+    def _named(self, error: ValueError) -> ValueError:
+        """With the file's name in front of the words of an error."""
+        return ValueError(f"{self._name} {error}")
 
 
-class _Reader(soundfile.SoundFile):
-    """soundfile's, but not seeking after each block, which decodes parts of FLAC and MP3 twice."""
-
-    def seekable(self) -> bool:
-        return False
-
-
-def _check_regular(path: str | os.PathLike, name: str) -> None:
-    """Raise where a path cannot be opened, or opening it may wait for ever."""
+def _open_regular(path: str | os.PathLike, name: str) -> BinaryIO:
     try:
         mode = os.stat(path).st_mode
-        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
-            with open(path, "rb"):
-                return
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # a folder's error is open's
+            return open(path, "rb")
     except OSError as error:
         raise type(error)(f"{name} cannot be opened: {error.strerror}") from None
     raise ValueError(f"{name} is not a regular file but a pipe, a socket or a device")
+
+
+def _check_rate(rate: int) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"has a damaged header: a sampling rate of {rate} Hz, which is not between {RATES[0]} and {RATES[1]}")
 
 
 def _resampled(blocks: Iterator[np.ndarray], old_rate: int, new_rate: int) -> Iterator[np.ndarray]:

@@ -1,0 +1,76 @@
+"""Ogg: several streams one after the other (chained), of which a decoder reads the first, or at the same time (multiplexed)."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from .view import Layout, Part
+
+_HEADER = struct.Struct("<4sBBqIIIB")
+_BEGINS = 2  # a page's flag: the first of its stream
+_SEARCHED_AT_ONCE = 1 << 16
+_AUDIO = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ")
+
+
+@dataclass
+class _Stream:
+    """One logical stream of a link of the chain."""
+
+    is_audio: bool
+    pages: list[range] = field(default_factory=list)
+
+    def add(self, page: range) -> None:
+        if self.pages and self.pages[-1].stop == page.start:
+            page = range(self.pages.pop().start, page.stop)
+        self.pages.append(page)
+
+
+def ogg_layout(file: BinaryIO) -> Layout:
+    """A part for each audio stream of a chained or multiplexed file; none for a file of one stream."""
+    links: list[dict[int, _Stream]] = []
+    beginning = False  # among the first pages of a link's streams
+    for page, begins, serial, content in _pages(file):
+        if begins and not beginning:
+            links.append({})
+        beginning = begins
+        if begins:
+            links[-1][serial] = _Stream(content.startswith(_AUDIO))
+        if links and serial in links[-1]:
+            links[-1][serial].add(page)
+    streams = [stream for link in links for stream in link.values()]
+    if len(streams) <= 1:
+        return Layout()
+    return Layout(tuple(Part(tuple(stream.pages)) for stream in streams if stream.is_audio))
+
+
+def _pages(file: BinaryIO) -> Iterator[tuple[range, bool, int, bytes]]:
+    """Of each page: its bytes' range, whether it begins a stream, the stream's number, and its content's first bytes."""
+    position = 0
+    while True:
+        file.seek(position)
+        header = file.read(_HEADER.size)
+        if len(header) < _HEADER.size:
+            return
+        magic, version, flags, _, serial, _, _, segments = _HEADER.unpack(header)
+        if magic != b"OggS" or version:
+            position = _next_page(file, position + 1)
+            continue
+        size = sum(file.read(segments))
+        begins = bool(flags & _BEGINS)
+        page = range(position, position + _HEADER.size + segments + size)
+        yield page, begins, serial, file.read(8) if begins else b""
+        position = page.stop
+
+
+def _next_page(file: BinaryIO, position: int) -> int:
+    """Where the next page begins, behind bytes that are none; the end of the file where there is none."""
+    while True:
+        file.seek(position)
+        block = file.read(_SEARCHED_AT_ONCE)
+        found = block.find(b"OggS")
+        if found >= 0:
+            return position + found
+        if len(block) < _SEARCHED_AT_ONCE:
+            return position + len(block)
+        position += len(block) - 3
