@@ -26,7 +26,7 @@ from ..data.clip_list import ClipList, read_list
 from ..data.feature_store import NpzStore
 from ..data.file_store import FileStore, NpyStore
 from ..data.norm_stats import drawn_clips
-from ..data.pack.store import is_pack
+from ..data.pack.format import is_pack
 from ..utils.atomic_file import open_atomic, write_csv, write_figure
 from ..utils.errors import UserError
 from ..utils.outputs import OVERWRITE_HELP, check_outputs, has_header

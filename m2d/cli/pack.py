@@ -32,10 +32,9 @@ from ..data.pack.format import (
     chunk_path,
     default_chunk_clips,
     missing_chunks,
-    read_index,
     read_info,
-    text_column,
 )
+from ..data.pack.index import read_index, text_column
 from ..data.pack.writer import PackedClip, pack_clip, start_pack, write_chunk
 from ..utils.parallel import Progress, map_ahead
 
@@ -83,7 +82,7 @@ def pack(store: FileStore, clips: ClipList, out: Path, info: PackInfo, shard: tu
     start_pack(out, info)
     number, count = shard
     chunks = [k for k in missing_chunks(out, info) if k % count == number - 1]
-    ranges = {k: range(k * info.chunk_clips, min((k + 1) * info.chunk_clips, info.clips)) for k in chunks}
+    ranges = {k: info.clips_in(k) for k in chunks}
     total = sum(map(len, ranges.values()))
     with Progress(total, "clip") as progress, ThreadPoolExecutor(workers) as pool:
         for chunk, items in ranges.items():
@@ -97,7 +96,7 @@ def pack(store: FileStore, clips: ClipList, out: Path, info: PackInfo, shard: tu
 
 def damaged_clips(out: Path, info: PackInfo, chunk: int, progress: Callable[[int], None]) -> list[str]:
     """What of a chunk does not have the checksum of its index, by clip."""
-    index = read_index(out, chunk)
+    index = read_index(out, info, chunk)
     names = text_column(index, "file_name")
     damaged = []
     for part, width, prefix in (("frames.npy", info.n_mels, ""), ("features.npy", info.feature_width, "feature_")):

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ..utils.errors import FileError
+
 #: So many unreadable clips in a row are no accident.
 MAX_IN_A_ROW = 100
 
@@ -51,4 +53,4 @@ def _first_readable(read: Reader, clip: int, u: np.ndarray, count: int) -> tuple
             if str(error) not in _told:
                 _told.add(str(error))
                 logger.error("passed over (--skip_bad_files): %s", error)
-    raise ValueError(f"{MAX_IN_A_ROW} clips in a row cannot be read, even with --skip_bad_files. The last: {last}") from last
+    raise FileError(f"{MAX_IN_A_ROW} clips in a row cannot be read, even with --skip_bad_files. The last: {last}") from last

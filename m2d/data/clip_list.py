@@ -1,5 +1,6 @@
 """Lists of clips: a CSV read once, its texts held as bytes so that millions of names stay cheap in every worker."""
 
+import codecs
 import difflib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
+from ..utils.errors import FileError
+
+_OTHER_ENCODINGS = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
+_OTHER_SEPARATORS = {";": "';'", "\t": "tabs"}
 _EMPTY = "the list is empty, there is no clip below its header"
 _WHO_WRITES = {"label": ": util/make_as_weighted_list.py writes one", "weight": ": util/make_as_weighted_list.py writes one"}
 
@@ -49,6 +54,15 @@ class TextColumn:
     def to_arrow(self) -> pa.Array:
         """An Arrow array on the same memory."""
         return pa.LargeStringArray.from_buffers(len(self), pa.py_buffer(self.offsets), pa.py_buffer(self.blob))
+
+    def check(self, name: str, count: int) -> None:
+        """Raise ValueError where this is no column of `count` texts: arrays from a file may hold anything."""
+        blob, offsets = self.blob, self.offsets
+        if blob.dtype != np.uint8 or blob.ndim != 1 or offsets.dtype != np.int64 or offsets.shape != (count + 1,):
+            raise ValueError(f"{name}: {blob.dtype} {blob.shape} and {offsets.dtype} {offsets.shape}, expected {count} texts")
+        if offsets[0] != 0 or offsets[-1] != len(blob) or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{name}: offsets that do not fit its {len(blob)} bytes")
+        self.to_arrow().validate(full=True)  # UTF-8
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -135,19 +149,31 @@ def read_list(csv_path: str | Path, columns: Sequence[str] = ("file_name",), opt
     path = Path(csv_path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list (a CSV with a column file_name)")
+    _check_encoding(path)
     try:
         header = _open(path, []).schema.names
         _check_header(path, header, columns)
         wanted = [*columns, *(c for c in optional if c in header)]
         parts = [{name: TextColumn.from_arrow(batch.column(name)) for name in wanted} for batch in _open(path, wanted)]
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: cannot be read as a CSV in UTF-8 with a header: {error}") from error
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise FileError(f"{path}: cannot be read as a CSV in UTF-8 with a header: {reason[:300]}") from error
     if not parts:
-        raise ValueError(f"{path}: {_EMPTY}")
+        raise FileError(f"{path}: {_EMPTY}")
     texts = {name: TextColumn.join([part.pop(name) for part in parts]) for name in wanted}
     rows = np.arange(2, 2 + len(texts["file_name"]), dtype=np.int32)
     pa.default_memory_pool().release_unused()
     return _without_empty_rows(ClipList(path, texts, rows), columns)
+
+
+def _check_encoding(path: Path) -> None:
+    with path.open("rb") as file:
+        begin = file.read(4096)
+    for encoding, marks in _OTHER_ENCODINGS.items():
+        if begin.startswith(marks):
+            raise FileError(f"{path}: a list in {encoding}: save it as UTF-8 (iconv -f {encoding} -t UTF-8)")
+    if b"\0" in begin:
+        raise FileError(f"{path}: no list: zero bytes in it; a list is a CSV in UTF-8")
 
 
 def _open(path: Path, wanted: Sequence[str]) -> csv.CSVStreamingReader:
@@ -167,9 +193,9 @@ def _without_empty_rows(clips: ClipList, required: Sequence[str]) -> ClipList:
     for name in required:
         lacking = np.flatnonzero(empty[name] & ~blank)
         if len(lacking):
-            raise ValueError(f"{clips.where(lacking[0])}: no {name}")
+            raise FileError(f"{clips.where(lacking[0])}: no {name}")
     if blank.all():
-        raise ValueError(f"{clips.source}: {_EMPTY}")
+        raise FileError(f"{clips.source}: {_EMPTY}")
     if not blank.any():
         return clips
     kept = np.flatnonzero(~blank)
@@ -178,8 +204,13 @@ def _without_empty_rows(clips: ClipList, required: Sequence[str]) -> ClipList:
 
 def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None:
     for column in columns:
+        if header.count(column) > 1:
+            raise FileError(f"{path}: the column {column} comes twice")
         if column in header:
             continue
+        for separator, name in _OTHER_SEPARATORS.items():
+            if column in header[0].split(separator):
+                raise FileError(f"{path}: columns separated by {name}: save it as a CSV with commas")
         close = difflib.get_close_matches(column, header, n=1, cutoff=0.5)
         if any(name.endswith((".npy", ".npz")) for name in header):
             hint = f": its first line is a clip already; put the line {','.join(columns)} above it"
@@ -187,4 +218,5 @@ def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None
             hint = f": rename {close[0]!r}?"
         else:
             hint = _WHO_WRITES.get(column, ": one path a line, relative to --data_path")
-        raise ValueError(f"{path}: no column {column} (its columns: {', '.join(header)}){hint}")
+        shown = ", ".join(header)[:200]
+        raise FileError(f"{path}: no column {column} (its columns: {shown}){hint}")

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.errors import UserError
 from .clip_list import ClipList
 from .file_store import FileStore, check_shape
-from .npy import ArrayHeader, Scratch, read_columns, read_header
-from .npz import member_begins, read_integer
+from .npy import ArrayHeader, Scratch, read_columns
+from .npz import find_members, read_integer
 from .rng import choice
 from .store import ClipStore, fill_short
 
@@ -121,18 +122,19 @@ class _Npz:
 
     def __init__(self, fd: int, n_mels: int, feature_width: int | None):
         self.fd = fd
-        begins = member_begins(fd)
-        missing = [name.removesuffix(".npy") for name in _MEMBERS if name not in begins]
+        members = find_members(fd)
+        missing = [name.removesuffix(".npy") for name in _MEMBERS if name not in members]
         if missing:
             raise ValueError(
-                f"no {', '.join(missing)} in it (it holds {', '.join(begins)}); "
+                f"no {', '.join(missing)} in it (it holds {', '.join(members)}); "
                 "M2D-S takes what speech/extract_offline_ls960.py writes: arr_0 log-mel, arr_1 features, arr_2 their number"
             )
-        self.lms_begin, self.features_begin = begins["arr_0.npy"], begins["arr_1.npy"]
-        self.lms, self.features = read_header(fd, self.lms_begin), read_header(fd, self.features_begin)
+        lms, features, valid = (members[name] for name in _MEMBERS)
+        self.lms_begin, self.features_begin = lms.begin, features.begin
+        self.lms, self.features = lms.header(fd, "arr_0"), features.header(fd, "arr_1")
         check_shape(self.lms, n_mels, "arr_0: ")
         _check_features(self.features, feature_width)
-        self.valid = min(read_integer(fd, begins["arr_2.npy"], "arr_2"), self.features.shape[1])
+        self.valid = min(read_integer(fd, valid, "arr_2"), self.features.shape[1])
 
     def read_crop(self, start: int, crop: np.ndarray, repeat: bool, scratch: Scratch) -> None:
         valid = max(0, min(self.lms.shape[2] - start, crop.shape[1]))
@@ -162,13 +164,13 @@ def _check_features(header: ArrayHeader, width: int | None) -> None:
 
 
 def check_sizes(input_frames: int, patch_frames: int) -> None:
-    """Raise ValueError where crops of `input_frames` and patches of `patch_frames` cannot be aligned with features."""
+    """Raise UserError where crops of `input_frames` and patches of `patch_frames` cannot be aligned with features."""
     if patch_frames % FRAMES_PER_FEATURE:
-        raise ValueError(
+        raise UserError(
             f"--patch_size: patches of {patch_frames} frames; speech patches span an even number (a feature is 2 frames)"
         )
     if input_frames % patch_frames:
-        raise ValueError(
+        raise UserError(
             f"--input_size {input_frames} frames is no multiple of the patch's {patch_frames} (--patch_size): "
             f"{input_frames // patch_frames * patch_frames} or {-(-input_frames // patch_frames) * patch_frames} would be"
         )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.errors import FileError
+from ..utils.read_file import open_regular
 from .clip_list import ClipList
 from .npy import ArrayHeader, Scratch, check_size, read_columns, read_header
 from .rng import choice
@@ -63,7 +65,7 @@ class FileStore(ClipStore):
     def opened(self, i: int) -> Iterator[int]:
         """Clip i's file, open for reading; what goes wrong within is raised again with file and row named."""
         try:
-            fd = os.open(self.path(i), os.O_RDONLY)
+            fd = open_regular(self.path(i))
             try:
                 yield fd
             finally:
@@ -71,7 +73,7 @@ class FileStore(ClipStore):
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.where(i)}: no such file under {self.data_path} (--data_path)") from None
         except (OSError, ValueError) as error:
-            raise ValueError(f"{self.where(i)}: {error}") from error
+            raise FileError(f"{self.where(i)}: {error}") from error
 
 
 class NpyStore(FileStore):

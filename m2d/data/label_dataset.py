@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..utils.errors import FileError
 from .dataset import AudioDataset
 from .store import ClipStore
 
@@ -36,12 +37,12 @@ class LabelTable:
         ids, clip_of = ids.filter(pa.array(given)), clip_of[given]
         counts = np.bincount(clip_of, minlength=len(clips))
         if not counts.all():
-            raise ValueError(f"{clips.where(int(np.argmin(counts)))}: no class id in its label")
+            raise FileError(f"{clips.where(int(np.argmin(counts)))}: no class id in its label")
         self.classes = sorted(pc.unique(ids).to_pylist()) if classes is None else list(classes)
         codes = pc.index_in(ids, value_set=pa.array(self.classes, ids.type))
         if codes.null_count:
             place = int(np.argmax(codes.is_null().to_numpy(zero_copy_only=False)))
-            raise ValueError(
+            raise FileError(
                 f"{clips.where(int(clip_of[place]))}: label {ids[place]} is not among the {len(self.classes)} classes of training"
             )
         self.codes = codes.to_numpy().astype(np.int32)
@@ -111,9 +112,9 @@ def read_weights(clips: ClipStore) -> np.ndarray | None:
     bad = ~(np.isfinite(weights) & (weights >= 0))
     if bad.any():
         i = int(np.argmax(bad))
-        raise ValueError(f"{clips.where(i)}: weight {texts[i]!r}, expected a number of at least 0")
+        raise FileError(f"{clips.where(i)}: weight {texts[i]!r}, expected a number of at least 0")
     if not weights.any():
-        raise ValueError(f"{clips.source}: all weights are 0")
+        raise FileError(f"{clips.source}: all weights are 0")
     return weights
 
 

@@ -38,7 +38,7 @@ class BatchLoader:
         if self._pool is None:
             yield from map(self._read, keys)
             return
-        yield from map_ahead(self._pool, self._read, keys, self.depth + 1)
+        yield from map_ahead(self._pool, self._read, keys, self.depth)
 
     def close(self) -> None:
         """End the threads."""

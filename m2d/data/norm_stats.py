@@ -1,15 +1,18 @@
 """Mean and standard deviation of a list's log-mel spectrograms: measured in a stream, cached beside the list."""
 
 import hashlib
-import json
 import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 
-from ..utils.atomic_file import write_text
+from ..utils.atomic_file import write_bytes
+from ..utils.errors import FileError
+from ..utils.read_file import read_json
 from .bad_files import read_readable
 from .rng import Purpose, uniform
 from .store import ClipStore, check_finite
@@ -19,6 +22,16 @@ _THREADS = 4
 _CACHED_SETTINGS = 16
 
 logger = logging.getLogger("m2d")
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """What the cache keeps of one measurement: the result, and for a reader its settings."""
+
+    mean: float
+    std: Annotated[float, msgspec.Meta(gt=0)]
+    input_frames: int
+    n_files: int
+    repeat: bool
 
 
 def drawn_clips(store: ClipStore, n_files: int) -> np.ndarray:
@@ -68,7 +81,7 @@ def measure_stats(
             count += n
     std = math.sqrt(m2 / count)
     if std == 0:
-        raise ValueError(f"{store.source}: all values of its {len(clips)} measured clips are {mean}: nothing to learn from")
+        raise FileError(f"{store.source}: all values of its {len(clips)} measured clips are {mean}: nothing to learn from")
     return float(mean), float(std)
 
 
@@ -90,31 +103,25 @@ def cached_stats(
     be written, a warning says so and nothing is kept.
     """
     path = store.source.with_name(store.source.name + ".stats.json")
-    settings = {"input_frames": input_frames, "n_files": n_files, "repeat": repeat}
+    settings = {"input_frames": input_frames, "n_files": n_files, "repeat": repeat}  # their text is part of the key
     state = f"{settings} {store.fingerprint(drawn_clips(store, n_files))}"
     key = hashlib.sha256(state.encode()).hexdigest()
     cache = _read_cache(path)
     if key in cache:
-        return cache[key]["mean"], cache[key]["std"]
+        return cache[key].mean, cache[key].std
     mean, std = measure_stats(store, input_frames, n_files, repeat, skip_bad)
     kept = dict(list(cache.items())[1 - _CACHED_SETTINGS :])
+    entries = kept | {key: _Entry(mean, std, input_frames, n_files, repeat)}
     try:
-        write_text(path, json.dumps(kept | {key: {"mean": mean, "std": std, **settings}}, indent=1))
+        write_bytes(path, msgspec.json.format(msgspec.json.encode(entries), indent=1))
     except OSError as error:
         logger.warning("%s: statistics are not kept: %s", path, error)
     return mean, std
 
 
-def _read_cache(path: Path) -> dict[str, dict[str, float]]:
-    """The cache's entries; none where there is no usable file."""
+def _read_cache(path: Path) -> dict[str, _Entry]:
+    """The cache's entries by key; none where there is no usable file."""
     try:
-        cache = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_json(path, dict[str, _Entry], "training")
+    except (FileNotFoundError, FileError):
         return {}
-    if not isinstance(cache, dict):
-        return {}
-    return {key: entry for key, entry in cache.items() if _is_entry(entry)}
-
-
-def _is_entry(entry: object) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(k), float) and math.isfinite(entry[k]) for k in ("mean", "std"))

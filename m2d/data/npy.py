@@ -1,14 +1,16 @@
 """Part of a log-mel array out of a .npy file (or an uncompressed member of a .npz), without loading the rest."""
 
 import io
+import math
 import os
-import tokenize
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 _USUAL_HEADER = 128
+_LONGEST_HEADER = 1 << 14  # NumPy's own limit is 10,000
+_KINDS = "fciub"
 _WHOLE = 1 << 20  # up to this many bytes one read of everything beats one read per mel band (measured)
 
 
@@ -23,7 +25,7 @@ class ArrayHeader(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Size of the values in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @lru_cache(maxsize=4096)
@@ -35,9 +37,38 @@ def _parse(head: bytes) -> ArrayHeader:
         raise ValueError(f".npy format {version} is not supported")
     try:
         shape, fortran, dtype = readers[version](stream)
-    except (SyntaxError, TypeError, tokenize.TokenError):
+    except Exception:  # NumPy evaluates the header's text as Python literals, which may raise anything
         raise ValueError("a .npy header that makes no sense") from None
+    if dtype.kind not in _KINDS:
+        raise ValueError(f"values of type {dtype}, expected numbers")
+    if min(shape, default=0) < 0:
+        raise ValueError(f"shape {shape}")
     return ArrayHeader(shape, dtype, fortran, stream.tell())
+
+
+def array_from_bytes(data: bytes) -> np.ndarray:
+    """The array of a whole .npy file in memory, a read-only view.
+
+    Raises:
+        ValueError: it is no .npy of numbers, or shorter than its header says.
+    """
+    header = _parse(data[: _header_size(data)])
+    if len(data) - header.offset < header.nbytes:
+        raise ValueError(f"{len(data)} bytes, but shape {header.shape} of {header.dtype} takes more")
+    count = math.prod(header.shape)
+    values = np.frombuffer(data, header.dtype, count, header.offset)
+    return values.reshape(header.shape, order="F" if header.fortran else "C")
+
+
+def _header_size(head: bytes) -> int:
+    """Bytes of the header that begins with these."""
+    if head[:6] != b"\x93NUMPY" or len(head) < 12:
+        raise ValueError("not a .npy file" if head else "an empty file")
+    wide = head[6] > 1
+    size = int.from_bytes(head[8 : 12 if wide else 10], "little") + (12 if wide else 10)
+    if size > _LONGEST_HEADER:
+        raise ValueError("a .npy header that makes no sense")
+    return size
 
 
 def read_header(fd: int, at: int = 0) -> ArrayHeader:
@@ -47,10 +78,7 @@ def read_header(fd: int, at: int = 0) -> ArrayHeader:
         ValueError: there is no whole .npy header.
     """
     head = os.pread(fd, _USUAL_HEADER, at)
-    if head[:6] != b"\x93NUMPY" or len(head) < 12:
-        raise ValueError("not a .npy file" if head else "an empty file")
-    wide = head[6] > 1
-    size = int.from_bytes(head[8 : 12 if wide else 10], "little") + (12 if wide else 10)
+    size = _header_size(head)
     if size > len(head):
         head = os.pread(fd, size, at)
         if size > len(head):

@@ -6,7 +6,8 @@ from pathlib import Path
 from .clip_list import read_list
 from .feature_store import FeatureStore, NpzStore
 from .file_store import NpyStore
-from .pack.store import PackFeatureStore, PackStore, is_pack
+from .pack.format import is_pack
+from .pack.store import PackFeatureStore, PackStore
 from .store import ClipStore
 
 

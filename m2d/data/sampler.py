@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..utils.errors import UserError
 from .rng import Purpose, permutation, uniform
 
 
@@ -83,7 +84,7 @@ class EpochSampler:
         self.updates_per_epoch = samples // self.per_update
         self._cumulative = None if weights is None else np.cumsum(weights, dtype=np.float64)
         if self.updates_per_epoch == 0:
-            raise ValueError(
+            raise UserError(
                 f"an epoch has {samples} samples, fewer than the {self.per_update} that one update takes "
                 f"(batch_size {batch_size} x {world_size} processes x accum_iter {accum_iter}): "
                 "lower --batch_size or --accum_iter, or raise --min_ds_size"

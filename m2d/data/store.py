@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..utils.errors import FileError
 from .clip_list import TextColumn
 
 EPS = float(np.finfo(np.float32).eps)
@@ -73,4 +74,4 @@ def check_finite(store: ClipStore, clips: np.ndarray, values: np.ndarray) -> Non
     """Raise ValueError, naming the clip, where one of the values `[B, ...]` of clips `[B]` is NaN or infinite."""
     bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
     if len(bad):
-        raise ValueError(f"{store.where(int(clips[bad[0]]))}: NaN or infinite values in it")
+        raise FileError(f"{store.where(int(clips[bad[0]]))}: NaN or infinite values in it")

@@ -2,8 +2,12 @@
 
 
 class UserError(ValueError):
-    """Something that the user can mend: a flag, a file, a list. Programs print its message alone and exit with 2."""
+    """Something that the user can fix: a flag, a file, a list. Programs print its message alone and exit with 2."""
 
 
 class ReadError(UserError):
     """A clip that cannot be read in the middle of a run."""
+
+
+class FileError(UserError):
+    """A file that cannot be used: the message names it, what is wrong with it and what to do."""

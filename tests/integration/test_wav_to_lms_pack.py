@@ -18,7 +18,8 @@ import soundfile
 from m2d.audio import convert
 from m2d.cli.pack import main as pack_lms
 from m2d.data.open import open_store
-from m2d.data.pack.format import chunk_path, missing_chunks, read_index, read_info, text_column
+from m2d.data.pack.format import chunk_path, missing_chunks, read_info
+from m2d.data.pack.index import read_index, text_column
 from wav_to_lms import convert_wav
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,7 +48,8 @@ def files_of(pack: Path) -> dict[str, bytes]:
 
 
 def names_of(pack: Path) -> list[str]:
-    return [name for k in range(read_info(pack).chunks) for name in text_column(read_index(pack, k), "file_name")]
+    info = read_info(pack)
+    return [name for k in range(info.chunks) for name in text_column(read_index(pack, info, k), "file_name")]
 
 
 def failed_rows(pack: Path) -> list[list[str]]:
@@ -70,8 +72,9 @@ def test_a_pack_from_audio_is_that_of_converting_and_packing(src, tmp_path, work
     for name in direct.keys() - {"pack.json"}:
         if name.endswith(".npy"):
             assert direct[name] == two[name]
+    info = read_info(out)
     for chunk in range(3):
-        mine, theirs = read_index(out, chunk), read_index(tmp_path / "two.pack", chunk)
+        mine, theirs = read_index(out, info, chunk), read_index(tmp_path / "two.pack", info, chunk)
         assert mine.keys() == theirs.keys()
         assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
     assert pack_lms(["--verify", str(out)]) == 0

@@ -1,5 +1,4 @@
-"""The files of a pack: a list's clips in a few large arrays, which `util/pack_lms.py` and `wav_to_lms.py --pack` write
-and `pack_store` reads.
+"""The files of a pack: a list's clips in a few large arrays, which `m2d pack` and `m2d convert --pack` write.
 
 A pack is a folder:
     pack.json                   what it holds; written first
@@ -8,33 +7,35 @@ A pack is a folder:
     chunk-00000.features.npy    M2D-S: the clips' features, `[features, E]`
     chunk-00000.index.npz       names, labels, lengths, checksums of the chunk's clips; written last: a chunk without
                                 it does not exist
-Chunk k holds the clips [k * chunk_clips, (k + 1) * chunk_clips) of the list, so that an interrupted run goes on with
-the chunks that lack, and several machines can share them out.
+Chunk k holds the clips [k * chunk_clips, (k + 1) * chunk_clips) of the list: an interrupted run continues with the
+missing chunks, and several machines can share the chunks.
 """
 
 import json
-import zipfile
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
 
-from ..clip_list import TextColumn
+from ...utils.errors import FileError
+from ...utils.read_file import read_json
 
 VERSION = 1
 HEADER_BYTES = 128
 DTYPES = ("float16", "float32")
 MOST_CHUNKS = 256  # their files stay open
 _USUAL_CHUNK = 8192
+_WRITERS = "util/pack_lms.py"
+_MOST_CLIPS, _WIDEST = 1 << 40, 1 << 16
 
 
-@dataclass(frozen=True)
-class PackInfo:
+class PackInfo(msgspec.Struct, frozen=True):
     """What a pack holds.
 
     Attributes:
         list_digest: hash of the list it was made from.
-        clips: length of that list (a clip that could not be converted may lack).
+        clips: length of that list (a clip that could not be converted may be missing).
         chunk_clips: clips per chunk.
         dtype: float16 or float32.
         n_mels: mel bands.
@@ -44,11 +45,11 @@ class PackInfo:
     """
 
     list_digest: str
-    clips: int
-    chunk_clips: int
-    dtype: str
-    n_mels: int
-    feature_width: int
+    clips: Annotated[int, msgspec.Meta(ge=0, le=_MOST_CLIPS)]
+    chunk_clips: Annotated[int, msgspec.Meta(ge=1, le=_MOST_CLIPS)]
+    dtype: Literal["float16", "float32"]
+    n_mels: Annotated[int, msgspec.Meta(ge=1, le=_WIDEST)]
+    feature_width: Annotated[int, msgspec.Meta(ge=0, le=_WIDEST)]
     columns: tuple[str, ...]
     made_from: str = ""
 
@@ -57,9 +58,25 @@ class PackInfo:
         """Number of chunks."""
         return -(-self.clips // self.chunk_clips)
 
+    def clips_in(self, chunk: int) -> range:
+        """Clips of the list that belong to a chunk."""
+        return range(chunk * self.chunk_clips, min((chunk + 1) * self.chunk_clips, self.clips))
+
     def to_json(self) -> str:
         """The text of pack.json."""
-        return json.dumps({"format": "m2d-pack", "version": VERSION, **asdict(self)}, indent=1)
+        return json.dumps({"format": "m2d-pack", "version": VERSION, **msgspec.structs.asdict(self)}, indent=1)
+
+
+class _Version(msgspec.Struct):
+    format: Literal["m2d-pack"]
+    version: int
+
+
+class _PackFile(PackInfo, kw_only=True, frozen=True, forbid_unknown_fields=True):
+    """What pack.json holds."""
+
+    format: str
+    version: int
 
 
 def default_chunk_clips(clips: int) -> int:
@@ -68,7 +85,7 @@ def default_chunk_clips(clips: int) -> int:
 
 
 def info_path(pack: str | Path) -> Path:
-    """Where a pack says what it holds."""
+    """Path of a pack's pack.json."""
     return Path(pack) / "pack.json"
 
 
@@ -77,25 +94,31 @@ def chunk_path(pack: str | Path, chunk: int, part: str) -> Path:
     return Path(pack) / f"chunk-{chunk:05d}.{part}"
 
 
+def is_pack(path: str | Path) -> bool:
+    """Whether a list is a pack: a folder with a pack.json."""
+    return info_path(path).is_file()
+
+
 def read_info(pack: str | Path) -> PackInfo:
-    """What a pack holds.
+    """What a pack holds, its values checked.
 
     Raises:
-        FileNotFoundError, ValueError: there is no pack, or one of another version.
+        FileNotFoundError: there is no pack.
+        FileError: its pack.json is damaged, or of another version.
     """
     path = info_path(pack)
-    if not path.is_file():
-        raise FileNotFoundError(f"{pack}: no pack (a folder with a pack.json, which util/pack_lms.py writes)")
-    try:
-        values = json.loads(path.read_text())
-        if values.pop("format") != "m2d-pack":
-            raise KeyError("format")
-        version = values.pop("version")
-        if version != VERSION:
-            raise ValueError(f"{pack}: a pack of version {version}; this program reads version {VERSION}: pack the list again")
-        return PackInfo(**values | {"columns": tuple(values["columns"])})
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: not what util/pack_lms.py writes ({error!r}): pack the list again") from error
+    if not is_pack(pack):
+        raise FileNotFoundError(f"{pack}: no pack (a folder with a pack.json, which {_WRITERS} writes)")
+    version = read_json(path, _Version, _WRITERS).version
+    if version != VERSION:
+        raise FileError(f"{pack}: a pack of version {version}; this program reads version {VERSION}: pack the list again")
+    file = read_json(path, _PackFile, _WRITERS)
+    info = PackInfo(*(getattr(file, name) for name in PackInfo.__struct_fields__))
+    if "file_name" not in info.columns or len(set(info.columns)) < len(info.columns):
+        raise FileError(f"{path}: columns {', '.join(info.columns)}, expected file_name and others, each once")
+    if info.chunks > MOST_CHUNKS:
+        raise FileError(f"{path}: {info.chunks} chunks ({info.clips} clips by {info.chunk_clips}), at most {MOST_CHUNKS}")
+    return info
 
 
 def array_header(shape: tuple[int, ...], dtype: str) -> bytes:
@@ -105,25 +128,5 @@ def array_header(shape: tuple[int, ...], dtype: str) -> bytes:
 
 
 def missing_chunks(pack: str | Path, info: PackInfo) -> list[int]:
-    """Chunks that are not there, or not whole."""
+    """Chunks that are not written yet."""
     return [k for k in range(info.chunks) if not chunk_path(pack, k, "index.npz").is_file()]
-
-
-def read_index(pack: str | Path, chunk: int) -> dict[str, np.ndarray]:
-    """The arrays of a chunk's index: `lengths`, `crc`, each column as blob and offsets; of features `feature_lengths`,
-    `feature_crc`, `valid`; a number per clip each.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    path = chunk_path(pack, chunk, "index.npz")
-    try:
-        with np.load(path) as index:
-            return {name: index[name] for name in index.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: damaged ({error}): remove {path.name.split('.')[0]}.* and pack the list again") from error
-
-
-def text_column(index: dict[str, np.ndarray], name: str) -> TextColumn:
-    """A column of a chunk's index."""
-    return TextColumn(index[f"{name}.blob"], index[f"{name}.offsets"])

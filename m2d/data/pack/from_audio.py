@@ -14,7 +14,8 @@ import numpy as np
 from ...audio.convert import FAILED, Converter, Job, Outcome
 from ...utils.atomic_file import write_csv
 from ..clip_list import TextColumn, columns_digest
-from .format import PackInfo, chunk_path, default_chunk_clips, missing_chunks, read_index, text_column
+from .format import PackInfo, chunk_path, default_chunk_clips, missing_chunks
+from .index import read_index, text_column
 from .writer import PackedClip, pack_clip, start_pack, write_chunk
 
 
@@ -101,7 +102,7 @@ class AudioPack:
         reasons = _read_reasons(self.folder / FAILED)
         found = {}
         for chunk in sorted(set(range(self.info.chunks)) - set(self._lacking)):
-            packed = text_column(read_index(self.folder, chunk), "file_name")
+            packed = text_column(read_index(self.folder, self.info, chunk), "file_name")
             jobs = self._jobs_of(chunk)
             if len(packed) < len(jobs):
                 present = set(packed)

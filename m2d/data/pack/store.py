@@ -6,16 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ...utils.errors import FileError
+from ...utils.read_file import open_regular
 from ..clip_list import TextColumn
 from ..feature_store import FRAMES_PER_FEATURE, FeatureStore, aligned_start
 from ..rng import choice
 from ..store import ClipStore, fill_short
-from .format import HEADER_BYTES, chunk_path, info_path, missing_chunks, read_index, read_info, text_column
-
-
-def is_pack(path: str | Path) -> bool:
-    """Whether a list is a pack: a folder with a pack.json."""
-    return info_path(path).is_file()
+from .format import HEADER_BYTES, chunk_path, missing_chunks, read_info
+from .index import read_index, text_column
 
 
 class PackedArray:
@@ -45,7 +43,7 @@ class PackedArray:
     def _check_size(self, path: Path, needs: int) -> None:
         has = path.stat().st_size if path.is_file() else 0
         if has != needs:
-            raise ValueError(
+            raise FileError(
                 f"{path}: {has} bytes, its index says {needs}: cut short or of another pack. "
                 f"Remove {path.name.split('.')[0]}.* and pack the list again"
             )
@@ -72,12 +70,12 @@ class PackedArray:
                 os.posix_fadvise(self._fd(chunk), begin, size, os.POSIX_FADV_WILLNEED)
         for crop, count, (chunk, begin, size) in zip(out, valid.tolist(), pieces, strict=True):
             if os.preadv(self._fd(chunk), [crop[:count]], begin) != size:
-                raise ValueError(f"{chunk_path(self.pack, chunk, self.part)}: the file ended while it was read")
+                raise FileError(f"{chunk_path(self.pack, chunk, self.part)}: the file ended while it was read")
         return out, valid
 
     def _fd(self, chunk: int) -> int:
         if chunk not in self._open:
-            opened = os.open(chunk_path(self.pack, chunk, self.part), os.O_RDONLY)
+            opened = open_regular(chunk_path(self.pack, chunk, self.part))
             if self._open.setdefault(chunk, opened) != opened:  # another thread was faster
                 os.close(opened)
         return self._open[chunk]
@@ -118,11 +116,11 @@ class PackStore(ClipStore):
         self.source, self.n_mels = Path(path), n_mels
         self.info = read_info(path)
         self._check_info(columns)
-        index = [read_index(path, chunk) for chunk in range(self.info.chunks)]
+        index = [read_index(path, self.info, chunk) for chunk in range(self.info.chunks)]
         wanted = [name for name in self.info.columns if name in (*columns, *optional)]
         self.columns = {name: TextColumn.join([text_column(each, name) for each in index]) for name in wanted}
         if not len(self):
-            raise ValueError(f"{path}: there is no clip in it: none of its files could be read")
+            raise FileError(f"{path}: there is no clip in it: none of its files could be read")
         self.order = self.columns["file_name"].argsort() if sort else np.arange(len(self))
         self.columns = {name: column.take(self.order) for name, column in self.columns.items()}
         lengths = [each["lengths"] for each in index]
@@ -133,15 +131,15 @@ class PackStore(ClipStore):
     def _check_info(self, columns: Sequence[str]) -> None:
         missing = missing_chunks(self.source, self.info)
         if missing:
-            raise ValueError(
+            raise FileError(
                 f"{self.source}: {len(missing)} of its {self.info.chunks} chunks are not there (the first is {missing[0]}): "
-                "run util/pack_lms.py again, which writes those that lack"
+                "run util/pack_lms.py again, which writes those that are missing"
             )
         if self.info.n_mels != self.n_mels:
-            raise ValueError(f"{self.source}: {self.info.n_mels} mel bands where the model takes {self.n_mels}")
+            raise FileError(f"{self.source}: {self.info.n_mels} mel bands where the model takes {self.n_mels}")
         lacking = [name for name in columns if name not in self.info.columns]
         if lacking:
-            raise ValueError(
+            raise FileError(
                 f"{self.source}: no column {', '.join(lacking)} (its columns: {', '.join(self.info.columns)}): "
                 "pack a list that has it"
             )
@@ -191,7 +189,7 @@ class PackFeatureStore(PackStore, FeatureStore):
     def _check_info(self, columns: Sequence[str]) -> None:
         super()._check_info(columns)
         if not self.info.feature_width:
-            raise ValueError(f"{self.source}: no features in it: pack a list of .npz files (speech/extract_offline_ls960.py)")
+            raise FileError(f"{self.source}: no features in it: pack a list of .npz files (speech/extract_offline_ls960.py)")
 
     def _take_features(self, index: list[dict[str, np.ndarray]]) -> None:
         self.feature_width = self.info.feature_width

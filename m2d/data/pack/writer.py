@@ -1,4 +1,4 @@
-"""Writing a pack, a chunk at a time: whole or not at all (format.py: the layout of the files)."""
+"""Writing a pack, a chunk at a time: atomically (format.py: the layout of the files)."""
 
 import zlib
 from collections.abc import Iterator, Mapping
@@ -9,6 +9,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from ...utils.atomic_file import open_atomic, remove_leftovers, write_npz, write_text
+from ...utils.errors import UserError
 from ..clip_list import TextColumn
 from .format import HEADER_BYTES, MOST_CHUNKS, PackInfo, array_header, chunk_path, info_path, read_info
 
@@ -49,31 +50,29 @@ def _as_finite(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def start_pack(pack: str | Path, info: PackInfo) -> None:
-    """Create a pack's folder, or go on with the one that is there.
+    """Create a pack's folder, or continue the one that is there.
 
     Raises:
-        ValueError: it holds something else, or would have too many files.
+        UserError: it holds something else, or would have too many files.
     """
     if info.chunks > MOST_CHUNKS:
         least = -(-info.clips // MOST_CHUNKS)
-        raise ValueError(
-            f"{info.chunks} chunks of {info.chunk_clips} clips, at most {MOST_CHUNKS}: --chunk_clips {least} or more"
-        )
+        raise UserError(f"{info.chunks} chunks of {info.chunk_clips} clips, at most {MOST_CHUNKS}: --chunk_clips {least} or more")
     path = info_path(pack)
     if path.is_file():
         before = read_info(pack)
         differ = [
             f"{name} {getattr(before, name)}, now {getattr(info, name)}"
-            for name in info.__dataclass_fields__
+            for name in info.__struct_fields__
             if getattr(before, name) != getattr(info, name)
         ]
         if differ:
-            raise ValueError(f"{pack} is a pack of another list or of other settings ({'; '.join(differ)}): give another name")
+            raise UserError(f"{pack} is a pack of another list or of other settings ({'; '.join(differ)}): give another name")
         remove_leftovers(pack)
         return
     folder = Path(pack)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ValueError(f"{pack} is there and is no pack: give another name")
+        raise UserError(f"{pack} is there and is no pack: give another name")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, info.to_json())
 
@@ -115,7 +114,9 @@ def write_chunk(pack: str | Path, info: PackInfo, chunk: int) -> Iterator[ChunkW
 
     Raises:
         OSError: the disk is full, or the folder is not writable.
+        UserError: another process has written the chunk in the meantime; its files stay.
     """
+    index = chunk_path(pack, chunk, "index.npz")
     with ExitStack() as files:
         frames = files.enter_context(open_atomic(chunk_path(pack, chunk, "frames.npy")))
         features = None
@@ -126,7 +127,9 @@ def write_chunk(pack: str | Path, info: PackInfo, chunk: int) -> Iterator[ChunkW
         writer.frames.finish()
         if writer.features:
             writer.features.finish()
-    write_npz(chunk_path(pack, chunk, "index.npz"), **writer.index())
+        if index.exists():
+            raise UserError(f"{pack}: another process is packing it (chunk {chunk} is there by now): give each a --shard")
+    write_npz(index, **writer.index())
 
 
 class _Rows:

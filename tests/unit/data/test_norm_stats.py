@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_written_only_warns(make_store, tmp_path, monkey
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("m2d.data.norm_stats.write_text", refuse)
+    monkeypatch.setattr("m2d.data.norm_stats.write_bytes", refuse)
     with caplog.at_level(logging.WARNING, "m2d"):
         assert cached_stats(store, 10) == measure_stats(store, 10)
     assert "statistics are not kept" in caplog.text and "Permission denied" in caplog.text

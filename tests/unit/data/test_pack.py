@@ -24,6 +24,7 @@ from m2d.data.pack.store import PackFeatureStore, PackStore
 from m2d.data.pack.writer import pack_clip, start_pack, write_chunk
 from m2d.data.sampler import EpochSampler
 from m2d.data.speech_dataset import SpeechDataset
+from m2d.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -425,3 +426,15 @@ def test_the_module_runs_by_itself(make_list, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "11 clips written, 1 of 1 chunks there" in done.stderr
+
+
+def test_a_packer_that_another_one_overtakes_says_so_and_leaves_its_files(tmp_path):
+    info = PackInfo("x", 1, 1, "float32", 80, 0, ("file_name",))
+    start_pack(tmp_path, info)
+    clip = pack_clip(np.full((80, 9), -7, np.float32), "float32")
+    with pytest.raises(UserError, match=r"another process is packing it .*--shard"), write_chunk(tmp_path, info, 0) as slow:
+        with write_chunk(tmp_path, info, 0) as fast:
+            fast.add(clip, {"file_name": "fast.npy"})
+        before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.name.startswith("chunk")}
+        slow.add(clip, {"file_name": "slow.npy"})
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.name != "pack.json"} == before
