@@ -1,0 +1,209 @@
+"""What an encoder is worth for your classes: a linear probe and nearest neighbours on clips that they were not fitted on.
+
+    m2d probe sounds/ --weights runs/a/checkpoint-100.pth runs/b/checkpoint-100.pth --out probe/
+
+DATA is a folder of class folders (sounds/dog/1.wav; a second level of folders are groups: sounds/kick/kit7/1.wav), or a list:
+a CSV with the columns file_name and label, and optionally split (train, val, test) and group. Clips of a group (a kit, a
+speaker, a recording) are held out together. Every encoder is judged beside the same encoder untrained and the mean and standard
+deviation of the log-mel; intervals are 95%, by resampling groups. --out takes the figures as JSON, and pictures.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..evaluation.features import POOLINGS, EncoderFeatures, LogMelFeatures, clip_features, untrained, weights_key
+from ..evaluation.labelled_clips import LabelledClips, class_counts, judgeable, read_labelled
+from ..evaluation.probe import Judgement, Protocol
+from ..evaluation.probe_plots import confusion, draw_confusion, draw_per_class
+from ..evaluation.scores import mean_average_precision
+from ..inference.clips import SUFFIXES, pick_device
+from ..inference.runtime import RuntimeM2D
+from ..utils.atomic_file import write_text
+from ..utils.errors import UserError
+from ..utils.names import shown
+from .runner import run_program
+
+logger = logging.getLogger("m2d")
+
+LOGMEL = "log-mel statistics"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = argparse.ArgumentParser(prog="m2d probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, metavar="DATA", help="a folder of class folders, or a list (.csv)")
+    parser.add_argument(
+        "--weights", nargs="+", required=True, metavar="CKPT", help="checkpoints: files, folders or https addresses"
+    )
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write probe.json and pictures here")
+    parser.add_argument("--data_path", type=Path, help="the folder that a list's names start from; default: the list's own")
+    parser.add_argument("--separator", default=";", help="between several labels of a clip in a list")
+    parser.add_argument("--folds", type=int, default=5, help="parts of the cross-validation (without a column split)")
+    parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="statistics over a clip's time steps")
+    parser.add_argument("--max_clips", type=int, default=0, help="judge with so many clips, drawn at random; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="of folds, untrained weights and --max_clips")
+    parser.add_argument("--cache", type=Path, default=_cache_folder(), help="folder that keeps features by the clips' content")
+    parser.add_argument("--no_cache", dest="cache", action="store_const", const=None, help="keep no features")
+    parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
+    parser.add_argument("--workers", type=int, default=2, help="threads that read and decode")
+    return parser
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "m2d" / "probe"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    args = make_parser().parse_args(argv)
+    return run_program(lambda: probe(args))
+
+
+def probe(args: argparse.Namespace) -> int:
+    """Judge all encoders and report; returns 1 where clips were left out, else 0.
+
+    Raises:
+        OSError, UserError: nothing can be judged.
+    """
+    if min(args.folds - 1, args.workers) < 1:
+        raise UserError("--folds starts from 2, --workers from 1")
+    clips = judgeable(read_labelled(args.data, SUFFIXES, args.separator, args.data_path or ""))
+    if 0 < args.max_clips < len(clips):
+        rows = np.random.default_rng(args.seed).permutation(len(clips))[: args.max_clips]
+        clips = judgeable(clips[np.sort(rows)])
+    counts = class_counts(clips)
+    logger.info(
+        "%d clips of %d classes (%d to %d clips each) in %d groups",
+        len(clips), len(clips.classes), min(counts.values()), max(counts.values()), len(np.unique(clips.groups)),
+    )  # fmt: skip
+    device = pick_device(args.device)
+    features, readable = _all_features(args, clips, device)
+    left_out = int((~readable).sum())
+    if left_out:
+        logger.warning("%d of %d clips are left out: see above", left_out, len(clips))
+        rows = np.flatnonzero(readable)
+        clips = clips[rows]
+        features = {name: values[rows] for name, values in features.items()}
+    protocol = Protocol(judgeable(clips), args.folds, args.seed, "cuda" if device.type == "cuda" else "cpu")
+    judgements = {name: protocol.judge(values, name) for name, values in features.items()}
+    print(table(judgements, protocol))
+    if args.out:
+        write_report(args.out, judgements, protocol, args)
+    return 1 if left_out else 0
+
+
+def _all_features(
+    args: argparse.Namespace, clips: LabelledClips, device: torch.device
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The features of each encoder, of the untrained ones and of the log-mel, and which clips all of them could read."""
+    features, readable, made = {}, np.ones(len(clips), dtype=bool), set()
+    names = _short_names(args.weights)
+    for weights, name in zip(args.weights, names, strict=True):
+        trained = RuntimeM2D(weight_file=weights).to(device).eval()
+        cfg = trained.cfg
+        shape = f"{cfg.model.removesuffix('_encoder_only')} {cfg.input_size}p{cfg.patch_size} {cfg.sr}"
+        random = untrained(trained, args.seed).eval()
+        sources = {
+            name: (trained, EncoderFeatures(trained, args.pooling, weights_key(trained))),
+            f"untrained, as {name}": (random, EncoderFeatures(random, args.pooling, weights_key(random))),
+            f"{LOGMEL} at {cfg.sr}": (trained, LogMelFeatures(trained.sample_rate)),
+        }
+        for what, (runtime, source) in sources.items():
+            if source.key in made:
+                continue
+            made.add(source.key)
+            logger.info("features of %s%s", what, "" if what.startswith(LOGMEL) else f" ({shape})")
+            features[what], found = clip_features(source, runtime, clips.paths, args.cache, args.workers)
+            readable &= found
+    return features, readable
+
+
+def _short_names(weights: Sequence[str]) -> list[str]:
+    """A name for each checkpoint: its file's, with as many of its folders as tell it from the others."""
+    parts = [Path(w).parts for w in weights]
+    longest = max(map(len, parts))
+    for depth in range(2, max(longest, 2) + 1):
+        names = [shown("/".join(p[-depth:])) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError("--weights names one checkpoint twice")
+
+
+def table(judgements: dict[str, Judgement], protocol: Protocol) -> str:
+    """The figures of all encoders, and the differences to the baselines, as text."""
+    names = [f"{kind}/{metric}" for metric in protocol.metrics for kind in ("linear", "knn")]
+    width = max(map(len, judgements)) + 2
+    lines = ["", " " * width + "".join(f"{name:>26}" for name in names)]
+    for what, judgement in judgements.items():
+        cells = ("{:.3f} ({:.3f} to {:.3f})".format(*judgement.figures[name]) for name in names)
+        lines.append(f"{what:{width}}" + "".join(f"{cell:>26}" for cell in cells))
+    lines += ["", "differences on the same clips:"]
+    for what, other in comparisons(judgements):
+        cells = ("{:+.3f} ({:+.3f} to {:+.3f})".format(*judgements[what].difference(judgements[other], name)) for name in names)
+        lines += [f"{what} - {other}", " " * width + "".join(f"{cell:>26}" for cell in cells)]
+    return "\n".join(lines)
+
+
+def comparisons(judgements: dict[str, Judgement]) -> list[tuple[str, str]]:
+    """Which differences are of interest: each trained encoder with everything after it in the table."""
+    names = list(judgements)
+    trained = [name for name in names if not _is_baseline(name)]
+    return [
+        (what, other) for i, what in enumerate(trained) for other in names if _is_baseline(other) or other in trained[i + 1 :]
+    ]
+
+
+def _is_baseline(name: str) -> bool:
+    return name.startswith((LOGMEL, "untrained, as "))
+
+
+def write_report(folder: Path, judgements: dict[str, Judgement], protocol: Protocol, args: argparse.Namespace) -> None:
+    """Write probe.json and, for each trained encoder, its pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clips = protocol.clips
+    report = {
+        "data": str(args.data),
+        "weights": args.weights,
+        "pooling": args.pooling,
+        "seed": args.seed,
+        "clips": len(clips),
+        "judged": len(protocol.judged),
+        "groups": len(np.unique(clips.groups)),
+        "classes": class_counts(clips),
+        "figures": {what: judgement.figures for what, judgement in judgements.items()},
+        "strengths": {what: judgement.strengths for what, judgement in judgements.items()},
+        "differences": {
+            f"{what} - {other}": {name: judgements[what].difference(judgements[other], name) for name in judgements[what].figures}
+            for what, other in comparisons(judgements)
+        },
+    }
+    write_text(folder / "probe.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    targets = clips.targets[protocol.judged]
+    trained = [what for what in judgements if not _is_baseline(what)]
+    for number, what in enumerate(trained):
+        suffix = f"-{number + 1}" if len(trained) > 1 else ""
+        scores = judgements[what].linear
+        if clips.multi_label:
+            once = np.ones((1, len(targets)))
+            columns = [(scores[:, [i]], targets[:, [i]]) for i in range(len(clips.classes))]
+            values, measure = np.array([mean_average_precision(s, t, once)[0] for s, t in columns]), "average precision"
+            sizes = targets.sum(axis=0)
+        else:
+            matrix = confusion(scores.argmax(axis=1), targets, len(clips.classes))
+            draw_confusion(folder / f"confusion{suffix}.png", matrix, clips.classes, f"Linear probe of {what}")
+            sizes = matrix.sum(axis=1)
+            values, measure = np.diag(matrix) / np.maximum(sizes, 1), "clips named correctly"
+        draw_per_class(folder / f"per_class{suffix}.png", values, sizes, clips.classes, measure)
+    logger.info("written: %s", shown(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

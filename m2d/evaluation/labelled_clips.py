@@ -1,0 +1,193 @@
+"""Clips with labels to judge an encoder by: a folder of class folders, or a list."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..audio.listing import find_audio
+from ..utils.errors import UserError
+from ..utils.names import shown
+
+logger = logging.getLogger("m2d")
+
+#: Names that a list may give its splits.
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"}
+SPLITS |= {"test": "test", "testing": "test", "eval": "test", "evaluation": "test"}
+_NAMED = 5  # names that a message shows
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """Clips and what they are.
+
+    Attributes:
+        paths: files, audio or log-mel `.npy`, `[N]`.
+        classes: names, sorted, `[C]`.
+        targets: class indices, int64 `[N]`; or multi-hot labels, bool `[N, C]`.
+        groups: a number for each set of clips that are held out together (kit, speaker, recording), int64 `[N]`.
+        splits: train, val or test of each clip; none where the clips are split by cross-validation.
+    """
+
+    paths: list[Path]
+    classes: list[str]
+    targets: np.ndarray
+    groups: np.ndarray
+    splits: np.ndarray | None = None
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether a clip may have several labels."""
+        return self.targets.ndim == 2
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, rows: np.ndarray) -> "LabelledClips":
+        splits = None if self.splits is None else self.splits[rows]
+        return LabelledClips([self.paths[i] for i in rows], self.classes, self.targets[rows], self.groups[rows], splits)
+
+
+def read_labelled(source: str | Path, suffixes: Sequence[str], separator: str = ";", data_path: str | Path = "") -> LabelledClips:
+    """Clips of a folder or a list.
+
+    A folder's first level of folders are the classes; a second level, if there is one, the groups. A list is a CSV with the
+    columns `file_name` and `label`, and optionally `split` (train, val, test) and `group`.
+
+    Args:
+        source: the folder or the list.
+        suffixes: what audio files of a folder end in.
+        separator: between several labels of a clip.
+        data_path: the folder that a list's names start from; the list's own by default.
+
+    Raises:
+        OSError, UserError: nothing can be judged with it; names the reason.
+    """
+    source = Path(source)
+    if source.is_dir():
+        clips = _from_folder(source, suffixes)
+    elif source.exists():
+        clips = _from_list(source, separator, Path(data_path or source.parent))
+    else:
+        raise FileNotFoundError(f"there is no folder or list {shown(source)}")
+    if len(clips.classes) < 2:
+        raise UserError(f"{shown(source)}: clips of at least two classes are needed; there is {_some(clips.classes)}")
+    return clips
+
+
+def _from_folder(folder: Path, suffixes: Sequence[str]) -> LabelledClips:
+    paths = [p for p in find_audio(folder, tuple(suffixes)) if len(p.relative_to(folder).parts) > 1]
+    if not paths:
+        raise UserError(f"{shown(folder)}: no audio files in folders named after their classes ({', '.join(suffixes)})")
+    parts = [p.relative_to(folder).parts for p in paths]
+    groups = [p[1] if len(p) > 2 else str(Path(*p)) for p in parts]
+    classes, targets = np.unique([p[0] for p in parts], return_inverse=True)
+    return LabelledClips(paths, classes.tolist(), targets.astype(np.int64), _numbered(groups))
+
+
+def _from_list(path: Path, separator: str, folder: Path) -> LabelledClips:
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (ValueError, pd.errors.ParserError) as error:
+        raise UserError(f"{shown(path)}: not a CSV in UTF-8 ({error})") from None
+    for column in ("file_name", "label"):
+        if column not in table:
+            raise UserError(
+                f"{shown(path)}: no column {column!r}; a list begins with the line file_name,label[,split][,group] "
+                f"(this one: {_some(table.columns)})"
+            )
+    if table.empty:
+        raise UserError(f"{shown(path)}: no clips")
+    unlabelled = table.index[table["label"].str.strip() == ""]
+    if len(unlabelled):
+        raise UserError(f"{shown(path)}, line {unlabelled[0] + 2}: no label")
+    paths = [folder / name for name in table["file_name"]]
+    _check_present(path, paths)
+    labels = [[part.strip() for part in text.split(separator) if part.strip()] for text in table["label"]]
+    classes = sorted({label for row in labels for label in row})
+    index = {name: i for i, name in enumerate(classes)}
+    if all(len(row) == 1 for row in labels):
+        targets = np.array([index[row[0]] for row in labels], dtype=np.int64)
+    else:
+        targets = np.zeros((len(labels), len(classes)), dtype=bool)
+        for i, row in enumerate(labels):
+            targets[i, [index[label] for label in row]] = True
+    groups = _numbered(table["group"] if "group" in table else table["file_name"])
+    return LabelledClips(paths, classes, targets, groups, _splits(path, table))
+
+
+def _check_present(path: Path, paths: Sequence[Path]) -> None:
+    """Refuse a list whose names start from another folder, or whose columns are exchanged, before hours of work."""
+    missing = [p for p in paths if not p.exists()]
+    if len(missing) == len(paths):
+        raise UserError(
+            f"{shown(path)}: none of its {len(paths)} files is there (the first: {shown(missing[0])}); "
+            "--data_path names the folder that the column file_name starts from"
+        )
+    if missing:
+        logger.warning("%s: %d of %d files are missing (the first: %s)", shown(path), len(missing), len(paths), shown(missing[0]))
+
+
+def _splits(path: Path, table: pd.DataFrame) -> np.ndarray | None:
+    if "split" not in table:
+        return None
+    names = table["split"].str.strip().str.lower()
+    unknown = sorted(set(names) - SPLITS.keys())
+    if unknown:
+        raise UserError(f"{shown(path)}: the column split holds {_some(unknown)}; expected train, val or test")
+    splits = names.map(SPLITS).to_numpy()
+    for split in ("train", "test"):
+        if not (splits == split).any():
+            raise UserError(f"{shown(path)}: no clip has the split {split}")
+    return splits
+
+
+def _numbered(names: Iterable[str]) -> np.ndarray:
+    return pd.factorize(pd.Series(list(names)))[0].astype(np.int64)
+
+
+def judgeable(clips: LabelledClips) -> LabelledClips:
+    """The clips whose class can be both learned from and judged by: in two groups, or in the splits train and test.
+
+    What is left out is logged.
+
+    Raises:
+        UserError: fewer than two classes remain.
+    """
+    member = clips.targets if clips.multi_label else np.eye(len(clips.classes), dtype=bool)[clips.targets]
+    if clips.splits is not None:
+        kept = member[clips.splits == "train"].any(axis=0) & member[clips.splits == "test"].any(axis=0)
+        reason = "in only one of the splits train and test"
+    else:
+        kept = np.array([len(np.unique(clips.groups[column])) > 1 for column in member.T])
+        reason = "in one group alone (a class needs clips of two groups, one to learn from and one to judge by)"
+    if kept.sum() < 2:
+        raise UserError(f"fewer than two classes can be judged: {_some(np.array(clips.classes)[~kept])} {reason}")
+    if kept.all():
+        return clips
+    logger.warning("%d classes left out, %s: %s", (~kept).sum(), reason, _some(np.array(clips.classes)[~kept]))
+    rows = np.flatnonzero(member[:, kept].any(axis=1))
+    targets = member[np.ix_(rows, kept)]
+    if not clips.multi_label:
+        targets = targets.argmax(axis=1)
+    subset = clips[rows]
+    return LabelledClips(subset.paths, np.array(clips.classes)[kept].tolist(), targets, subset.groups, subset.splits)
+
+
+def class_counts(clips: LabelledClips) -> dict[str, int]:
+    """Clips of each class."""
+    if clips.multi_label:
+        return dict(zip(clips.classes, clips.targets.sum(axis=0).tolist(), strict=True))
+    counts = Counter(clips.targets.tolist())
+    return {name: counts[i] for i, name in enumerate(clips.classes)}
+
+
+def _some(names: Iterable[str]) -> str:
+    names = [re.sub(r"\s+", " ", str(name)) for name in names]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
