@@ -198,7 +198,7 @@ def write_report(folder: Path, judgements: dict[str, Judgement], protocol: Proto
             sizes = targets.sum(axis=0)
         else:
             matrix = confusion(scores.argmax(axis=1), targets, len(clips.classes))
-            draw_confusion(folder / f"confusion{suffix}.png", matrix, clips.classes, f"Linear probe of {what}")
+            draw_confusion(folder / f"confusion{suffix}.png", matrix, clips.classes, f"Linear probe of\n{what}")
             sizes = matrix.sum(axis=1)
             values, measure = np.diag(matrix) / np.maximum(sizes, 1), "clips named correctly"
         draw_per_class(folder / f"per_class{suffix}.png", values, sizes, clips.classes, measure)

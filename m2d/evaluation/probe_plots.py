@@ -26,7 +26,8 @@ def draw_confusion(path: Path, counts: np.ndarray, classes: list[str], title: st
     image = axes.imshow(shares, cmap="magma", vmin=0, vmax=1)
     axes.set_xticks(range(len(classes)), classes, rotation=90)
     axes.set_yticks(range(len(classes)), classes)
-    axes.set(title=title, xlabel="called", ylabel="is")
+    axes.set(xlabel="called", ylabel="is")
+    figure.suptitle(title, wrap=True, fontsize=9)
     if len(classes) <= 20:
         for i, j in np.argwhere(counts > 0):
             colour = "black" if shares[i, j] > 0.6 else "white"
