@@ -2,8 +2,8 @@
 
     python -m benchmarks.probe --clips 20000 --width 3840 --classes 20
 
-Features are made like those of encoders: correlated, with variances that fall as a power law; classes that they tell with errors.
-Both fit the same 80% of the clips at the same strengths, on standardised float32 features; scikit-learn stops at its own tolerance.
+Features are made like those of encoders: correlated, with variances that fall as a power law; classes are told with errors.
+Both fit the same 80% of the clips at the same strengths, on standardised float32 features; scikit-learn stops by itself.
 """
 
 import argparse
