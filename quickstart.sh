@@ -36,7 +36,7 @@ make_samples() {
 # convert FROM WORK: spectrograms in WORK/lms, their list in WORK/all.csv, what is trained on in WORK/clips.csv
 convert() {
   local status=0
-  "$PYTHON" wav_to_lms.py "$1" "$2/lms" --suffix wav,flac,ogg,mp3 --min_length None --csv "$2/all.csv" || status=$?
+  "$PYTHON" wav_to_lms.py "$1" "$2/lms" --suffix wav,flac,ogg,mp3 --min_length None --csv "$2/all.csv" --overwrite || status=$?
   if [ "$status" -gt 1 ] || [ ! -s "$2/all.csv" ]; then
     fail "the conversion of $1 failed: see above"
   fi
@@ -83,7 +83,7 @@ main() {
     --save_freq "$epochs" --eval_after "$epochs" --save_minutes 1 --feature_eval_freq 0 --num_workers 1
 
   step "What was learned"
-  "$PYTHON" -m util.show_run "$run" --data_path "$work" --csv "$work/all.csv" --out "$work/learned.png"
+  "$PYTHON" -m util.show_run "$run" --data_path "$work" --csv "$work/all.csv" --out "$work/learned.png" --overwrite
   step "Done in $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s. Your encoder: $run/checkpoint-$epochs.pth"
   echo "README.md goes on from here: embed audio with it, or train a larger model on more data with train_audio.py."
 }

@@ -22,7 +22,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from m2d.audio.convert import (
     FAILED,
+    FAILED_COLUMNS,
     KEPT_MEMORY,
+    PACK_FAILED_COLUMNS,
     Converter,
     DeviceMel,
     Job,
@@ -36,6 +38,7 @@ from m2d.audio.listing import find_audio, walk_files
 from m2d.audio.logmel import PRESETS, FrontEnd, NumpyLogMel
 from m2d.utils.atomic_file import remove_leftover, write_csv
 from m2d.utils.malloc import keep_freed_memory
+from m2d.utils.outputs import check_outputs, has_header, lists_only
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +110,7 @@ def convert_wav(
     pack: str | os.PathLike | None = None,
     dtype: str | None = None,
     chunk_clips: int | None = None,
+    overwrite: bool = False,
 ) -> Report:
     """Convert a folder of audio files to log-mel spectrograms: SRC/sub/a.wav becomes DEST/sub/a.npy.
 
@@ -136,6 +140,7 @@ def convert_wav(
         pack: the pack to write, a folder, in the place of DEST.
         dtype: of a pack's values: float16 (half the size, rounded by at most 0.004; the default) or float32.
         chunk_clips: clips per file of a pack: 8192, or more where there were too many files.
+        overwrite: replace a list (--csv) or failed.csv that is there and that no conversion of these files wrote.
     """
     started = time.perf_counter()
     _check_paths(SRC=from_dir, DEST=to_dir or "", csv=csv or "", pack=pack or "")
@@ -149,6 +154,7 @@ def convert_wav(
     chosen = jobs[skip:]
     if not chosen:
         raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {from_dir}")
+    _check_own_files(folder, csv, jobs, overwrite, pack is not None)
     converter = Converter(PRESETS[sr], min_samples, npy_sink if pack is None else _pack_sink(dtype), decode_only=device != "cpu")
     finish = None if device == "cpu" else DeviceMel(converter, device)
     report = Report(found=len(chosen), existing=0)
@@ -281,6 +287,16 @@ def _check_list_place(csv: str | os.PathLike, dest: Path) -> None:
         )
 
 
+def _check_own_files(folder: Path, csv: str | os.PathLike | None, jobs: list[Job], overwrite: bool, packed: bool) -> None:
+    """Refuse a failed.csv and a list that no conversion of these files wrote."""
+    columns = PACK_FAILED_COLUMNS if packed else FAILED_COLUMNS
+    if os.path.lexists(folder / FAILED):
+        check_outputs([folder / FAILED], (), overwrite, lambda path: has_header(path, columns))
+    if csv is not None:
+        inputs = (job.source for job in jobs if job.source.endswith(".csv"))
+        check_outputs([csv], inputs, overwrite, lambda path: lists_only(path, {_listed(job.target, path) for job in jobs}))
+
+
 def _suffixes(suffix: str | Iterable[str]) -> list[str]:
     parts = suffix.strip("[]() ").split(",") if isinstance(suffix, str) else suffix
     names = [str(part).strip(" '\"").lstrip(".") for part in parts]
@@ -329,7 +345,7 @@ def _cpu_count() -> int:
 def _write_failed(path: Path, failed: dict[str, str]) -> None:
     try:
         if failed:
-            write_csv(path, ("file_name", "reason"), sorted(failed.items()))
+            write_csv(path, FAILED_COLUMNS, sorted(failed.items()))
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
@@ -337,9 +353,13 @@ def _write_failed(path: Path, failed: dict[str, str]) -> None:
 
 
 def _write_list(path: Path, targets: list[str]) -> None:
-    folder = Path(os.path.abspath(path)).parent
-    write_csv(path, ("file_name",), ((Path(target).relative_to(folder).as_posix(),) for target in targets))
+    write_csv(path, ("file_name",), ((_listed(target, path),) for target in targets))
     logger.info("%s lists %d files", path, len(targets))
+
+
+def _listed(target: str, csv: Path) -> str:
+    """A spectrogram as a list names it: relative to the list's own folder."""
+    return Path(target).relative_to(Path(os.path.abspath(csv)).parent).as_posix()
 
 
 class _Request:

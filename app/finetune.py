@@ -33,6 +33,7 @@ from m2d.cli.runner import run_program
 from m2d.data.rng import Purpose, permutation
 from m2d.inference.runtime import Config, RuntimeM2D
 from m2d.train.schedules import learning_rate
+from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
 
 logger = logging.getLogger("m2d")
 
@@ -148,6 +149,8 @@ def score_table(result: pd.DataFrame, classes: list[str]) -> dict[str, float]:
 def fine_tune(args: argparse.Namespace) -> None:
     """Train, keep the best or the last epoch, and log the scores on the test split."""
     torch.manual_seed(args.seed)
+    outputs = [args.output_dir / name for name in ("log.jsonl", "checkpoint.pth", "predictions.csv")]
+    check_outputs(outputs, [args.segments, args.weights], args.overwrite)
     table = read_segments(args.segments)
     classes = sorted(table["label"].unique())
     settings = dict(dur_frames=args.dur_frames, freeze_embed=args.freeze_embed, training_mask=args.training_mask)
@@ -211,6 +214,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num_workers", type=int, default=4)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)
     if min(args.epochs, args.batch_size, args.split_iter) < 1 or args.num_workers < 0 or args.warmup_epochs < 0:
         parser.error("--epochs, --batch_size and --split_iter are at least 1; --warmup_epochs and --num_workers not below 0")

@@ -35,6 +35,7 @@ from m2d.audio.logmel import PRESETS, NumpyLogMel
 from m2d.cli.runner import run_program
 from m2d.utils import atomic_file
 from m2d.utils.errors import UserError
+from m2d.utils.outputs import OVERWRITE_HELP, check_outputs, lists_only
 from m2d.utils.parallel import Progress, map_ahead
 
 logger = logging.getLogger("m2d")
@@ -213,15 +214,16 @@ def extract(
     return failed
 
 
-def write_csv(paths: list[Path], dest: Path, dest_csv: Path) -> Path:
-    """List the clips that are there, relative to the list's folder or, where they lie elsewhere, to dest's parent.
-
-    Returns:
-        the folder that the names are relative to: training's --data_path.
-    """
+def names_in_list(paths: Iterable[Path], dest: Path, dest_csv: Path) -> tuple[Path, list[str]]:
+    """Clips as a list names them: relative to the list's folder or, where they lie elsewhere, to dest's parent."""
     inside = dest.resolve().is_relative_to(dest_csv.parent.resolve())
     base = dest_csv.parent if inside else dest.parent
-    names = [path.resolve().relative_to(base.resolve()).as_posix() for path in paths]
+    return base, [path.resolve().relative_to(base.resolve()).as_posix() for path in paths]
+
+
+def write_csv(paths: list[Path], dest: Path, dest_csv: Path) -> Path:
+    """List the clips that are there. Returns the folder that the names are relative to: training's --data_path."""
+    base, names = names_in_list(paths, dest, dest_csv)
     dest_csv.parent.mkdir(parents=True, exist_ok=True)
     atomic_file.write_csv(dest_csv, ("file_name",), ((name,) for name in names))
     return base
@@ -247,6 +249,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=int, default=16, help="clips encoded together, where as many are of one length")
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, cpu, mps; auto: cuda where there is one")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.workers < 1 or args.min_seconds <= 0:
         parser.error("--batch_size, --workers and --min_seconds must be above 0")
@@ -261,6 +264,9 @@ def run(args: argparse.Namespace) -> int:
     missing = {source: path for source, path in jobs.items() if not is_whole(path)}
     logger.info("%d clips, %d of them done before", len(jobs), len(jobs) - len(missing))
     failed = 0
+    check_outputs(
+        [args.dest_csv], (), args.overwrite, lambda path: lists_only(path, set(names_in_list(jobs.values(), args.dest, path)[1]))
+    )
     claim(args.dest, {"teacher": args.teacher, "layer": args.layer, "min_seconds": args.min_seconds})
     if missing:
         teacher = Teacher(args.teacher, args.layer, pick_device(args.device))

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from m2d.cli.runner import run_program
 from m2d.utils.atomic_file import write_csv
+from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
 
 logger = logging.getLogger("m2d")
 
@@ -189,8 +190,10 @@ def read_list(path: Path) -> pd.Series:
     return table["file_name"]
 
 
-def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path) -> None:
-    """Write `to_list` (file_name, label, weight) for the clips of `org_list`; `segments` is a folder or an http address."""
+def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path, overwrite: bool = False) -> None:
+    """Write `to_list` (file_name, label, weight) for the clips of `org_list`; `segments` is a folder or an https address."""
+    files = [Path(segments) / name for name in (*SEGMENT_FILES, CLASS_FILE)]
+    check_outputs([to_list], [org_list, *files], overwrite)
     file_names = read_list(org_list)
     if re.match(r"https?://", segments):
         folder = download(segments, cache)
@@ -214,8 +217,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to_list", type=Path, default=Path("data/files_as_weighted.csv"), help="the list to write")
     parser.add_argument("--segments", default=AUDIOSET_URL, help="a folder with AudioSet's four CSVs, or where to download them")
     parser.add_argument("--cache", type=Path, default=Path("data/audioset_csv"), help="where downloaded CSVs are kept")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)
-    return run_program(lambda: make_weighted_list(args.org_list, args.to_list, args.segments, args.cache))
+    return run_program(lambda: make_weighted_list(args.org_list, args.to_list, args.segments, args.cache, args.overwrite))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from app.segments import convert_recordings, relative_to_list, write_pretraining_list, write_segments
 from m2d.cli.runner import run_program
+from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
 
 SHARES = {"train": 0.65, "valid": 0.10, "test": 0.25}
 MURMURS = ("Absent", "Present", "Unknown")
@@ -66,6 +67,8 @@ def prepare(args: argparse.Namespace) -> None:
     recordings = args.folder / "training_data"
     if not (args.folder / "training_data.csv").is_file() or not recordings.is_dir():
         raise FileNotFoundError(f"{args.folder}: expected training_data.csv and a folder training_data in it")
+    lists = [args.to_folder / name.format(i) for i in (1, 2, 3) for name in ("circor{}_segments.csv", "files_circor{}.csv")]
+    check_outputs(lists, [args.folder / "training_data.csv"], args.overwrite)
     patients = read_patients(args.folder / "training_data.csv")
     names = [path.stem for path in recordings.glob("*.wav") if path.stem.split("_")[0] in patients]
     prefix = relative_to_list(args.lms, args.to_folder / "files_circor1.csv")
@@ -89,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lms", type=Path, default=Path("data/circor_lms"), help="folder for the spectrograms")
     parser.add_argument("--to_folder", type=Path, default=Path("data"), help="folder for the lists")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of a piece")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)
     return run_program(lambda: prepare(args))
 

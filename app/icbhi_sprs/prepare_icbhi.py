@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from app.segments import convert_recordings, relative_to_list, write_pretraining_list, write_segments
 from m2d.cli.runner import run_program
+from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
 
 LABELS = {("0", "0"): "normal", ("1", "0"): "crackle", ("0", "1"): "wheeze", ("1", "1"): "both"}
 
@@ -61,6 +62,7 @@ def cycles_table(recordings: Path, split: dict[str, str], there: set[str], prefi
 
 def prepare(args: argparse.Namespace) -> None:
     """Write the spectrograms and both lists."""
+    check_outputs([args.segments, args.to_list], [args.split_file], args.overwrite)
     if not args.split_file.is_file():
         raise FileNotFoundError(
             f"{args.split_file}: no such file. Name the official split (train or test per recording) by --split_file"
@@ -87,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--segments", type=Path, default=Path("data/icbhi2017_segments.csv"), help="the list of labelled cycles")
     parser.add_argument("--pretrain_on", choices=("train", "all"), default="train", help="recordings for further pre-training")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)
     return run_program(lambda: prepare(args))
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from app.segments import convert_recordings, relative_to_list, write_pretraining_list, write_segments
 from m2d.cli.runner import run_program
+from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
 
 
 def read_events(path: Path) -> list[tuple[float, float, str]]:
@@ -52,6 +53,7 @@ def by_stem(folder: Path, suffix: str) -> dict[str, Path]:
 
 def prepare(args: argparse.Namespace) -> None:
     """Write the spectrograms and both lists."""
+    check_outputs([args.segments, args.to_list], (), args.overwrite)
     annotations, recordings = by_stem(args.folder, ".json"), by_stem(args.folder, ".wav")
     both = sorted(annotations.keys() & recordings.keys())
     if not both:
@@ -80,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to_list", type=Path, default=Path("data/files_sprs.csv"), help="the list for further pre-training")
     parser.add_argument("--segments", type=Path, default=Path("data/sprs_segments.csv"), help="the list of labelled events")
     parser.add_argument("--pretrain_on", choices=("train", "all"), default="train", help="recordings for further pre-training")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)
     return run_program(lambda: prepare(args))
 

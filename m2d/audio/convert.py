@@ -26,6 +26,7 @@ from .decode import load_audio
 from .logmel import FrontEnd, NumpyLogMel
 
 FAILED = "failed.csv"  # beside what was converted: what was not, and why
+FAILED_COLUMNS, PACK_FAILED_COLUMNS = ("file_name", "reason"), ("file_name", "chunk", "reason")
 KEPT_MEMORY = (2**26, 2**27)  # bytes of a block, and at the end of a worker's heap
 _FILES_PER_CHUNK = 16
 # Outcomes in order wait for each other, in memory, with what the sink made of them.

@@ -29,12 +29,12 @@ from ..data.norm_stats import drawn_clips
 from ..data.pack.format import is_pack
 from ..utils.atomic_file import open_atomic, write_csv, write_figure
 from ..utils.errors import UserError
-from ..utils.outputs import OVERWRITE_HELP, check_outputs, has_header
+from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by, has_header
 from .runner import run_program
 
 FRAME_SECONDS = 0.01
 _COLUMNS = ("row", "file_name", "problem", "detail")  # of the table of problems
-_DRAWN_BY = "m2d check"  # in the picture's metadata
+_PROGRAM = "m2d check"
 WORDS = {
     Problem.MISSING: "missing",
     Problem.UNREADABLE: "cannot be read",
@@ -148,10 +148,7 @@ def _records(file: TextIO) -> Iterator[tuple[str, list[str]]]:
 
 def is_own_report(path: Path) -> bool:
     """Whether an earlier check wrote this table of problems, or this picture."""
-    if path.suffix == ".csv":
-        return has_header(path, _COLUMNS)
-    with path.open("rb") as file:
-        return _DRAWN_BY.encode() in file.read(512)
+    return has_header(path, _COLUMNS) or drawn_by(path, _PROGRAM)
 
 
 def draw_durations(path: Path, seconds: np.ndarray) -> None:
@@ -162,7 +159,7 @@ def draw_durations(path: Path, seconds: np.ndarray) -> None:
     axis.set_xlabel("duration (s)")
     axis.set_ylabel("clips")
     axis.set_title(f"{path.name.split('.durations')[0]}: {len(seconds):,} clips, {seconds.sum() / 3600:,.1f} hours")
-    write_figure(path, figure, Software=_DRAWN_BY)
+    write_figure(path, figure, _PROGRAM)
 
 
 def report(store: FileStore, records: np.ndarray, troubles: np.ndarray) -> str:

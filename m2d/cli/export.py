@@ -16,8 +16,10 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint.file import resolve
 from ..checkpoint.weights import Weights, read_weights, save_atomically
 from ..utils.atomic_file import write_bytes
+from ..utils.outputs import OVERWRITE_HELP, check_outputs
 from .runner import run_program
 
 logger = logging.getLogger("m2d")
@@ -41,13 +43,13 @@ def describe(weights: Weights) -> dict[str, str]:
     return told
 
 
-def convert(source: str, dest: Path) -> None:
-    """Write the encoder of `source` to `dest`, a .pth or .safetensors file."""
+def convert(source: str, dest: Path, overwrite: bool = False) -> None:
+    """Write the encoder of `source` to `dest`, a .pth or .safetensors file; an existing one is replaced on `overwrite`."""
     if dest.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"DEST {dest}: the name of a file that ends in .pth or .safetensors is expected")
-    weights = read_weights(source)
-    if dest.exists() and dest.resolve() == weights.path.resolve():
-        raise ValueError(f"DEST {dest} is SRC: what is left out would be lost; give another name")
+    path = resolve(source)
+    check_outputs([dest], [path], overwrite)
+    weights = read_weights(path)
     if weights.head:
         classes = weights.head["head.weight"].shape[0] if "head.weight" in weights.head else "its"
         logger.warning("%s is fine-tuned: its classifier (%s classes) is lost in %s", weights.path, classes, dest)
@@ -70,8 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("src", metavar="SRC", help="checkpoint: a file, a folder, or an https address")
     parser.add_argument("dest", metavar="DEST", type=Path, help="the .pth or .safetensors file to write")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)
-    return run_program(lambda: convert(args.src, args.dest))
+    return run_program(lambda: convert(args.src, args.dest, args.overwrite))
 
 
 if __name__ == "__main__":

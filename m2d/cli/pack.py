@@ -35,7 +35,7 @@ from ..data.pack.format import (
     read_info,
 )
 from ..data.pack.index import read_index, text_column
-from ..data.pack.writer import PackedClip, pack_clip, start_pack, write_chunk
+from ..data.pack.writer import PackedClip, pack_clip, packing, start_pack, write_chunk
 from ..utils.parallel import Progress, map_ahead
 
 logger = logging.getLogger("m2d")
@@ -81,16 +81,17 @@ def pack(store: FileStore, clips: ClipList, out: Path, info: PackInfo, shard: tu
     """Write the chunks of a shard that lack. Returns how many clips were written."""
     start_pack(out, info)
     number, count = shard
-    chunks = [k for k in missing_chunks(out, info) if k % count == number - 1]
-    ranges = {k: info.clips_in(k) for k in chunks}
-    total = sum(map(len, ranges.values()))
-    with Progress(total, "clip") as progress, ThreadPoolExecutor(workers) as pool:
-        for chunk, items in ranges.items():
-            with write_chunk(out, info, chunk) as writer:
-                packed = map_ahead(pool, lambda i: read_clip(store, i, info.dtype), items, _READ_AHEAD)
-                for i, clip in zip(items, packed, strict=True):
-                    writer.add(clip, {name: column[i] for name, column in clips.columns.items()})
-                    progress.update()
+    with packing(out, shard):
+        chunks = [k for k in missing_chunks(out, info) if k % count == number - 1]
+        ranges = {k: info.clips_in(k) for k in chunks}
+        total = sum(map(len, ranges.values()))
+        with Progress(total, "clip") as progress, ThreadPoolExecutor(workers) as pool:
+            for chunk, items in ranges.items():
+                with write_chunk(out, info, chunk) as writer:
+                    packed = map_ahead(pool, lambda i: read_clip(store, i, info.dtype), items, _READ_AHEAD)
+                    for i, clip in zip(items, packed, strict=True):
+                        writer.add(clip, {name: column[i] for name, column in clips.columns.items()})
+                        progress.update()
     return total
 
 

@@ -23,12 +23,14 @@ from ..data.clip_list import read_list
 from ..evaluation.linear_probe import FOLDS, encoder_means, held_out_accuracy, mel_statistics
 from ..inference.runtime import RuntimeM2D
 from ..utils.atomic_file import write_figure
+from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+_PROGRAM = "m2d report"  # in the picture's metadata
 PROBE_CLIPS = 1000
 CLIPS_PER_CLASS = 12
 INK, ACCENT, MUTED = "#222222", "#c0392b", "#9aa5b1"
@@ -37,6 +39,7 @@ INK, ACCENT, MUTED = "#222222", "#c0392b", "#9aa5b1"
 def main() -> int:
     args = parse_args()
     try:
+        check_outputs([args.out], [args.csv], args.overwrite, lambda path: drawn_by(path, _PROGRAM))
         show(args.run, args.data_path, args.csv, args.out)
     except (ValueError, OSError) as error:
         print(f"show_run.py: error: {error}", file=sys.stderr)
@@ -50,6 +53,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--data_path", type=Path, default=Path("data"), help="the folder that the list's names start from")
     parser.add_argument("--csv", type=Path, required=True, help="the list of clips to probe with")
     parser.add_argument("--out", type=Path, required=True, help="the picture to write (.png, .pdf, .svg)")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     return parser.parse_args()
 
 
@@ -79,7 +83,7 @@ def show(run: Path, data_path: Path, csv: Path, out: Path) -> dict[str, float]:
         draw_probe(axes[1], accuracies, chance=1 / len(set(labels)))
     draw_mask(right.subplots(2, 1, sharex=True), trained, load_clip(data_path / names[0]), load_file(checkpoints[-1])["args"])
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_figure(out, figure, dpi=110)
+    write_figure(out, figure, _PROGRAM, dpi=110)
     plt.close(figure)
     print(f"picture: {out}")
     return accuracies

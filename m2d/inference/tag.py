@@ -27,6 +27,7 @@ from .runtime import RuntimeM2D
 
 log = logging.getLogger("m2d")
 
+PROGRAM = "m2d tag"
 _NAME_COLUMNS = ("display_name", "name", "label", "class")
 # Windows of a picture where none are asked for: a column of pixels each is enough.
 _PLOT_WINDOWS = 600
@@ -126,7 +127,7 @@ def plot_tags(
     lower.invert_yaxis()
     lower.set(xlabel="time (s)")
     figure.colorbar(mesh, ax=lower, label="probability")
-    write_figure(out, figure, dpi=120)
+    write_figure(out, figure, PROGRAM, dpi=120)
     log.info("%s: %s over %d windows", out, ", ".join(names[c] for c in best[:3]), len(values))
 
 

@@ -70,4 +70,4 @@ def _draw_panels(panels: dict[str, torch.Tensor], title: str, path: Path) -> Non
         axis.set_ylabel("mel band")
     axes[-1].set_xlabel("frame (10 ms)")
     figure.colorbar(image, ax=axes, label="normalised log-mel")
-    write_figure(path, figure)
+    write_figure(path, figure, "m2d train")

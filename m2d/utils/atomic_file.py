@@ -122,10 +122,11 @@ def write_npz(path: str | os.PathLike, *arrays: np.ndarray, **named: np.ndarray)
         np.savez(file, *arrays, **named)
 
 
-def write_figure(path: str | os.PathLike, figure: "Figure", dpi: int = 100, **metadata: str) -> None:
-    """Draw a matplotlib figure in the format of the file's suffix."""
+def write_figure(path: str | os.PathLike, figure: "Figure", program: str, dpi: int = 100) -> None:
+    """Draw a matplotlib figure in the format of the file's suffix; its metadata name the program (`outputs.drawn_by`)."""
+    kind = Path(path).suffix.lstrip(".") or "png"
     with open_atomic(path) as file:
-        figure.savefig(file, format=Path(path).suffix.lstrip(".") or "png", dpi=dpi, metadata=metadata or None)
+        figure.savefig(file, format=kind, dpi=dpi, metadata={"Software" if kind == "png" else "Creator": program})
 
 
 whole_file, write_table = open_atomic, write_csv

@@ -1,7 +1,8 @@
 """What a program may write, decided before it starts: never one of its inputs, and nothing that it did not write."""
 
+import csv
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from .errors import UserError
@@ -56,6 +57,27 @@ def has_header(path: str | os.PathLike, columns: Sequence[str]) -> bool:
     try:
         with open(path, "rb") as file:
             return file.readline(len(header) + 3).rstrip(b"\r\n") == header
+    except OSError:
+        return False
+
+
+def lists_only(path: str | os.PathLike, names: Collection[str]) -> bool:
+    """Whether a file is a list with the one column file_name, none of whose rows is outside `names`.
+
+    Such a list may be replaced by one of all `names`: nothing in it is lost.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            return next(rows, None) == ["file_name"] and all(len(row) == 1 and row[0] in names for row in rows)
+    except (OSError, ValueError, csv.Error):
+        return False
+
+
+def drawn_by(path: str | os.PathLike, program: str) -> bool:
+    """Whether a file is a picture of this program (`atomic_file.write_figure`)."""
+    try:
+        return program.encode() in Path(path).read_bytes()
     except OSError:
         return False
 

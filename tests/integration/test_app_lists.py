@@ -41,9 +41,9 @@ def test_icbhi_lists(icbhi, prepared):
 
 
 def test_icbhi_all_recordings_on_request(icbhi, prepared):
-    assert prepare_lungs(icbhi, prepared.parent, "--pretrain_on", "all") == 0
+    assert prepare_lungs(icbhi, prepared.parent, "--pretrain_on", "all", "--overwrite") == 0
     assert len(pd.read_csv(prepared / "files_icbhi2017.csv")) == 12
-    assert prepare_lungs(icbhi, prepared.parent) == 0
+    assert prepare_lungs(icbhi, prepared.parent, "--overwrite") == 0
     assert len(pd.read_csv(prepared / "files_icbhi2017.csv")) == 8
 
 

@@ -103,7 +103,7 @@ def test_an_id_that_comes_twice_keeps_its_first_row_and_a_label_that_comes_twice
 def test_a_list_without_any_known_clip_is_an_error_and_leaves_the_old_output(tmp_path, caplog):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "files_as_weighted.csv").write_text("old")
-    status, to_list = run(tmp_path, ["a.npy", "b.npy"])
+    status, to_list = run(tmp_path, ["a.npy", "b.npy"], "--overwrite")
     assert status == 2
     assert to_list.read_text() == "old"
     assert "a.npy, b.npy" in caplog.text and "first 11 characters" in caplog.text
@@ -165,7 +165,7 @@ def test_the_lists_are_downloaded_once(tmp_path, server):
     assert sorted(p.name for p in cache.iterdir()) == sorted([*SEGMENTS, mal.CLASS_FILE])
     for path in (tmp_path / "served").iterdir():
         path.unlink()
-    assert run(tmp_path, ["--4gqARaEJE.npy"], *flags)[0] == 0
+    assert run(tmp_path, ["--4gqARaEJE.npy"], *flags, "--overwrite")[0] == 0
 
 
 def test_a_download_that_fails_leaves_nothing_that_counts_as_whole(tmp_path, server, caplog):

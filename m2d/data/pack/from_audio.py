@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ...audio.convert import FAILED, Converter, Job, Outcome
+from ...audio.convert import FAILED, PACK_FAILED_COLUMNS, Converter, Job, Outcome
 from ...utils.atomic_file import write_csv
 from ..clip_list import TextColumn, columns_digest
 from .format import PackInfo, chunk_path, default_chunk_clips, missing_chunks
 from .index import read_index, text_column
-from .writer import PackedClip, pack_clip, start_pack, write_chunk
+from .writer import PackedClip, pack_clip, packing, start_pack, write_chunk
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,13 @@ class AudioPack:
         """Write the chunks that lack from the outcomes of `jobs_left()`, in order, and what they leave out into failed.csv.
 
         Raises:
+            UserError: another process is packing.
             OSError: the disk is full, or the folder is not writable.
         """
+        with packing(self.folder):
+            self._write_chunks(outcomes)
+
+    def _write_chunks(self, outcomes: Iterator[Outcome]) -> None:
         self._write_failed()
         for chunk in self._lacking:
             jobs = self._jobs_of(chunk)
@@ -93,7 +98,7 @@ class AudioPack:
         path = self.folder / FAILED
         if self._left_out:
             rows = sorted((name, chunk, reason) for name, (chunk, reason) in self._left_out.items())
-            write_csv(path, ("file_name", "chunk", "reason"), rows)
+            write_csv(path, PACK_FAILED_COLUMNS, rows)
         else:
             path.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...utils.atomic_file import open_atomic, remove_leftovers, write_npz, write_text
 from ...utils.errors import UserError
+from ...utils.lock import LockedError, locked
 from ..clip_list import TextColumn
 from .format import HEADER_BYTES, MOST_CHUNKS, PackInfo, array_header, chunk_path, info_path, read_info
 
@@ -75,6 +76,20 @@ def start_pack(pack: str | Path, info: PackInfo) -> None:
         raise UserError(f"{pack} is there and is no pack: give another name")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, info.to_json())
+
+
+@contextmanager
+def packing(pack: str | Path, shard: tuple[int, int] = (1, 1)) -> Iterator[None]:
+    """Hold a pack, or a shard (number, count) of it, while the block writes its chunks.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    try:
+        with locked(Path(pack) / "packing-{}-of-{}.lock".format(*shard)):
+            yield
+    except LockedError as error:
+        raise UserError(f"{pack}: another process is packing ({error.holder})") from None
 
 
 class ChunkWriter:

@@ -49,11 +49,19 @@ def test_the_loss_of_a_classifier_is_said(tmp_path, caplog):
     assert not read_weights(tmp_path / "encoder.pth").head
 
 
+def test_what_is_there_is_replaced_on_request_alone(source, tmp_path, caplog):
+    dest = tmp_path / "encoder.pth"
+    dest.write_bytes(b"somebody's")
+    assert main([str(source), str(dest)]) == 2 and dest.read_bytes() == b"somebody's"
+    assert "encoder.pth is there already" in caplog.text
+    assert main([str(source), str(dest), "--overwrite"]) == 0 and read_weights(dest).state
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["{source}", "{tmp}/folder"], "ends in .pth or .safetensors"),
-        (["{source}", "{source}"], "is SRC"),
+        (["{source}", "{source}"], "is an input"),
         (["{tmp}/none.pth", "{tmp}/a.pth"], "no checkpoint"),
     ],
 )

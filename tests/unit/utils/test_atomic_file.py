@@ -25,6 +25,7 @@ from m2d.utils.atomic_file import (
     write_npz,
     write_text,
 )
+from m2d.utils.outputs import drawn_by
 
 
 def names(folder: Path) -> list[str]:
@@ -180,10 +181,9 @@ def test_text_npz_and_figures(tmp_path):
     figure = Figure()
     figure.subplots().plot([1, 2])
     for suffix, magic in (("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")):
-        write_figure(tmp_path / f"a.{suffix}", figure)
+        write_figure(tmp_path / f"a.{suffix}", figure, "m2d check")
         assert (tmp_path / f"a.{suffix}").read_bytes().startswith(magic)
-    write_figure(tmp_path / "b.png", figure, Software="m2d check")
-    assert b"m2d check" in (tmp_path / "b.png").read_bytes()
+        assert drawn_by(tmp_path / f"a.{suffix}", "m2d check") and not drawn_by(tmp_path / f"a.{suffix}", "m2d tag")
 
 
 def test_a_full_disk_is_an_os_error_with_its_number(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from m2d.utils.errors import UserError
-from m2d.utils.outputs import check_outputs, has_header
+from m2d.utils.outputs import check_outputs, has_header, lists_only
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +72,22 @@ def test_headers(text, own):
     Path("x.csv").write_text(text)
     assert has_header("x.csv", ("a", "b")) is own
     assert not has_header("missing.csv", ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("text", "own"),
+    [
+        ("file_name\na.npy\n", True),
+        ('file_name\n"a.npy"\r\nb.npy\n', True),
+        ("file_name\n", True),
+        ("file_name\nc.npy\n", False),
+        ("file_name,label\na.npy,1\n", False),
+        ("file_name\na.npy,1\n", False),
+        ("", False),
+        ("\udcff", False),
+    ],
+)
+def test_lists_of_known_names(text, own):
+    Path("x.csv").write_bytes(text.encode(errors="surrogateescape"))
+    assert lists_only("x.csv", {"a.npy", "b.npy"}) is own
+    assert not lists_only("missing.csv", {"a.npy"})
