@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..models import registry as models_mae
+from ..models import registry
 from ..models.pos_embed import resize_positions, sincos_positions
 from ..models.vit import DEFAULT_NORM_STATS, AudioViT
 from .spec import EXAMPLE, PATTERN, ModelSpec, spec_of_path
@@ -64,10 +64,10 @@ def _options(sizes: ModelSpec, state: Mapping[str, torch.Tensor], frames: int) -
 def _build(name: str, options: dict, covered: set[str]) -> AudioViT:
     """A model whose tensors are to be overwritten, without the seconds that random numbers take, where they all are."""
     with torch.device("meta"):
-        model = models_mae.build(name, **options)
+        model = registry.build(name, **options)
     if set(model.state_dict()) <= covered:
         return model.to_empty(device="cpu")
-    return models_mae.build(name, **options)
+    return registry.build(name, **options)
 
 
 def random_backbone(weight_file: str | Path, encoder_only: bool, dur_frames: int | None) -> tuple[AudioViT, ModelSpec]:
@@ -80,7 +80,7 @@ def random_backbone(weight_file: str | Path, encoder_only: bool, dur_frames: int
     if sizes is None:
         raise no_sizes(weight_file)
     suffix = "_encoder_only" if encoder_only else ""
-    return models_mae.build(sizes.model + suffix, **_options(sizes, {}, dur_frames or sizes.input_size[1])), sizes
+    return registry.build(sizes.model + suffix, **_options(sizes, {}, dur_frames or sizes.input_size[1])), sizes
 
 
 def loaded_backbone(weights: Weights, encoder_only: bool, dur_frames: int | None) -> AudioViT:

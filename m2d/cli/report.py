@@ -176,7 +176,7 @@ def draw_mask(axes: np.ndarray, runtime: RuntimeM2D, clip: np.ndarray, settings:
         backbone.set_random_1d_mask(settings["cont_mask"])
     torch.manual_seed(0)
     lms = torch.from_numpy(clip[None, :, :, :frames])
-    hidden = backbone.make_plan(lms, settings["mask_ratio"]).mask.reshape(rows, -1).numpy()
+    hidden = backbone.mask_plan(lms, settings["mask_ratio"]).mask.reshape(rows, -1).numpy()
     hidden = hidden.repeat(height, axis=0).repeat(width, axis=1)
     titles = ("A clip", f"What the encoder sees of it in one step: {1 - hidden.mean():.0%}")
     extent = (0, frames * front_end.hop_size / front_end.sample_rate, 0, front_end.n_mels)

@@ -14,6 +14,8 @@ from ..audio.logmel_torch import EPS, PRESETS, FrontEnd, nnaudio_mel, pad_short
 from ..checkpoint.build import block_count, is_random, loaded_backbone, random_backbone
 from ..checkpoint.spec import parse_sizes_by_name
 from ..checkpoint.weights import read_weights
+from ..models.mae import MaskedAutoencoderViT
+from ..models.onednn import use_onednn_if_faster
 from ..models.vit import AudioViT
 from .config import Config, flag, given
 
@@ -137,6 +139,7 @@ class RuntimeM2D(nn.Module):
         cfg.freeze_embed = flag(given(freeze_embed, cfg, "freeze_embed"))
         cfg.training_mask = float(given(training_mask or None, cfg, "training_mask"))
         self.backbone, head = get_backbone(cfg, weight_file, cfg.encoder_only, cfg.dur_frames)
+        use_onednn_if_faster(self.backbone)
         width, stacked_width = self.backbone.embed_dim, self.backbone.embed_dim * self.backbone.grid_size()[0]
         narrow_head = num_classes is not None and "head.weight" in head and head["head.weight"].shape[1] == width
         cfg.flat_features = flag(given(flat_features, cfg, "flat_features")) or cfg.training_mask > 0 or narrow_head
@@ -337,7 +340,7 @@ class RuntimeM2D(nn.Module):
     # ------------------------------------------------------------------ reconstruction, for MAE checkpoints
 
     def _need_decoder(self) -> None:
-        if not hasattr(self.backbone, "unpatchify"):
+        if not isinstance(self.backbone, MaskedAutoencoderViT):
             raise ValueError("reconstruction needs an MAE checkpoint with its decoder, and encoder_only=False")
 
     @torch.no_grad()

@@ -1,27 +1,52 @@
 """M2D and M2D-D2V: an online encoder with a predictor, and an EMA target encoder (Niizumi et al., 2023, section 2)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from .block import LayerNorm, make_blocks
 from .masked_vit import MaskedPredictorViT
-from .vit import LayerNorm, freeze, make_blocks, take_tokens
+from .masking import Masking
+from .vit import take_tokens
 
 LOSS_TYPES = ("norm_mse", "mse")
 
 
-class M2DViT(MaskedPredictorViT):
-    """Masked Modeling Duo: predict the target encoder's view of the hidden patches from the visible ones.
+class Prediction(NamedTuple):
+    """What a model made of a masked batch, before any loss.
 
-    The target encoder has blocks and a norm of its own, started at random and moved by `update_target_network`;
-    patch embedding, positions and class token it shares with the online encoder.
+    Attributes:
+        pred: predictions for the hidden patches `[B, L - keep, D]`, in shuffled order.
+        latent: the online encoder's outputs, class token first `[B, 1 + keep, D]`.
+        x_target: the target encoder's input.
+        ids_restore, mask: the mask, as `forward_encoder` returns it.
+    """
+
+    pred: torch.Tensor
+    latent: torch.Tensor
+    x_target: torch.Tensor
+    ids_restore: torch.Tensor
+    mask: torch.Tensor
+
+
+class M2DViT(MaskedPredictorViT):
+    """Masked Modeling Duo: predict the target encoder's output for the hidden patches from the visible ones.
+
+    The target encoder has its own blocks and norm, randomly initialised and moved by `update_target_network`; it shares
+    patch embedding, positions and class token with the online encoder.
 
     Args:
         loss_type: `norm_mse` (mean of 2 - 2·cosine) or `mse`.
-        target_layers: blocks of the target encoder whose mean output is the target; None: the last one's.
-        sizes: those of MaskedPredictorViT, without output_dim.
+        target_layers: blocks of the target encoder whose mean output is the target; None: the last block.
+        sizes: the arguments of MaskedPredictorViT, without output_dim.
+
+    Raises:
+        ValueError: an unknown loss, or a target layer beyond the encoder's depth.
     """
+
+    has_ema_target = True
 
     def __init__(
         self,
@@ -29,7 +54,7 @@ class M2DViT(MaskedPredictorViT):
         depth: int = 12,
         num_heads: int = 12,
         mlp_ratio: float = 4.0,
-        norm_layer=LayerNorm,
+        norm_layer: Callable = LayerNorm,
         norm_pix_loss: bool = True,
         loss_type: str = "norm_mse",
         target_layers: Sequence[int] | None = None,
@@ -46,8 +71,8 @@ class M2DViT(MaskedPredictorViT):
         self.target_blocks = make_blocks(depth, embed_dim, num_heads, mlp_ratio, norm_layer)
         self.target_norm = norm_layer(embed_dim)
         self.init_weights()
-        freeze(self.target_blocks)
-        freeze(self.target_norm)
+        self.target_blocks.requires_grad_(False)
+        self.target_norm.requires_grad_(False)
 
     # ------------------------------------------------------------------ target encoder
 
@@ -71,20 +96,20 @@ class M2DViT(MaskedPredictorViT):
         x = self.target_norm(torch.stack(chosen).mean(dim=0) if chosen else x)
         return self.drop_cls_token(x) if drop_cls else x
 
-    def _twins(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def _target_and_online(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         target = [*self.target_blocks.parameters(), *self.target_norm.parameters()]
         return target, [*self.blocks.parameters(), *self.norm.parameters()]
 
     @torch.no_grad()
     def update_target_network(self, decay: float) -> None:
         """`target = decay · target + (1 - decay) · online` (Niizumi et al., 2023, equation 2)."""
-        target, online = self._twins()
+        target, online = self._target_and_online()
         torch._foreach_lerp_(target, online, 1.0 - decay)
 
     @torch.no_grad()
     def copy_online_to_target(self) -> None:
         """Start the target from the online weights, where a checkpoint brings no target."""
-        target, online = self._twins()
+        target, online = self._target_and_online()
         torch._foreach_copy_(target, online)
 
     # ------------------------------------------------------------------ prediction and loss
@@ -107,28 +132,31 @@ class M2DViT(MaskedPredictorViT):
             return F.mse_loss(pred, target)
         return 2 - 2 * F.cosine_similarity(pred, target, dim=-1, eps=1e-12).mean()
 
-    def forward_online(self, imgs: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int]):
-        """One masked prediction: `(loss, pred, visible tokens [B, 1 + keep, D], ids_restore, mask)`.
+    def predict(self, imgs: torch.Tensor, mask_ratio: Masking) -> Prediction:
+        """Encode the visible patches of `[B, C, mels, frames]` and predict the hidden ones.
 
         Raises:
             ValueError: no patch is hidden, or none visible.
         """
         latent, x_target, mask, ids_restore = self.forward_encoder(imgs, mask_ratio)
         keep, length = latent.shape[1] - 1, ids_restore.shape[1]
-        if not 0 < keep < length:
+        if x_target is None or not 0 < keep < length:
             raise ValueError(f"M2D needs hidden and visible patches, and the mask leaves {keep} of {length} patches visible")
-        pred = self.forward_decoder(latent, ids_restore)
-        loss = self.forward_loss(self.target_of(x_target, ids_restore, keep), pred)
-        return loss, pred, latent, ids_restore, mask
+        return Prediction(self.forward_decoder(latent, ids_restore), latent, x_target, ids_restore, mask)
 
     def target_of(self, x_target: torch.Tensor, ids_restore: torch.Tensor, keep: int) -> torch.Tensor:
         """The target vectors of the hidden patches `[B, L - keep, D]`."""
         return self.forward_target_encoder(x_target)
 
-    def forward(self, imgs: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int] = 0.7):
+    def losses(self, step: Prediction) -> dict[str, torch.Tensor]:
+        """`loss`, a scalar, of a prediction."""
+        target = self.target_of(step.x_target, step.ids_restore, keep=step.latent.shape[1] - 1)
+        return {"loss": self.forward_loss(target, step.pred)}
+
+    def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.7):
         """Returns `(loss, pred [B, hidden, D], (ids_restore [B, L], mask [B, L]))` for inputs `[B, C, mels, frames]`."""
-        loss, pred, _, ids_restore, mask = self.forward_online(imgs, mask_ratio)
-        return loss, pred, (ids_restore, mask)
+        step = self.predict(imgs, mask_ratio)
+        return self.losses(step)["loss"], step.pred, (step.ids_restore, step.mask)
 
 
 class M2D_D2ViT(M2DViT):
@@ -142,7 +170,7 @@ class M2D_D2ViT(M2DViT):
         """The target vectors of the hidden patches `[B, L - keep, D]`."""
         return take_tokens(self.forward_target_encoder(x_target), ids_restore.argsort(dim=1)[:, keep:])
 
-    def forward(self, imgs: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int] = 0.7):
+    def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.7):
         """Returns `(loss, pred [B, hidden, D], ids_restore [B, L])`."""
         loss, pred, (ids_restore, _) = super().forward(imgs, mask_ratio)
         return loss, pred, ids_restore

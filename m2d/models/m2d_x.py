@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .linear import Linear
-from .m2d import M2DViT
+from .m2d import M2DViT, Prediction
+from .masking import Masking
 from .vit import take_tokens
 
 
@@ -16,13 +16,15 @@ class M2D_X_ViT(M2DViT):
     Args:
         loss_m2d, loss_off: weights of the two losses.
         off_emb_dim: width E of an offline target.
-        sizes: those of M2DViT.
+        sizes: the arguments of M2DViT.
     """
+
+    loss_names = ("loss", "loss_m2d", "loss_off")
 
     def __init__(self, loss_m2d: float = 1.0, loss_off: float = 1.0, off_emb_dim: int = 3840, **sizes):
         super().__init__(**sizes)
         self.loss_m2d, self.loss_off = loss_m2d, loss_off
-        self.offline_predictor = Linear(self.grid_size()[0] * self.embed_dim, off_emb_dim)
+        self.offline_predictor = nn.Linear(self.grid_size()[0] * self.embed_dim, off_emb_dim)
         self.init_offline_predictor()
 
     def init_offline_predictor(self) -> None:
@@ -49,12 +51,15 @@ class M2D_X_ViT(M2DViT):
             )
         return self.forward_loss(target, pred)
 
-    def forward(
-        self,
-        imgs: torch.Tensor,
-        target: torch.Tensor | None,
-        mask_ratio: float | tuple[torch.Tensor, int] = 0.7,
-    ):
+    def losses(self, step: Prediction, target: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """`loss_m2d`, `loss_off` (0 without a target) and their weighted sum `loss`, each a scalar."""
+        loss_m2d = super().losses(step)["loss"]
+        loss_off = loss_m2d.new_zeros(())
+        if target is not None:
+            loss_off = self.offline_loss(self.forward_offline(step.latent, step.pred, step.ids_restore), target)
+        return {"loss": self.loss_m2d * loss_m2d + self.loss_off * loss_off, "loss_m2d": loss_m2d, "loss_off": loss_off}
+
+    def forward(self, imgs: torch.Tensor, target: torch.Tensor | None, mask_ratio: Masking = 0.7):
         """One step of both tasks.
 
         Args:
@@ -65,12 +70,14 @@ class M2D_X_ViT(M2DViT):
         Returns:
             `(loss, pred [B, hidden, D], (ids_restore, mask, M2D loss, offline loss))`.
         """
-        loss_online, pred, latent, ids_restore, mask = self.forward_online(imgs, mask_ratio)
-        loss_offline = loss_online.new_zeros(())
-        if target is not None:
-            loss_offline = self.offline_loss(self.forward_offline(latent, pred, ids_restore), target)
-        loss = self.loss_m2d * loss_online + self.loss_off * loss_offline
-        return loss, pred, (ids_restore, mask, loss_online, loss_offline)
+        step = self.predict(imgs, mask_ratio)
+        losses = self.losses(step, target)
+        return losses["loss"], step.pred, (step.ids_restore, step.mask, losses["loss_m2d"], losses["loss_off"])
+
+    def named_losses(self, output: tuple) -> dict[str, torch.Tensor]:
+        """The losses in what `forward` returned: `loss`, `loss_m2d` and `loss_off`."""
+        loss, _, (_, _, loss_m2d, loss_off) = output
+        return dict(zip(self.loss_names, (loss, loss_m2d, loss_off), strict=True))
 
 
 class M2D_AS_ViT(M2D_X_ViT):

@@ -1,16 +1,19 @@
 """MAE and MSM-MAE: reconstruct the hidden patches' values (He et al., 2022; Niizumi et al., 2022)."""
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 
 from .masked_vit import MaskedPredictorViT
+from .masking import Masking
 from .vit import pair, take_tokens
 
 
 class MaskedAutoencoderViT(MaskedPredictorViT):
     """Masked autoencoder: the predictor's outputs are the values of each patch."""
 
-    def __init__(self, patch_size=(16, 16), in_chans: int = 1, **sizes):
+    def __init__(self, patch_size: int | Sequence[int] = (16, 16), in_chans: int = 1, **sizes):
         height, width = pair(patch_size)
         super().__init__(output_dim=height * width * in_chans, patch_size=patch_size, in_chans=in_chans, **sizes)
         self.init_weights()
@@ -40,7 +43,7 @@ class MaskedAutoencoderViT(MaskedPredictorViT):
         errors = (pred.float() - self.standardize(self.patchify(imgs))).square().mean(dim=-1)
         return (errors * mask).sum() / mask.sum()
 
-    def forward(self, imgs: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int] = 0.75):
+    def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.75):
         """Returns `(loss, pred [B, L, values], mask [B, L])` for inputs `[B, C, mels, frames]`.
 
         Raises:
@@ -53,7 +56,7 @@ class MaskedAutoencoderViT(MaskedPredictorViT):
         pred = self.forward_decoder(latent, ids_restore)
         return self.forward_loss(imgs, pred, mask), pred, mask
 
-    def forward_viz(self, imgs: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int] = 0.75):
+    def forward_viz(self, imgs: torch.Tensor, mask_ratio: Masking = 0.75):
         """Returns what a picture shows: loss, reconstruction, absolute error (both `[B, C, mels, frames]`) and mask `[B, F, T]`.
 
         Visible patches of the reconstruction are the input's own.

@@ -1,27 +1,32 @@
-"""An encoder with a transformer predictor (decoder) behind it: shared ground of MAE and M2D."""
+"""An encoder followed by a transformer predictor (decoder): the base of MAE and M2D."""
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from .linear import Linear
+from .block import LayerNorm, make_blocks
 from .pos_embed import resize_positions, sincos_positions
-from .vit import AudioViT, LayerNorm, make_blocks, take_tokens
+from .vit import AudioViT, take_tokens
 
 
 class MaskedPredictorViT(AudioViT):
-    """Encodes the visible patches and predicts from them with mask tokens in the hidden places (He et al., 2022, section 3).
+    """Encodes the visible patches and predicts from them, with mask tokens for the hidden ones (He et al., 2022, section 3).
 
-    The predictor is equivariant to the order of its tokens, so it keeps them as they come, visible first, hidden last,
-    each with its own position: the predictions for hidden patches are the last rows, without any reordering.
+    Each token has its own position, so the predictor is equivariant to their order. It keeps them shuffled, visible first
+    and hidden last: the predictions for the hidden patches are the last rows, without any reordering.
 
     Args:
         output_dim: width of a prediction.
         decoder_embed_dim, decoder_depth, decoder_num_heads: sizes of the predictor.
         norm_pix_loss: standardise each target vector.
-        encoder: the sizes of AudioViT.
+        encoder: the arguments of AudioViT.
+
+    Attributes:
+        loss_names: the names of the losses, the total first.
     """
+
+    loss_names: tuple[str, ...] = ("loss",)
 
     def __init__(
         self,
@@ -37,19 +42,19 @@ class MaskedPredictorViT(AudioViT):
         super().__init__(mlp_ratio=mlp_ratio, norm_layer=norm_layer, **encoder)
         width = decoder_embed_dim
         self.norm_pix_loss = norm_pix_loss
-        self.decoder_embed = Linear(self.embed_dim, width)
+        self.decoder_embed = nn.Linear(self.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.decoder_pos_embed = nn.Parameter(sincos_positions(width, self.grid_size()), requires_grad=False)
         self.decoder_blocks = make_blocks(decoder_depth, width, decoder_num_heads, mlp_ratio, norm_layer)
         self.decoder_norm = norm_layer(width)
-        self.decoder_pred = Linear(width, output_dim)
+        self.decoder_pred = nn.Linear(width, output_dim)
 
     def decode_tokens(self, x: torch.Tensor, ids_restore: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Outputs of the predictor's blocks, from encoder outputs `[B, 1 + keep, D]`.
 
         Returns:
-            `[B, 1 + L - first, predictor width]`: the class token, then the patches in shuffled order; the `first` tokens
-            of these are left out, which the last block then need not compute.
+            `[B, 1 + L - first, predictor width]`: the class token, then the patches in shuffled order, without the `first`
+            tokens of these, which the last block does not compute.
         """
         x = self.decoder_embed(x)
         batch, length = ids_restore.shape
@@ -75,3 +80,7 @@ class MaskedPredictorViT(AudioViT):
             return target
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
         return (target - mean) * (variance + 1e-6).rsqrt()
+
+    def named_losses(self, output: tuple) -> dict[str, torch.Tensor]:
+        """The losses in what `forward` returned, by name: `loss`."""
+        return {"loss": output[0]}

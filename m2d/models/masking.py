@@ -30,6 +30,10 @@ class MaskPlan(NamedTuple):
         return (self.ids_restore >= self.keep).float()
 
 
+#: What a model takes as a mask: the share of hidden patches, or a fixed plan `(ids_restore [B, L], keep)`.
+Masking = float | tuple[torch.Tensor, int]
+
+
 def keep_count(length: int, mask_ratio: float) -> int:
     """Patches that stay visible: int(L·(1 - ratio)) in floating point, as published (0.8 of 190 keeps 37)."""
     return int(length * (1 - mask_ratio))

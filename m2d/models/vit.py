@@ -4,20 +4,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from timm.models.vision_transformer import Block
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from .linear import Linear, linear
-from .masking import MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
+from .block import Block, LayerNorm, make_blocks
+from .masking import Masking, MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
 from .pos_embed import resize_positions, sincos_positions
 
 #: Statistics of log-mel spectrograms that stand in where a checkpoint of 2022 brings none: (mean, std).
 DEFAULT_NORM_STATS = (-7.1, 4.2)
-
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -32,51 +26,6 @@ def take_tokens(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """The tokens of `x` `[B or 1, L, D]` at places `ids` `[B, N]`: `[B, N, D]`."""
     x = x.expand(ids.shape[0], -1, -1)
     return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
-
-
-class AudioBlock(Block):
-    """timm's pre-norm block (qkv bias, exact GELU), which can give the last tokens alone and recompute activations.
-
-    Attributes:
-        recompute: give up the activations and compute them again in the backward pass (Chen et al., 2016).
-    """
-
-    recompute = False
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        # timm takes no other class of layer.
-        for layer in (self.attn.qkv, self.attn.proj, self.mlp.fc1, self.mlp.fc2):
-            layer.__class__ = Linear
-
-    def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """Tokens `[B, N, D]` to tokens `[B, N - first, D]`: those before `first` are attended to, and not computed."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._tokens, x, first, use_reentrant=False)
-        return self._tokens(x, first)
-
-    def _tokens(self, x: torch.Tensor, first: int) -> torch.Tensor:
-        if first == 0:
-            return super().forward(x)
-        normed, tail = self.norm1(x), x[:, first:]
-        width, qkv = x.shape[2], self.attn.qkv
-        query = linear(normed[:, first:], qkv.weight[:width], qkv.bias[:width])
-        key, value = linear(normed, qkv.weight[width:], qkv.bias[width:]).chunk(2, dim=2)
-        heads = (rearrange(t, "b n (h d) -> b h n d", h=self.attn.num_heads) for t in (query, key, value))
-        tail = tail + self.attn.proj(rearrange(F.scaled_dot_product_attention(*heads), "b h n d -> b n (h d)"))
-        return tail + self.mlp(self.norm2(tail))
-
-
-def make_blocks(depth: int, width: int, heads: int, mlp_ratio: float, norm_layer: Callable) -> nn.ModuleList:
-    """A transformer's blocks."""
-    blocks = (AudioBlock(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
-    return nn.ModuleList(blocks)
-
-
-def freeze(module: nn.Module) -> None:
-    """Take all parameters of a module out of training."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
 
 
 class PatchEmbed(nn.Module):
@@ -108,7 +57,15 @@ class AudioViT(nn.Module):
         in_chans: input channels.
         embed_dim, depth, num_heads, mlp_ratio, norm_layer: the transformer's sizes.
         norm_stats: (mean, std) of the log-mel values the model was trained on, stored with the weights.
+
+    Attributes:
+        has_ema_target: whether a target encoder follows the online one (`update_target_network`).
+
+    Raises:
+        ValueError: the input is smaller than one patch, or `norm_stats` are not two numbers.
     """
+
+    has_ema_target = False
 
     def __init__(
         self,
@@ -162,7 +119,7 @@ class AudioViT(nn.Module):
     def recompute_activations(self, on: bool = True) -> None:
         """Trade time for memory: compute the blocks' activations again in the backward pass."""
         for module in self.modules():
-            if isinstance(module, AudioBlock):
+            if isinstance(module, Block):
                 module.recompute = on
 
     @staticmethod
@@ -192,7 +149,7 @@ class AudioViT(nn.Module):
             raise ValueError(f"runs of {frames} columns cannot be hidden: an input has {columns} columns of patches")
         self.draw_plan = partial(draw_continuous_plan, run=frames)
 
-    def make_plan(self, x: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int]) -> MaskPlan | None:
+    def mask_plan(self, x: torch.Tensor, mask_ratio: Masking) -> MaskPlan | None:
         """The masking plan for inputs `[B, C, mels, frames]`; None where nothing is masked.
 
         Raises:
@@ -245,7 +202,7 @@ class AudioViT(nn.Module):
     def forward_encoder(
         self,
         x: torch.Tensor,
-        mask_ratio: float | tuple[torch.Tensor, int],
+        mask_ratio: Masking,
         return_layers: bool = False,
         adjust_short: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
@@ -262,7 +219,7 @@ class AudioViT(nn.Module):
             target encoder is to see (None here), the mask `[B, L]` (1: hidden), and `ids_restore` `[B, L]`.
         """
         patches = self.embed(x, adjust_short)
-        plan = self.make_plan(x, mask_ratio)
+        plan = self.mask_plan(x, mask_ratio)
         visible = patches
         if plan is None:
             mask = torch.zeros(patches.shape[:2], device=x.device)
@@ -286,6 +243,6 @@ class M2DEncoderViT(AudioViT):
         super().__init__(**sizes)
         self.init_weights()
 
-    def forward(self, imgs: torch.Tensor, mask_ratio: float | tuple[torch.Tensor, int] = 0.0):
+    def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.0):
         """As `forward_encoder`."""
         return self.forward_encoder(imgs, mask_ratio)

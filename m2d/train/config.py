@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..audio.logmel_torch import PRESETS
-from ..models import registry as models_mae
+from ..models import registry
 from ..models.m2d import LOSS_TYPES
 from ..utils.errors import UserError
 from .distributed import world_size
@@ -218,9 +218,9 @@ def family_of(model: str) -> str:
 
 
 def _check_model(args: argparse.Namespace, families: tuple[str, ...]) -> None:
-    trainable = [name for name in models_mae.BUILDERS if family_of(name) in families and not name.endswith(("_only", "patch16"))]
+    trainable = [name for name in registry.BUILDERS if family_of(name) in families and not name.endswith(("_only", "patch16"))]
     if args.model not in trainable:
-        raise UserError(f"--model {args.model}: {models_mae.closest(args.model, trainable)}")
+        raise UserError(f"--model {args.model}: {registry.closest(args.model, trainable)}")
     (mels, frames), (height, width) = as_pair(args.input_size), as_pair(args.patch_size)
     if mels != N_MELS:
         raise UserError(f"--input_size {args.input_size}: log-mel spectrograms have {N_MELS} mel bands here")

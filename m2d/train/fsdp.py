@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..models.vit import AudioBlock
+from ..models.block import Block
 from .optim import make_optimizer
 from .trainer import Trainer
 
@@ -22,7 +22,7 @@ def shard(trainer: Trainer) -> None:
     model, state = trainer.model, trainer.optimizer.state_dict()["state"]
     trainer.twin = copy.deepcopy(model).cpu()
     mesh = init_device_mesh(trainer.launch.device.type, (dist.get_world_size(),))
-    for module in [each for each in model.modules() if isinstance(each, AudioBlock)]:
+    for module in [each for each in model.modules() if isinstance(each, Block)]:
         fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
     trainer.optimizer = make_optimizer(model, trainer.args)

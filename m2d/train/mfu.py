@@ -29,5 +29,5 @@ def step_flops(model: nn.Module, mask_ratio: float) -> float:
     predictor = blocks_flops(model.decoder_blocks, length + 1)
     ends = 2 * (keep + 1) * model.decoder_embed.weight.numel() + 2 * (length - keep) * model.decoder_pred.weight.numel()
     trained = embed + blocks_flops(model.blocks, keep + 1) + predictor + ends
-    target = blocks_flops(model.used_target_blocks(), length - keep + 1) if hasattr(model, "target_blocks") else 0.0
+    target = blocks_flops(model.used_target_blocks(), length - keep + 1) if model.has_ema_target else 0.0
     return 3 * trained + target

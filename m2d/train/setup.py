@@ -14,7 +14,8 @@ from ..data.loader import BatchLoader
 from ..data.norm_stats import cached_stats
 from ..data.open import open_store
 from ..data.sampler import EpochSampler
-from ..models import registry as models_mae
+from ..models import registry
+from ..models.onednn import use_onednn_if_faster
 from ..utils.errors import UserError
 from . import device as compute
 from . import resume as continuation
@@ -140,7 +141,7 @@ def build_model(args: Namespace, stats: Stats, target_width: int | None) -> torc
             options[option] = getattr(args, flag)
     if target_width is not None:
         options["off_emb_dim"] = target_width
-    return models_mae.build(args.model, **options)
+    return registry.build(args.model, **options)
 
 
 def make_trainer(
@@ -159,6 +160,8 @@ def make_trainer(
     if args.resume and load_weights:
         continuation.load_resumed_weights(model, args)
     model.to(launch.device)
+    if launch.device.type == "cpu":
+        use_onednn_if_faster(model)
     model.recompute_activations(args.activation_checkpointing)
     mask = MaskRule(model.grid_size(), args.mask_ratio, args.seed, args.cont_mask)
     noise = (noise_stats, getattr(args, "noise_ratio", 0.0), getattr(args, "swap_inputs", False))

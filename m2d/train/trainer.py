@@ -61,7 +61,7 @@ class Trainer:
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.last_epoch = min(self.args.stop_at, self.args.epochs) if self.args.stop_at > 0 else self.args.epochs
         self.flops_per_clip = step_flops(self.model, self.args.mask_ratio)
-        self.moves_target = hasattr(self.model, "update_target_network")
+        self.moves_target = self.model.has_ema_target
 
     def autocast(self) -> torch.autocast:
         """Mixed precision where the run has it."""

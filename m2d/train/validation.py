@@ -53,8 +53,7 @@ def validation_losses(trainer: Trainer, model: nn.Module, dataset: AudioDataset)
         return sums
 
     sums = sum_over_ranks(together(launch, sum_of_mine))
-    names = TERM_NAMES if hasattr(model, "loss_off") else TERM_NAMES[:1]
-    return {f"val_{name}": float(total / sums[-1]) for name, total in zip(names, sums, strict=False)}
+    return {f"val_{name}": float(total / sums[-1]) for name, total in zip(model.loss_names, sums, strict=False)}
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +47,8 @@ def small_builders() -> dict:
     table = {}
     for family, model_class in models_mae.FAMILIES.items():
         decoder = DECODER | (dict(decoder_depth=1) if family == "msm_mae" else {})
-        table[f"{family}_vit_tiny"] = partial(models_mae._build, model_class, {**ENCODER, **decoder})
-        table[f"{family}_vit_tiny_encoder_only"] = partial(models_mae._build, models_mae.M2DEncoderViT, ENCODER)
+        table[f"{family}_vit_tiny"] = models_mae.Builder(model_class, {**ENCODER, **decoder})
+        table[f"{family}_vit_tiny_encoder_only"] = models_mae.Builder(models_mae.M2DEncoderViT, ENCODER)
     return table
 
 

@@ -1,13 +1,16 @@
 """The published names: sizes, options, what is trained, inputs that are refused, and what a model survives."""
 
+import ast
 import copy
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from small_models import ENCODER, GRID, KEEP, LENGTH, OFFLINE, SPEECH, inputs, plan, small_model
 
-from m2d.models import registry as models_mae
+from m2d import models_mae
+from m2d.models import registry
 from m2d.models.registry import BUILDERS, FAMILIES, build
 from m2d.models.vit import DEFAULT_NORM_STATS
 
@@ -90,6 +93,17 @@ def test_every_published_name_is_there():
     assert all(models_mae.__dict__[name] is BUILDERS[name] for name in names)
 
 
+def test_builders_are_assigned_by_name_where_tools_see_them():
+    tree = ast.parse(Path(registry.__file__).read_text())
+    assigned = [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
+    assert len(BUILDERS) == 59 and set(BUILDERS) <= set(assigned)
+    for name, builder in BUILDERS.items():
+        family, size = name.removesuffix("_encoder_only").removesuffix("_patch16").split("_vit_")
+        sizes = registry.ENCODERS[size]
+        assert builder.model_class is (registry.M2DEncoderViT if name.endswith("_only") else FAMILIES[family])
+        assert {key: builder.sizes[key] for key in sizes} == sizes
+
+
 @pytest.mark.parametrize("family", ["mae", "m2d", "m2d_d2v"])
 def test_image_style_models_take_three_channels(family):
     with torch.device("meta"):
@@ -98,6 +112,23 @@ def test_image_style_models_take_three_channels(family):
         _, pred, _ = model(torch.randn(1, 3, 224, 224), mask_ratio=0.75)
         assert pred.shape == ((1, 196, 768) if family == "mae" else (1, 147, 768))
         assert build(f"{family}_vit_base_patch16", img_size=64).grid_size() == (4, 4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_by_name(family):
+    model = small_model(family)
+    output = model(*inputs(model, family), mask_ratio=plan())
+    losses = model.named_losses(output)
+    assert tuple(losses) == model.loss_names == (("loss", "loss_m2d", "loss_off") if family in OFFLINE else ("loss",))
+    assert losses["loss"] is output[0]
+    if family in OFFLINE:
+        assert (losses["loss_m2d"], losses["loss_off"]) == output[2][2:]
+
+
+@pytest.mark.parametrize("family", ["encoder", *FAMILIES])
+def test_the_models_of_a_moving_target_say_so(family):
+    model = small_model(family)
+    assert model.has_ema_target is any(name.startswith("target_") for name in model.state_dict())
 
 
 # ---------------------------------------------------------------- options

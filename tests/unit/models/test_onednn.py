@@ -11,19 +11,18 @@ from small_models import inputs, plan, small_model
 from torch import nn
 from torch.profiler import profile
 
-from m2d.models import linear as module
-from m2d.models.linear import Linear, linear
+from m2d.models import onednn
+from m2d.models.onednn import HAS_ONEDNN, OneDnnLinear, linear, onednn_is_faster, use_onednn, use_onednn_if_faster
 
 SIZE = st.integers(1, 40)
-needs_onednn = pytest.mark.skipif(not module._HAS_ONEDNN, reason="no oneDNN for an x86 CPU in this PyTorch")
+needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="no oneDNN for an x86 CPU in this PyTorch")
 
 
-def layers(width: int = 24, out: int = 10, bias: bool = True) -> tuple[Linear, nn.Linear]:
-    """The layer and torch's, of the same weights."""
+def layers(width: int = 24, out: int = 10, bias: bool = True) -> tuple[OneDnnLinear, nn.Linear]:
+    """The layer and torch's, of the same weights but not the same parameters."""
     torch.manual_seed(0)
-    ours, theirs = Linear(width, out, bias=bias), nn.Linear(width, out, bias=bias)
-    theirs.load_state_dict(ours.state_dict())
-    return ours, theirs
+    theirs = nn.Linear(width, out, bias=bias)
+    return OneDnnLinear.sharing(copy.deepcopy(theirs)), theirs
 
 
 def operations(call) -> set[str]:
@@ -36,6 +35,7 @@ def operations(call) -> set[str]:
 @needs_onednn
 def test_float32_products_of_a_model_are_onednns():
     model = small_model("m2d").train()
+    use_onednn(model)
     ran = operations(lambda: model(inputs(model, "m2d")[0], plan())[0].backward())
     assert "mkldnn::_linear_pointwise" in ran
     assert not ran & {"aten::linear", "aten::addmm"}
@@ -135,4 +135,46 @@ def test_an_exported_layer_needs_nothing_of_ours():
 def test_a_copied_layer_stays_one():
     ours, _ = layers()
     twin = copy.deepcopy(ours)
-    assert type(twin) is Linear and torch.equal(twin.weight, ours.weight)
+    assert type(twin) is OneDnnLinear and torch.equal(twin.weight, ours.weight)
+
+
+def test_a_model_keeps_its_parameters_their_names_and_what_it_computes():
+    model = small_model("m2d_x")
+    plain = copy.deepcopy(model)
+    parameters, frozen = dict(model.named_parameters()), model.target_blocks[0].mlp.fc1.weight
+    use_onednn(model)
+    assert {type(m) for m in model.modules() if isinstance(m, nn.Linear)} == {OneDnnLinear}
+    assert list(model.state_dict()) == list(plain.state_dict())
+    assert all(p is parameters[name] for name, p in model.named_parameters()) and not frozen.requires_grad
+    args, fixed = inputs(model, "m2d_x"), plan()
+    losses = [each(*args, mask_ratio=fixed)[0] for each in (model, plain)]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_in_evaluation_stay_there():
+    model = small_model("encoder").eval()
+    use_onednn(model)
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("vendor, faster", [("AuthenticAMD", True), ("GenuineIntel", False)])
+def test_it_is_used_on_processors_that_it_is_faster_on(tmp_path, monkeypatch, vendor, faster):
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nvendor_id\t: {vendor}\n")
+    monkeypatch.setattr(onednn, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(onednn, "HAS_ONEDNN", True)
+    onednn_is_faster.cache_clear()
+    model = small_model("encoder")
+    use_onednn_if_faster(model)
+    onednn_is_faster.cache_clear()
+    assert isinstance(model.blocks[0].attn.qkv, OneDnnLinear) is faster
+
+
+def test_without_onednn_it_is_never_used(monkeypatch):
+    monkeypatch.setattr(onednn, "HAS_ONEDNN", False)
+    onednn_is_faster.cache_clear()
+    assert not onednn_is_faster()
+    onednn_is_faster.cache_clear()

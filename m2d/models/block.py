@@ -1,0 +1,90 @@
+"""The transformer block of every model: pre-norm attention and MLP (ViT: Dosovitskiy et al., 2021)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import Mlp
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+def attend(qkv: torch.Tensor, heads: int, first: int = 0) -> torch.Tensor:
+    """Softmax attention of every head. The attention kernel is chosen here and nowhere else.
+
+    Args:
+        qkv: queries, keys and values side by side, `[B, N, 3·H·D]`.
+        heads: the number of heads H.
+        first: tokens before this one are attended to, but get no output.
+
+    Returns:
+        `[B, N - first, H·D]`.
+    """
+    query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
+    return rearrange(F.scaled_dot_product_attention(query[:, :, first:], key, value), "b h n d -> b n (h d)")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with biases (Vaswani et al., 2017, section 3.2.2).
+
+    Args:
+        width: width of a token, a multiple of `num_heads`.
+        num_heads: attention heads.
+
+    Raises:
+        ValueError: the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, num_heads: int):
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"{num_heads} attention heads do not divide a width of {width}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Tokens `[B, N, D]` to tokens `[B, N - first, D]`; see `attend`."""
+        return self.proj(attend(self.qkv(x), self.num_heads, first))
+
+
+class Block(nn.Module):
+    """Pre-norm block with exact GELU.
+
+    Args:
+        width: width of a token.
+        num_heads: attention heads.
+        mlp_ratio: width of the MLP's hidden layer, relative to a token's.
+        norm_layer: makes a normalisation layer of a width.
+
+    Attributes:
+        recompute: discard the activations and recompute them in the backward pass (Chen et al., 2016).
+    """
+
+    recompute = False
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0, norm_layer: Callable[[int], nn.Module] = LayerNorm):
+        super().__init__()
+        self.norm1 = norm_layer(width)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = norm_layer(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Tokens `[B, N, D]` to tokens `[B, N - first, D]`: those before `first` are attended to, but not computed."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, first, use_reentrant=False)
+        return self._forward(x, first)
+
+    def _forward(self, x: torch.Tensor, first: int) -> torch.Tensor:
+        x = x[:, first:] + self.attn(self.norm1(x), first)
+        return x + self.mlp(self.norm2(x))
+
+
+def make_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float, norm_layer: Callable) -> nn.ModuleList:
+    """A transformer's blocks."""
+    return nn.ModuleList(Block(width, num_heads, mlp_ratio, norm_layer) for _ in range(depth))
