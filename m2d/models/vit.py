@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from .block import Block, LayerNorm, make_blocks
@@ -28,13 +30,28 @@ def take_tokens(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
 
 
+class PatchProjection(nn.Conv2d):
+    """A convolution whose stride is its kernel, computed as one matrix product over whole patches; equal to rounding."""
+
+    def __init__(self, in_chans: int, embed_dim: int, patch_size: tuple[int, int]):
+        super().__init__(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, C, mels, frames]` to `[B, D, F, T]`."""
+        height, width = self.kernel_size
+        rows, columns = x.shape[2] // height, x.shape[3] // width
+        x = x[:, :, : rows * height, : columns * width]
+        patches = rearrange(x, "b c (f h) (t w) -> b f t (c h w)", h=height, w=width)
+        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
 class PatchEmbed(nn.Module):
     """Whole, non-overlapping patches of a spectrogram, each projected to the model's width."""
 
     def __init__(self, img_size: tuple[int, int], patch_size: tuple[int, int], in_chans: int, embed_dim: int):
         super().__init__()
         self.img_size, self.patch_size = img_size, patch_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = PatchProjection(in_chans, embed_dim, patch_size)
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from small_models import GRID, KEEP, LENGTH, OFFLINE, inputs, plan, small_model
 
 from m2d.models.registry import FAMILIES
+from m2d.models.vit import PatchProjection
 
 ROWS, COLUMNS = GRID
 DUOS = ["m2d", "m2d_d2v", "m2d_x", "m2d_as"]
@@ -119,6 +121,27 @@ def test_a_short_input_is_that_of_a_model_made_for_it(family):
     tokens, _, _, ids_restore = long.forward_encoder(x, fixed, adjust_short=True)
     close(tokens, short.forward_encoder(x, fixed)[0])
     close(long.forward_decoder(tokens, ids_restore), short.forward_decoder(tokens, ids_restore))
+
+
+@pytest.mark.parametrize("channels, size, patch", [(1, (80, 115), (16, 16)), (3, (36, 47), (8, 5)), (1, (80, 9), (80, 4))])
+def test_the_patch_projection_is_the_convolution(channels, size, patch):
+    projection = PatchProjection(channels, 24, patch)
+    assert isinstance(projection, torch.nn.Conv2d) and list(projection.state_dict()) == ["weight", "bias"]
+    x, grads = torch.randn(2, channels, *size), []
+    for convolve in (projection, lambda image: F.conv2d(image, projection.weight, projection.bias, stride=patch)):
+        image = x.clone().requires_grad_()
+        output = convolve(image)
+        projection.zero_grad()
+        (output * torch.linspace(-1, 1, output.numel()).view(output.shape)).sum().backward()
+        grads.append([output, image.grad, projection.weight.grad.clone(), projection.bias.grad.clone()])
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
+
+
+def test_hooks_on_the_patch_projection_are_called():
+    model, shapes = small_model("encoder"), []
+    model.patch_embed.proj.register_forward_hook(lambda module, args, output: shapes.append(list(output.shape)))
+    model(torch.randn(2, 1, 80, 115))
+    assert shapes == [[2, 32, ROWS, COLUMNS]]
 
 
 def test_class_token_helpers():

@@ -36,7 +36,7 @@ def operations(call) -> set[str]:
 def test_float32_products_of_a_model_are_onednns():
     model = small_model("m2d").train()
     use_onednn(model)
-    ran = operations(lambda: model(inputs(model, "m2d")[0], plan())[0].backward())
+    ran = operations(lambda: model.encode_tokens(torch.randn(2, 7, 32)).sum().backward())
     assert "mkldnn::_linear_pointwise" in ran
     assert not ran & {"aten::linear", "aten::addmm"}
 

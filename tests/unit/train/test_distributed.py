@@ -40,10 +40,19 @@ def losses(folder):
     return [line["train_loss"] for line in log_lines(Path(folder))]
 
 
+def without_key_bias(name, tensor):
+    """Key biases have no true gradient (they shift a softmax's inputs alike): Adam moves them by the sign of rounding noise."""
+    if not name.endswith("attn.qkv.bias"):
+        return tensor
+    query, _, value = tensor.chunk(3)
+    return torch.cat([query, value])
+
+
 def assert_same_weights(first, second, atol):
     models = [load(Path(folder) / "last.pth")["model"] for folder in (first, second)]
     for name, tensor in models[0].items():
-        torch.testing.assert_close(models[1][name], tensor, atol=atol, rtol=0, msg=name)
+        pair = [without_key_bias(name, each) for each in (models[1][name], tensor)]
+        torch.testing.assert_close(*pair, atol=atol, rtol=0, msg=name)
 
 
 # ---------------------------------------------------------------- the same run
