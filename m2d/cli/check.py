@@ -1,4 +1,4 @@
-"""Check the clips of a list: files that are missing, cut short or of another shape, NaN, silence, clips listed twice.
+"""Check the clips of a list: files that are missing, cut short, of another shape or scale, NaN, silence, clips listed twice.
 
     python -m util.check_data data/files_audioset.csv --data_path data
     python -m util.check_data data/files_audioset.csv --data_path data --fix data/files_clean.csv
@@ -6,7 +6,7 @@
 Prints a table and statistics, and writes beside the list: `<list>.problems.csv`, a line per problem, and
 `<list>.durations.png`, a histogram of durations. --fix writes the list without the clips that cannot or should not be
 learned from (short ones stay: training pads them). A check that was stopped resumes where it was when it is started again.
-Exit status: 0 nothing to mend, 1 problems, 2 the check itself could not be done.
+Exit status: 0 nothing to fix (short clips at most), 1 problems, 2 the check itself could not be done.
 """
 
 import argparse
@@ -41,11 +41,14 @@ WORDS = {
     Problem.TRUNCATED: "cut short",
     Problem.WRONG_SHAPE: "wrong shape or mel bands",
     Problem.NOT_FINITE: "NaN or infinite values",
+    Problem.BEYOND_FULL_SCALE: "beyond full scale",
     Problem.SILENT: "silent",
     Problem.SHORT: "shorter than the input",
     Problem.LISTED_TWICE: "listed before",
     Problem.SAME_CONTENT: "same content as another",
 }
+#: Nothing to fix: training pads these.
+NOTES = (Problem.SHORT,)
 
 logger = logging.getLogger("m2d")
 
@@ -180,7 +183,7 @@ def report(store: FileStore, records: np.ndarray, troubles: np.ndarray) -> str:
     for problem, words in WORDS.items():
         found = troubles["clip"][troubles["problem"] == problem]
         if len(found):
-            kept = "keeps" if problem == Problem.SHORT else "drops"
+            kept = "keeps" if problem in NOTES else "drops"
             lines.append(f"{words:<26}{len(found):>9,}  {kept:<8}{store.where(int(found[0]))}")
     return "\n".join(lines)
 
@@ -207,14 +210,17 @@ def check(args: argparse.Namespace) -> int:
     troubles = find_troubles(clips, records)
     print(report(store, records, troubles))
     write_problems(problems, store, records, troubles, args.input_frames)
+    written = [problems]
     if (records["frames"] > 0).any():
         draw_durations(durations, records["frames"][records["frames"] > 0] * FRAME_SECONDS)
+        written.append(durations)
+    print(f"written: {', '.join(map(str, written))}")
+    bad = set(troubles["clip"][~np.isin(troubles["problem"], NOTES)].tolist())
     if args.fix:
-        bad = set(troubles["clip"][troubles["problem"] != Problem.SHORT].tolist())
         left = write_fixed(clips, args.fix, bad)
         print(f"{args.fix}: {left:,} clips, {len(bad):,} dropped")
     state.remove()
-    return 1 if len(troubles) else 0
+    return 1 if bad else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

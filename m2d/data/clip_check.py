@@ -26,6 +26,8 @@ from .store import SILENCE
 
 #: A clip is silent where no value rises so far above log(eps).
 AUDIBLE = 1.0
+#: No sound within full scale gives a larger log-mel value: a sine of amplitude 1 gives 7.4 at most, a square wave 7.9.
+LOUDEST = 9.0
 _CLIPS_AT_ONCE = 64
 _PIECES_AHEAD = 64
 _SAVE_SECONDS = 30
@@ -45,6 +47,7 @@ class Problem(IntFlag):
     SHORT = 64
     LISTED_TWICE = 128
     SAME_CONTENT = 256
+    BEYOND_FULL_SCALE = 512
 
 
 RECORD = np.dtype(
@@ -76,6 +79,9 @@ def examine(store: FileStore, i: int, input_frames: int) -> tuple[np.void, str]:
     if found["high"] < SILENCE + AUDIBLE:
         found["problem"] = Problem.SILENT
         return found[()], f"no value above {float(found['high']):.2f}"
+    if found["high"] > LOUDEST:
+        found["problem"] = Problem.BEYOND_FULL_SCALE
+        return found[()], f"a value of {float(found['high']):.2f}, {LOUDEST} is more than any sound within ±1 gives"
     if found["frames"] < input_frames:
         found["problem"] = Problem.SHORT
         return found[()], f"{found['frames']} frames, fewer than the {input_frames} of an input"

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 from small_runs import environment, write_list, write_pairs
 
+from m2d.audio.logmel import PRESETS, NumpyLogMel
 from m2d.cli import check as check_program
 from m2d.cli.check import main
 from m2d.data import clip_check
+from m2d.data.clip_check import LOUDEST
 from m2d.data.store import SILENCE
 
 CSV = "data/files_main.csv"
@@ -100,6 +102,33 @@ def test_each_problem_is_named_with_its_row(capsys):
     assert "shorter than the input            1  keeps" in said
 
 
+def test_short_clips_alone_are_a_note(capsys):
+    np.save(clip(11), np.load(clip(11))[..., :39])
+    assert check() == 0
+    said = capsys.readouterr().out
+    assert "shorter than the input            1  keeps" in said
+    assert f"written: {CSV}.problems.csv, {CSV}.durations.png" in said
+
+
+@pytest.mark.parametrize("kind", ["noise", "speech in 16-bit numbers"])
+def test_audio_in_another_scale_is_beyond_full_scale(kind, capsys):
+    scale = {"noise": 9000, "speech in 16-bit numbers": 1000}[kind]
+    waveform = scale * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    np.save(clip(4), NumpyLogMel(PRESETS["16k"])(waveform)[None, :, :40])
+    assert check() == 1
+    assert [(row, problem) for row, problem, _ in problems()] == [(6, "beyond full scale")]
+    assert "beyond full scale                 1  drops" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_sound_within_full_scale_is_called_beyond_it(preset):
+    log_mel, rate = NumpyLogMel(PRESETS[preset]), PRESETS[preset].sample_rate
+    t = np.arange(rate // 4) / rate
+    sines = [np.sin(2 * np.pi * hertz * t + phase) for hertz in np.geomspace(40, rate / 2, 120) for phase in (0, 1)]
+    sounds = [*sines, *map(np.sign, sines), np.ones_like(t), np.random.default_rng(0).choice([-1, 1], len(t))]
+    assert max(log_mel(sound).max() for sound in sounds) < LOUDEST - 1
+
+
 def test_fix_keeps_the_other_rows_as_they_are(capsys):
     path = write_list(clips=30, label=["/m/a", "/m/b,/m/c"])
     break_them()
@@ -111,7 +140,7 @@ def test_fix_keeps_the_other_rows_as_they_are(capsys):
     bad = {*range(2, 12), 22}  # rows 3 to 12, and 22 + 1 for the blank line
     assert Path("data/clean.csv").read_bytes().decode() == "".join(line for i, line in enumerate(text) if i not in bad)
     assert "data/clean.csv: 19 clips, 11 dropped" in capsys.readouterr().out
-    assert check("--fix", "data/cleaner.csv", path="data/clean.csv") == 1
+    assert check("--fix", "data/cleaner.csv", path="data/clean.csv") == 0
     assert {problem for _, problem, _ in problems("data/clean.csv")} == {"shorter than the input"}
     assert Path("data/cleaner.csv").read_text() == Path("data/clean.csv").read_text()
 
