@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing.connection import wait as wait_for_connection
 
@@ -21,8 +21,9 @@ from numpy.lib import format as npy_format
 
 from ..utils.atomic_file import open_atomic
 from ..utils.malloc import keep_freed_memory
+from ..utils.names import shown
 from ..utils.parallel import map_ahead
-from .decode import load_audio
+from .decode import read_audio
 from .logmel import FrontEnd, NumpyLogMel
 
 FAILED = "failed.csv"  # beside what was converted: what was not, and why
@@ -49,6 +50,7 @@ class Outcome:
     """What became of a job: frames, and what the sink made of them, or an error that names the file.
 
     `waveform`: decoded only, and the spectrogram is left to the caller. `fatal`: later jobs would fail as well.
+    `warnings`, `seconds_left_out`: of its audio, which was read all the same.
     """
 
     job: Job
@@ -57,6 +59,8 @@ class Outcome:
     waveform: np.ndarray | None = None
     error: str = ""
     fatal: bool = False
+    warnings: tuple[str, ...] = ()
+    seconds_left_out: float = 0.0
 
 
 Sink = Callable[[str, np.ndarray], object]
@@ -101,28 +105,31 @@ class Converter:
     def __call__(self, job: Job) -> Outcome:
         try:
             if any("\ud800" <= character <= "\udfff" for character in job.name):
-                raise ValueError(f"{job.source} has a name that is not UTF-8, which no list can hold: rename it")
-            waveform = load_audio(job.source, self.front_end.sample_rate)
+                raise ValueError(f"{shown(job.source)} has a name that is not UTF-8, which no list can hold: rename it")
+            waveform, warnings, seconds_left_out = read_audio(job.source, self.front_end.sample_rate)
             if len(waveform) < self.min_samples:
                 waveform = np.pad(waveform, (0, self.min_samples - len(waveform)))
+            outcome = Outcome(job, waveform=waveform, warnings=tuple(warnings), seconds_left_out=seconds_left_out)
             if self.decode_only:
-                return Outcome(job, waveform=waveform)
+                return outcome
             with np.errstate(over="ignore", invalid="ignore"):  # finish() finds what is not finite
-                return self.finish(job, self._log_mel(waveform))
+                return self.finish(outcome, self._log_mel(waveform))
         except (OSError, ValueError) as error:
             return Outcome(job, error=str(error))
-        except Exception as error:  # whatever a damaged file does to a decoder, the run goes on with the next one
-            return Outcome(job, error=f"{job.source}: {type(error).__name__}: {error}")
+        except Exception as error:  # whatever a damaged file does to a decoder, or to memory, the run goes on with the next one
+            return Outcome(job, error=f"{shown(job.source)}: {type(error).__name__}: {error}")
 
-    def finish(self, job: Job, lms: np.ndarray) -> Outcome:
-        """Check a spectrogram `[n_mels, frames]` and hand it to the sink."""
+    def finish(self, outcome: Outcome, lms: np.ndarray) -> Outcome:
+        """Check the spectrogram `[n_mels, frames]` of a decoded file and hand it to the sink."""
+        job = outcome.job
         if not np.isfinite(lms).all():
-            return Outcome(job, error=f"{job.source} holds NaN, infinity or samples beyond any scale")
+            return Outcome(job, error=f"{shown(job.source)} holds NaN, infinity or samples beyond any scale")
         try:
             made = self.sink(job.target, lms)
         except OSError as error:
-            return Outcome(job, error=f"{job.target} cannot be written: {error.strerror}", fatal=error.errno in _FATAL)
-        return Outcome(job, frames=lms.shape[-1], made=made)
+            reason = f"{shown(job.target)} cannot be written: {error.strerror}"
+            return Outcome(job, error=reason, fatal=error.errno in _FATAL)
+        return replace(outcome, waveform=None, frames=lms.shape[-1], made=made)
 
 
 class DeviceMel:
@@ -157,7 +164,7 @@ class DeviceMel:
                 places = group[begin : begin + size]
                 spectrograms = self._spectrograms([outcomes[i] for i in places])
                 for i, lms in zip(places, spectrograms, strict=True):
-                    done[i] = self._converter.finish(outcomes[i].job, lms)
+                    done[i] = self._converter.finish(outcomes[i], lms)
         return done
 
     def _spectrograms(self, batch: list[Outcome]) -> list[np.ndarray]:

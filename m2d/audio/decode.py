@@ -6,7 +6,7 @@ import stat
 from collections.abc import Iterator
 from itertools import groupby
 from operator import itemgetter
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -36,11 +36,30 @@ def load_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     Raises:
         As `open_audio` and iterating over it.
     """
+    waveform, warnings, _ = read_audio(path, sample_rate)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    return waveform
+
+
+class DecodedAudio(NamedTuple):
+    """A file's waveform, float32 `[samples]`; `warnings` and `seconds_left_out` as of `AudioStream`."""
+
+    waveform: np.ndarray
+    warnings: list[str]
+    seconds_left_out: float
+
+
+def read_audio(path: str | os.PathLike, sample_rate: int) -> DecodedAudio:
+    """As `load_audio`, but what is wrong with the file is returned.
+
+    Raises:
+        As `open_audio` and iterating over it.
+    """
     with open_audio(path, sample_rate) as stream:
         blocks = list(stream)
-    for warning in stream.warnings:
-        logger.warning("%s", warning)
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    return DecodedAudio(waveform, stream.warnings, stream.seconds_left_out)
 
 
 def open_audio(path: str | os.PathLike, sample_rate: int) -> "AudioStream":

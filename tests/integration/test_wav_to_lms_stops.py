@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from audio_files import targets, temporary_files, write
 
-import wav_to_lms
 from m2d.audio import convert
+from m2d.data import convert_folder
 from wav_to_lms import convert_wav
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def test_a_full_disk_stops_all_workers_at_once(tmp_path, monkeypatch, workers):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         convert.npy_sink(target, lms)
 
-    monkeypatch.setattr(wav_to_lms, "npy_sink", fill_up)
+    monkeypatch.setattr(convert_folder, "npy_sink", fill_up)
     with pytest.raises(OSError, match=r"cannot be written: No space left on device\. Stopped"):
         convert_wav(tmp_path / "src", tmp_path / "out", workers=workers)
     monkeypatch.undo()
@@ -129,6 +129,6 @@ def test_a_killed_worker_is_reported_instead_of_waiting_for_ever(src, tmp_path, 
     def die(path: str, rate: int) -> np.ndarray:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(convert, "load_audio", die)
+    monkeypatch.setattr(convert, "read_audio", die)
     with pytest.raises(RuntimeError, match="a worker process died"):
         convert_wav(src, tmp_path / "out", workers=2)

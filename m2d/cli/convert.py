@@ -1,0 +1,96 @@
+"""Audio files to log-mel spectrograms, the training data of M2D.
+
+    wav_to_lms.py SRC DEST [flags]
+    wav_to_lms.py SRC --pack OUT.pack [flags]
+
+SRC/sub/a.wav becomes DEST/sub/a.npy, float32 [1, 80, frames], 100 frames a second. Files that exist are skipped, so that
+the same command goes on after an interruption. Files that cannot be converted are listed in DEST/failed.csv.
+
+With --pack OUT.pack in the place of DEST, all go into a few large files, which training takes as --csv_main OUT.pack. The
+same command goes on with the chunks that lack. Files that cannot be converted are left out, and listed in
+OUT.pack/failed.csv; to try them again, remove the chunk-N.* files that it names.
+
+Exit status: 0 all converted; 1 some failed, or the run was stopped; 2 nothing was started.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ..audio.convert import KEPT_MEMORY
+from ..audio.logmel import PRESETS
+from ..data.convert_folder import ALL_SUFFIXES, convert_wav
+from ..utils.malloc import keep_freed_memory
+from ..utils.outputs import OVERWRITE_HELP
+from ..utils.program import ArgumentParser, run_program
+
+logger = logging.getLogger("m2d")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The flags, named as the arguments of `convert_wav`. What they hold is text: a path may be `a,b`, `snd#2` or `None`."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("from_dir", metavar="SRC", help="the folder to walk; its files are taken in sorted order")
+    parser.add_argument("to_dir", metavar="DEST", nargs="?", help="the folder to write to; not with --pack")
+    parser.add_argument(
+        "--suffix",
+        default=".wav",
+        help=f"the audio files' suffix (.wav), or several: wav,flac,mp3; {ALL_SUFFIXES}: every format that can be read. "
+        "Upper and lower case count as the same",
+    )
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the first N files of the sorted order")
+    parser.add_argument(
+        "--min_length",
+        type=seconds,
+        default=6.1,
+        metavar="SECONDS",
+        help="zero-pad shorter clips to this length (6.1); None: do not pad",
+    )
+    parser.add_argument("--verbose", action="store_true", help="name each file")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as CPU cores)")
+    parser.add_argument("--csv", metavar="LIST.csv", help="also write the list of the spectrograms, for --csv_main")
+    parser.add_argument("--sr", choices=PRESETS, default="16k", help="sample rate (16k)")
+    parser.add_argument("--device", default="cpu", help="where the spectrograms are computed: cpu (the default), cuda or mps")
+    parser.add_argument("--pack", metavar="OUT.pack", help="the pack to write, a folder, in the place of DEST")
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        help="of a pack's values: float16 (half the size, rounded by at most 0.004; the default) or float32",
+    )
+    parser.add_argument(
+        "--chunk_clips", type=int, metavar="N", help="clips per file of a pack (8192, or more where there were too many files)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
+    return parser
+
+
+def seconds(text: str) -> float | None:
+    return None if text == "None" else float(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = vars(build_parser().parse_args(argv))
+    keep_freed_memory(*KEPT_MEMORY)
+    return run_program(
+        lambda: _convert(options), interrupted="interrupted: the files written are whole, and the same command goes on from here"
+    )
+
+
+def _convert(options: dict[str, object]) -> int:
+    try:
+        with logging_redirect_tqdm():
+            report = convert_wav(**options)
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (OSError, RuntimeError) as error:
+        logger.error("%s", error)
+        return 1
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

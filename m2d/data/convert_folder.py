@@ -1,0 +1,343 @@
+"""A folder of audio files to log-mel spectrograms: a .npy file each, or one pack. The work of `wav_to_lms.py`.
+
+Torch is imported only where a device other than the CPU computes, so that a run starts at once.
+"""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from ..audio.convert import (
+    FAILED,
+    FAILED_COLUMNS,
+    PACK_FAILED_COLUMNS,
+    Converter,
+    DeviceMel,
+    Job,
+    Outcome,
+    Sink,
+    convert_all,
+    is_done,
+    npy_sink,
+)
+from ..audio.listing import list_audio, readable_suffixes, walk_files, words_of_others
+from ..audio.logmel import PRESETS
+from ..utils.atomic_file import remove_leftover, write_csv
+from ..utils.names import shown
+from ..utils.outputs import check_outputs, has_header, lists_only
+
+if TYPE_CHECKING:
+    from .pack.from_audio import AudioPack
+
+ALL_SUFFIXES = "all"  # the value of `suffix` that takes every format that can be read
+
+logger = logging.getLogger("m2d")
+
+
+@dataclass
+class Report:
+    """What a run did.
+
+    Attributes:
+        found: files, of which `existing` were done before.
+        converted: names.
+        failed: names and reasons.
+        warned: how many were converted though something is wrong with them, `seconds_left_out` of their sound missing.
+        seconds: the run took.
+    """
+
+    found: int
+    existing: int
+    converted: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    warned: int = 0
+    seconds_left_out: float = 0.0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        rate = len(self.converted) / max(self.seconds, 1e-9)
+        left_out = f", {self.seconds_left_out:.1f} s of sound left out" if self.seconds_left_out else ""
+        return (
+            f"{self.found} files: {len(self.converted)} converted, {self.existing} were there already, "
+            f"{len(self.failed)} failed{f', {self.warned} with warnings{left_out}' if self.warned else ''} "
+            f"({self.seconds:.1f} s, {rate:.0f} files/s)"
+        )
+
+    def add(self, outcome: Outcome) -> None:
+        """Count what became of a file."""
+        if outcome.error:
+            self.failed[outcome.job.name] = outcome.error
+            return
+        self.converted.add(outcome.job.name)
+        self.warned += bool(outcome.warnings)
+        self.seconds_left_out += outcome.seconds_left_out
+
+
+def convert_wav(
+    from_dir: str | os.PathLike,
+    to_dir: str | os.PathLike | None = None,
+    suffix: str | Iterable[str] = ".wav",
+    skip: int = 0,
+    min_length: float | None = 6.1,
+    verbose: bool = False,
+    workers: int | None = None,
+    csv: str | os.PathLike | None = None,
+    sr: str = "16k",
+    device: str = "cpu",
+    pack: str | os.PathLike | None = None,
+    dtype: str | None = None,
+    chunk_clips: int | None = None,
+    overwrite: bool = False,
+) -> Report:
+    """Convert a folder of audio files to log-mel spectrograms: SRC/sub/a.wav becomes DEST/sub/a.npy.
+
+    Files that exist are skipped, so that the same call goes on after an interruption.
+
+    Args:
+        from_dir: SRC, the folder to walk; its files are taken in sorted order.
+        to_dir: DEST, the folder to write to; not with `pack`.
+        suffix: the audio files' suffix, or several: a list, or a text such as "wav,flac"; "all": every format.
+        skip: leave out this many files at the start of the sorted order.
+        min_length: zero-pad shorter clips to this many seconds; None: do not pad.
+        verbose: name each file.
+        workers: processes; as many as there are CPU cores where it is not given.
+        csv: also write the list of the spectrograms (column file_name, relative to the list's own folder).
+        sr: sample rate, 16k or 32k.
+        device: where the spectrograms are computed: cpu, cuda or mps.
+        pack: the pack to write, a folder, in the place of DEST.
+        dtype: of a pack's values: float16 (half the size, rounded by at most 0.004; the default) or float32.
+        chunk_clips: clips per file of a pack: 8192, or more where there were too many files.
+        overwrite: replace a list (csv) or failed.csv that is there and that no conversion of these files wrote.
+
+    Raises:
+        ValueError, FileNotFoundError, NotADirectoryError: an argument cannot be used; nothing was started.
+        OSError: the run was stopped: the disk is full, or a folder is not writable.
+        RuntimeError: the run was stopped: a worker died.
+    """
+    started = time.perf_counter()
+    _check_options(skip, min_length, workers, sr)
+    _check_output(to_dir, csv, pack, dtype, chunk_clips)
+    min_samples = round((min_length or 0) * PRESETS[sr].sample_rate)
+    folder = Path(os.path.abspath(to_dir if pack is None else pack))
+    if csv is not None:
+        _check_list_place(csv, folder)
+    jobs = _plan(Path(from_dir), folder if pack is None else Path(), _suffixes(suffix))
+    chosen = jobs[skip:]
+    if not chosen:
+        raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {shown(from_dir)}")
+    _check_own_files(folder, csv, jobs, overwrite, pack is not None)
+    converter = Converter(PRESETS[sr], min_samples, npy_sink if pack is None else _pack_sink(dtype), decode_only=device != "cpu")
+    finish = None if device == "cpu" else DeviceMel(converter, device)
+    report = Report(found=len(chosen), existing=0)
+    if pack is None:
+        existing = _existing_targets(folder)
+        to_do = [job for job in chosen if job.target not in existing]
+    else:
+        audio_pack = _open_pack(folder, chosen, converter, chunk_clips, report)
+        to_do = audio_pack.jobs_left()
+    report.existing = len(chosen) - len(to_do) - len(report.failed)
+    workers = min(workers or _cpu_count(), max(1, len(to_do)))
+    try:
+        with closing(_converted(to_do, converter, finish, workers, verbose, report, in_order=pack is not None)) as outcomes:
+            if pack is None:
+                deque(outcomes, maxlen=0)
+            else:
+                _write_pack(audio_pack, outcomes)
+    finally:
+        report.seconds = time.perf_counter() - started
+        if pack is None:
+            _write_failed(folder / FAILED, report.failed)
+        logger.info("%s%s", report, f": see {shown(folder / FAILED)}" if report.failed else "")
+    if csv is not None:
+        _write_list(Path(csv), [job.target for job in jobs if job.target in existing or job.name in report.converted])
+    return report
+
+
+def _converted(
+    jobs: list[Job],
+    converter: Converter,
+    finish: DeviceMel | None,
+    workers: int,
+    verbose: bool,
+    report: Report,
+    in_order: bool,
+) -> Iterator[Outcome]:
+    """The outcomes of jobs, each in the report, the log and the progress bar."""
+    with (
+        closing(convert_all(jobs, converter, workers, in_order)) as chunks,
+        tqdm(total=len(jobs), unit="file", disable=None) as bar,
+    ):
+        for outcomes in chunks:
+            for outcome in finish(outcomes) if finish else outcomes:
+                if outcome.fatal:
+                    raise OSError(f"{outcome.error}. Stopped: files written are whole, and the same command goes on from here")
+                report.add(outcome)
+                _log(outcome, verbose)
+                yield outcome
+            bar.update(len(outcomes))
+
+
+def _log(outcome: Outcome, verbose: bool) -> None:
+    if outcome.error:
+        logger.warning("failed: %s", outcome.error)
+        return
+    for warning in outcome.warnings:
+        logger.warning("%s", warning)
+    if verbose:
+        logger.info("%s -> %s: %d frames", shown(outcome.job.source), shown(outcome.job.target), outcome.frames)
+
+
+def _pack_sink(dtype: str | None) -> Sink:
+    from .pack.from_audio import PackSink  # reads lists with Arrow, which takes a moment to import
+
+    return PackSink(dtype or "float16")
+
+
+def _open_pack(folder: Path, jobs: list[Job], converter: Converter, chunk_clips: int | None, report: Report) -> "AudioPack":
+    """Begin a pack, or go on with it; what earlier runs had to leave out counts as failed."""
+    from .pack.from_audio import AudioPack
+
+    audio_pack = AudioPack(folder, jobs, converter, converter.sink.dtype, chunk_clips)
+    report.failed.update(audio_pack.left_out)
+    return audio_pack
+
+
+def _write_pack(audio_pack: "AudioPack", outcomes: Iterator[Outcome]) -> None:
+    try:
+        audio_pack.write(outcomes)
+    except OSError as error:
+        if error.errno is None:  # it is explained already
+            raise
+        raise OSError(
+            f"{shown(audio_pack.folder)} cannot be written: {error.strerror}. "
+            "Stopped: its chunks are whole, and the same command goes on with those that lack"
+        ) from None
+
+
+def _check_options(skip: int, min_length: float | None, workers: int | None, sr: str) -> None:
+    if skip < 0:
+        raise ValueError(f"--skip {skip}: expected a number of files, 0 or more")
+    if min_length is not None and not 0 <= min_length < float("inf"):
+        raise ValueError(f"--min_length {min_length}: expected seconds, or None")
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers {workers}: expected a number of processes, 1 or more")
+    if sr not in PRESETS:
+        raise ValueError(f"--sr {sr}: expected one of {', '.join(PRESETS)}")
+
+
+def _check_output(
+    to_dir: object, csv: object, pack: str | os.PathLike | None, dtype: str | None, chunk_clips: int | None
+) -> None:
+    if (to_dir is None) == (pack is None):
+        raise ValueError("give a folder, DEST, for a .npy file per clip, or --pack OUT.pack for a few large files: one of both")
+    if pack is None:
+        if dtype is not None or chunk_clips is not None:
+            raise ValueError("--dtype and --chunk_clips are for --pack; .npy files are float32, one per clip")
+        return
+    if csv is not None:
+        raise ValueError("--csv lists .npy files; a pack holds its list itself")
+    if dtype not in (None, "float16", "float32"):
+        raise ValueError(f"--dtype {dtype}: expected float16 or float32")
+    if chunk_clips is not None and chunk_clips < 1:
+        raise ValueError(f"--chunk_clips {chunk_clips}: expected a number of clips, 1 or more")
+
+
+def _check_list_place(csv: str | os.PathLike, dest: Path) -> None:
+    if Path(csv).suffix != ".csv":
+        raise ValueError(f"--csv {shown(csv)}: expected a file name that ends in .csv")
+    folder = Path(os.path.abspath(csv)).parent
+    if not dest.is_relative_to(folder):
+        raise ValueError(
+            f"--csv {shown(csv)} would list files relative to its own folder, {shown(folder)}, but {shown(dest)} is not below "
+            "that folder: put the list in a folder above DEST"
+        )
+
+
+def _check_own_files(folder: Path, csv: str | os.PathLike | None, jobs: list[Job], overwrite: bool, packed: bool) -> None:
+    """Refuse a failed.csv and a list that no conversion of these files wrote."""
+    columns = PACK_FAILED_COLUMNS if packed else FAILED_COLUMNS
+    if os.path.lexists(folder / FAILED):
+        check_outputs([folder / FAILED], (), overwrite, lambda path: has_header(path, columns))
+    if csv is not None:
+        inputs = (job.source for job in jobs if job.source.endswith(".csv"))
+        check_outputs([csv], inputs, overwrite, lambda path: lists_only(path, {_listed(job.target, path) for job in jobs}))
+
+
+def _suffixes(suffix: str | Iterable[str]) -> list[str]:
+    if suffix == ALL_SUFFIXES:
+        return list(readable_suffixes())
+    parts = suffix.strip("[]() ").split(",") if isinstance(suffix, str) else suffix
+    names = [str(part).strip(" '\"").lstrip(".") for part in parts]
+    if not any(names):
+        raise ValueError(f"--suffix {suffix}: expected a suffix such as wav, or a list such as wav,flac")
+    return [f".{name}" for name in names if name]
+
+
+def _plan(source: Path, dest: Path, suffixes: list[str]) -> list[Job]:
+    sources, others = list_audio(source, suffixes)
+    not_taken = words_of_others(others, "--suffix")
+    if not sources:
+        raise FileNotFoundError(
+            f"there is no file with the suffix {' or '.join(suffixes)} in {shown(source)}{f': {not_taken}' if not_taken else ''}"
+        )
+    if not_taken:
+        logger.warning("%s", not_taken)
+    jobs: dict[str, Job] = {}
+    for path in sources:
+        name = path.relative_to(source)
+        job = Job(str(name), str(path), str(dest / name.with_suffix(".npy")))
+        first = jobs.setdefault(job.target, job)
+        if first is not job:
+            raise ValueError(
+                f"{shown(first.source)} and {shown(job.source)} would both become {shown(job.target)}: rename one, "
+                "or convert one suffix at a time into folders of their own"
+            )
+    return list(jobs.values())
+
+
+def _existing_targets(dest: Path) -> set[str]:
+    if dest.exists() and not dest.is_dir():
+        raise NotADirectoryError(f"{shown(dest)} is a file: DEST must be a folder")
+    try:
+        dest.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the folder {shown(dest)} cannot be made: {error.strerror}") from None
+    targets = set()
+    for path in walk_files(dest):
+        if is_done(path):
+            targets.add(path)
+        else:
+            remove_leftover(path)
+    return targets
+
+
+def _cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write_failed(path: Path, failed: dict[str, str]) -> None:
+    try:
+        if failed:
+            write_csv(path, FAILED_COLUMNS, sorted(failed.items()))
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s cannot be written: %s", shown(path), error.strerror)
+
+
+def _write_list(path: Path, targets: list[str]) -> None:
+    write_csv(path, ("file_name",), ((_listed(target, path),) for target in targets))
+    logger.info("%s lists %d files", shown(path), len(targets))
+
+
+def _listed(target: str, csv: Path) -> str:
+    """A spectrogram as a list names it: relative to the list's own folder."""
+    return Path(target).relative_to(Path(os.path.abspath(csv)).parent).as_posix()

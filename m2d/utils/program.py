@@ -1,0 +1,88 @@
+"""What all command-line programs share: the parser, the log on stderr, one-line errors, exit statuses. Must not import torch."""
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+EXIT_USAGE = 2  # something that the user can fix: a flag, a file, a list
+EXIT_INTERRUPTED = 130  # 128 + SIGINT
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+_UNKNOWN = "unrecognized arguments: "
+
+logger = logging.getLogger("m2d")
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser with one-line errors that suggest the right flag. `--batch-size` is understood as `--batch_size`."""
+
+    def __init__(self, prog: str | None = None, **options: Any):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog or os.path.basename(sys.argv[0]), allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._with_underscores(word) for word in words], namespace)
+
+    def _with_underscores(self, word: str) -> str:
+        flag, equals, value = word.partition("=")
+        underscored = "--" + flag[2:].replace("-", "_")
+        is_variant = flag.startswith("--") and flag not in self._option_string_actions
+        return underscored + equals + value if is_variant and underscored in self._option_string_actions else word
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith(_UNKNOWN):
+            message = self._explain_unknown(message.removeprefix(_UNKNOWN))
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help lists the flags)\n")
+
+    def _explain_unknown(self, words: str) -> str:
+        flag = words.split()[0].partition("=")[0]
+        if not flag.startswith("-"):
+            return f"{words}: not expected here"
+        return f"there is no flag {flag}{did_you_mean(flag, self._option_string_actions)}"
+
+
+def did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """ "; did you mean X?" where a known word is close to `word`, else nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class _LevelFormatter(logging.Formatter):
+    """Messages as they are; warnings and errors with their level in front."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+
+
+def start_log() -> None:
+    """Send the log to stderr, unless a handler is there already."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LevelFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def run_program(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+    """Do a program's work and return its exit status: what `work` returns (None: 0).
+
+    An error that the user can fix (OSError, ValueError) is logged in one line and gives 2, Ctrl-C logs `interrupted` and gives
+    130, a reader of our output that has closed it (`| head`) gives 141.
+    """
+    start_log()
+    try:
+        status = work() or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit raises again
+        return EXIT_BROKEN_PIPE
+    except (OSError, ValueError) as error:
+        logger.error("%s", error)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        logger.error("%s", interrupted)
+        return EXIT_INTERRUPTED
