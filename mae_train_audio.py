@@ -1,44 +1,8 @@
-"""Pre-train MAE or MSM-MAE: reconstruct the hidden patches of log-mel spectrograms."""
+"""Pre-train MAE or MSM-MAE, which reconstruct the hidden patches: the published name of `m2d train mae`."""
 
 from m2d.train.distributed import leave
 from m2d.train.pretrain import main
-from m2d.train.program import Recipe, open_audio
-from m2d.train.reconstruction_plots import draw_samples
-
-RECIPE = Recipe(
-    prog="mae_train_audio.py",
-    description="Pre-train MAE or MSM-MAE on unlabelled audio (log-mel spectrograms made by wav_to_lms.py).",
-    families=("msm_mae", "mae"),
-    open_data=open_audio,
-    defaults=dict(
-        model="msm_mae_vit_base",
-        epochs=200,
-        save_freq=50,
-        input_size="80x208",
-        mask_ratio=0.75,
-        norm_pix_loss=False,
-        num_workers=10,
-    ),
-    without=(
-        "no_norm_pix_loss",
-        "weighted",
-        "teacher",
-        "swap_inputs",
-        "csv_bg_noise",
-        "noise_ratio",
-        "loss_fn",
-        "loss_m2d",
-        "loss_off",
-        "ema_decay_init",
-        "ema_decay",
-        "target_layers",
-        "fsdp",
-    ),
-    name_defaults=dict(effective_batch=512),
-    name_has_rate=False,
-    name_has_epochs=False,
-    at_checkpoint=draw_samples,
-)
+from m2d.train.recipes import MAE as RECIPE
 
 if __name__ == "__main__":
     leave(main(RECIPE))

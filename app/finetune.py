@@ -29,11 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from app.scores import main_score, scores, unit_probabilities
 from app.segments import SegmentDataset, read_segments, write_csv
 from m2d.checkpoint.weights import load_file, save_atomically
-from m2d.cli.runner import run_program
 from m2d.data.rng import Purpose, permutation
 from m2d.inference.runtime import Config, RuntimeM2D
 from m2d.train.schedules import learning_rate
+from m2d.utils.device import pick_device
 from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
+from m2d.utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
 
@@ -151,6 +152,7 @@ def fine_tune(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     outputs = [args.output_dir / name for name in ("log.jsonl", "checkpoint.pth", "predictions.csv")]
     check_outputs(outputs, [args.segments, args.weights], args.overwrite)
+    args.device = pick_device(args.device)
     table = read_segments(args.segments)
     classes = sorted(table["label"].unique())
     settings = dict(dur_frames=args.dur_frames, freeze_embed=args.freeze_embed, training_mask=args.training_mask)
@@ -194,10 +196,10 @@ def train(model: SegmentClassifier, sets: dict[str, SegmentDataset], args: argpa
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("segments", type=Path, help="the list of labelled segments")
     parser.add_argument("--weights", required=True, help="checkpoint to start from")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder for what comes out")
+    parser.add_argument("--output_dir", "--out", type=Path, required=True, help="folder for what comes out")
     parser.add_argument(
         "--data_path", type=Path, default=None, help="what file names are relative to; the list's folder if not given"
     )
@@ -212,8 +214,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--training_mask", type=float, default=0.0, help="share of the patches hidden in training")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16 where it is safe")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--num_workers", type=int, default=4)
+    parser.add_argument("--device", default="auto", help="auto, cuda, mps or cpu")
+    parser.add_argument("--num_workers", "--workers", type=int, default=4)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)
     if min(args.epochs, args.batch_size, args.split_iter) < 1 or args.num_workers < 0 or args.warmup_epochs < 0:

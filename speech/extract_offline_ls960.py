@@ -32,11 +32,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from m2d.audio.decode import load_audio
 from m2d.audio.listing import find_audio
 from m2d.audio.logmel import PRESETS, NumpyLogMel
-from m2d.cli.runner import run_program
 from m2d.utils import atomic_file
+from m2d.utils.device import pick_device
 from m2d.utils.errors import UserError
 from m2d.utils.outputs import OVERWRITE_HELP, check_outputs, lists_only
 from m2d.utils.parallel import Progress, map_ahead
+from m2d.utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
 
@@ -229,25 +230,18 @@ def write_csv(paths: list[Path], dest: Path, dest_csv: Path) -> Path:
     return base
 
 
-def pick_device(name: str) -> torch.device:
-    """The device asked for; 'auto' is CUDA where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}: this machine has no CUDA device. --device cpu works")
-    return torch.device(name)
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("src", type=Path, help="LibriSpeech's folder, which holds train-clean-100, train-clean-360, …")
-    parser.add_argument("--dest", type=Path, default=Path("data/ls960_hybrid7s_hubaseL9"), help="folder for the .npz files")
+    parser.add_argument(
+        "--dest", "--out", type=Path, default=Path("data/ls960_hybrid7s_hubaseL9"), help="folder for the .npz files"
+    )
     parser.add_argument("--dest_csv", type=Path, default=Path("data/files_ls960_hybrid.csv"), help="the list to write")
     parser.add_argument("--min_seconds", type=float, default=7, help="shorter clips are padded to this length")
     parser.add_argument("--teacher", default="facebook/hubert-base-ls960", help="a model of the hub, or a local folder")
     parser.add_argument("--layer", type=int, default=9, help="which of its layers")
     parser.add_argument("--batch_size", type=int, default=16, help="clips encoded together, where as many are of one length")
-    parser.add_argument("--device", default="auto", help="cuda, cuda:1, cpu, mps; auto: cuda where there is one")
+    parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu; auto: the first that there is")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)

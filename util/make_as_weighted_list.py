@@ -9,7 +9,6 @@ The weight of a clip is (sum over its labels of 1000 / (count + 100)) ** (1 / 1.
 clips in the list that carry the label: a clip with a rare label weighs more.
 """
 
-import argparse
 import logging
 import re
 import sys
@@ -25,9 +24,9 @@ import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from m2d.cli.runner import run_program
 from m2d.utils.atomic_file import write_csv
 from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
+from m2d.utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
 
@@ -212,7 +211,7 @@ def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--org_list", type=Path, default=Path("data/files_audioset.csv"), help="the list to label")
     parser.add_argument("--to_list", type=Path, default=Path("data/files_as_weighted.csv"), help="the list to write")
     parser.add_argument("--segments", default=AUDIOSET_URL, help="a folder with AudioSet's four CSVs, or where to download them")

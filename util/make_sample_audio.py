@@ -7,12 +7,13 @@ Classes share pitch ranges and tempi, and every clip has an equaliser, a gain an
 average spectrum says only a part: what differs is how the sound moves in time.
 """
 
-import argparse
 import wave
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+from m2d.utils.program import ArgumentParser
 
 SAMPLE_RATE = 16000
 SECONDS = (2.0, 3.0)
@@ -21,7 +22,7 @@ Rng = np.random.Generator
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("dest", type=Path, metavar="DEST", help="the folder to write to")
     parser.add_argument("--clips", type=int, default=60, help="clips per class")
     parser.add_argument("--seed", type=int, default=0)

@@ -32,15 +32,10 @@ pip_install() { "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@
 # install EXTRAS
 install() {
   cd "$PROJECT_ROOT" || return
-  pip_install -r requirements.txt -c constraints.txt || return
-  if [ -n "$1" ]; then
-    pip_install -e ".[$1]" -c constraints.txt
-  else
-    pip_install -e . --no-deps
-  fi
+  pip_install -e ".[$1]" -c constraints.txt
 }
 
-# setup_venv [EXTRAS]: EXTRAS is a name among pyproject.toml's optional dependencies, such as test
+# setup_venv [EXTRAS]: EXTRAS is one of pyproject.toml's optional dependencies that include train (the default)
 setup_venv() {
   local extras=${1:-} wanted base
   if [ -n "${M2D_PYTHON:-}" ]; then
@@ -48,8 +43,8 @@ setup_venv() {
     return
   fi
   PYTHON=$VENV/bin/python
-  wanted="$PROJECT_ROOT $(cd "$PROJECT_ROOT" && cat requirements.txt constraints.txt pyproject.toml | cksum)"
-  # An installation with extras serves those who need none.
+  wanted="$PROJECT_ROOT $(cd "$PROJECT_ROOT" && cat constraints.txt pyproject.toml | cksum)"
+  # An installation with other extras serves those who need train alone.
   if new_enough "$PYTHON" && grep -qsxF "$wanted" "$VENV/installed-$extras"*; then
     return
   fi
@@ -58,6 +53,6 @@ setup_venv() {
     "$base" -m venv --clear "$VENV" || fail "$base could not make $VENV (Debian, Ubuntu: apt-get install python3-venv)"
   fi
   echo "Installing into $VENV: a few minutes the first time, nothing after that"
-  (install "$extras") || fail "the installation failed: see above; the same command tries again"
+  (install "${extras:-train}") || fail "the installation failed: see above; the same command tries again"
   printf '%s\n' "$wanted" >"$VENV/installed-$extras"
 }

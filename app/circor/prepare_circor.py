@@ -19,8 +19,8 @@ import soundfile
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from app.segments import convert_recordings, relative_to_list, write_pretraining_list, write_segments
-from m2d.cli.runner import run_program
 from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
+from m2d.utils.program import ArgumentParser, run_program
 
 SHARES = {"train": 0.65, "valid": 0.10, "test": 0.25}
 MURMURS = ("Absent", "Present", "Unknown")
@@ -87,7 +87,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder of training_data.csv")
     parser.add_argument("--lms", type=Path, default=Path("data/circor_lms"), help="folder for the spectrograms")
     parser.add_argument("--to_folder", type=Path, default=Path("data"), help="folder for the lists")

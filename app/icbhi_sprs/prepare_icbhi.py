@@ -15,8 +15,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from app.segments import convert_recordings, relative_to_list, write_pretraining_list, write_segments
-from m2d.cli.runner import run_program
 from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
+from m2d.utils.program import ArgumentParser, run_program
 
 LABELS = {("0", "0"): "normal", ("1", "0"): "crackle", ("0", "1"): "wheeze", ("1", "1"): "both"}
 
@@ -80,7 +80,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("recordings", type=Path, help="the folder of the .wav and .txt files (ICBHI_final_database)")
     parser.add_argument("--split_file", type=Path, required=True, help="ICBHI_challenge_train_test.txt")
     parser.add_argument("--lms", type=Path, default=Path("data/icbhi2017_lms"), help="folder for the spectrograms")

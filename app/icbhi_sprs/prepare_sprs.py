@@ -16,8 +16,8 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 from app.segments import convert_recordings, relative_to_list, write_pretraining_list, write_segments
-from m2d.cli.runner import run_program
 from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
+from m2d.utils.program import ArgumentParser, run_program
 
 
 def read_events(path: Path) -> list[tuple[float, float, str]]:
@@ -76,7 +76,7 @@ def prepare(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="the folder of one year's challenge, with its wav and json folders")
     parser.add_argument("--lms", type=Path, default=Path("data/sprs_lms"), help="folder for the spectrograms")
     parser.add_argument("--to_list", type=Path, default=Path("data/files_sprs.csv"), help="the list for further pre-training")

@@ -1,10 +1,10 @@
 """Check the clips of a list: files that are missing, cut short, of another shape or scale, NaN, silence, clips listed twice.
 
-    python -m util.check_data data/files_audioset.csv --data_path data
-    python -m util.check_data data/files_audioset.csv --data_path data --fix data/files_clean.csv
+    m2d check data/files_audioset.csv --data_path data
+    m2d check data/files_audioset.csv --data_path data --out data/files_clean.csv
 
 Prints a table and statistics, and writes beside the list: `<list>.problems.csv`, a line per problem, and
-`<list>.durations.png`, a histogram of durations. --fix writes the list without the clips that cannot or should not be
+`<list>.durations.png`, a histogram of durations. --out writes the list without the clips that cannot or should not be
 learned from (short ones stay: training pads them). A check that was stopped resumes where it was when it is started again.
 Exit status: 0 nothing to fix (short clips at most), 1 problems, 2 the check itself could not be done.
 """
@@ -30,7 +30,7 @@ from ..data.pack.format import is_pack
 from ..utils.atomic_file import open_atomic, write_csv, write_figure
 from ..utils.errors import UserError
 from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by, has_header
-from .runner import run_program
+from ..utils.program import ArgumentParser, run_program
 
 FRAME_SECONDS = 0.01
 _COLUMNS = ("row", "file_name", "problem", "detail")  # of the table of problems
@@ -54,11 +54,11 @@ logger = logging.getLogger("m2d")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("csv", type=Path, help="the list: a CSV with a column file_name")
     parser.add_argument("--data_path", default="data", help="folder that the file names are relative to")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="look at N clips, evenly spread; 0: at all")
-    parser.add_argument("--fix", type=Path, metavar="OUT.csv", help="write a list without the bad clips")
+    parser.add_argument("--out", "--fix", type=Path, metavar="OUT.csv", help="write a list without the bad clips")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--input_frames", type=int, default=608, help="frames of the model's input")
     parser.add_argument("--n_mels", type=int, default=80, help="mel bands of the model's input")
@@ -66,15 +66,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.workers < 1 or args.sample < 0:
         parser.error("--workers is at least 1, --sample not below 0")
-    if args.fix and args.fix.suffix != ".csv":
-        parser.error(f"--fix {args.fix}: a name that ends in .csv is expected")
+    if args.out and args.out.sufout != ".csv":
+        parser.error(f"--out {args.out}: a name that ends in .csv is expected")
     return args
 
 
 def open_list(args: argparse.Namespace) -> tuple[ClipList, FileStore]:
     """The list in its own order, and its files."""
     if is_pack(args.csv):
-        raise ValueError(f"{args.csv} is a pack: python -m util.pack_lms --verify {args.csv} checks it")
+        raise ValueError(f"{args.csv} is a pack: m2d pack --verify {args.csv} checks it")
     clips = read_list(args.csv)
     kind = NpzStore if clips.names[0].endswith(".npz") else NpyStore
     return clips, kind(clips, args.data_path, args.n_mels)
@@ -179,7 +179,7 @@ def report(store: FileStore, records: np.ndarray, troubles: np.ndarray) -> str:
         lines.append(f"values: mean {mean:.4f}, standard deviation {std:.4f}, from {low:.2f} to {high:.2f}")
     if not len(troubles):
         return "\n".join([*lines, "no problems"])
-    lines.append(f"{'problem':<26}{'clips':>9}  {'--fix':<8}the first")
+    lines.append(f"{'problem':<26}{'clips':>9}  {'--out':<8}the first")
     for problem, words in WORDS.items():
         found = troubles["clip"][troubles["problem"] == problem]
         if len(found):
@@ -200,7 +200,7 @@ def check(args: argparse.Namespace) -> int:
     """Look at a list; returns the exit status."""
     problems, durations = beside(args.csv, "problems.csv"), beside(args.csv, "durations.png")
     check_outputs([problems, durations], [args.csv], args.overwrite, is_own_report)
-    check_outputs([args.fix] if args.fix else [], [args.csv], args.overwrite)
+    check_outputs([args.out] if args.out else [], [args.csv], args.overwrite)
     clips, store = open_list(args)
     refuse_wrong_folder(store)
     identity = f"{clips.digest()} {Path(args.data_path).resolve()} {args.n_mels} {args.input_frames}"
@@ -216,9 +216,9 @@ def check(args: argparse.Namespace) -> int:
         written.append(durations)
     print(f"written: {', '.join(map(str, written))}")
     bad = set(troubles["clip"][~np.isin(troubles["problem"], NOTES)].tolist())
-    if args.fix:
-        left = write_fixed(clips, args.fix, bad)
-        print(f"{args.fix}: {left:,} clips, {len(bad):,} dropped")
+    if args.out:
+        left = write_fixed(clips, args.out, bad)
+        print(f"{args.out}: {left:,} clips, {len(bad):,} dropped")
     state.remove()
     return 1 if bad else 0
 
@@ -226,7 +226,7 @@ def check(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = parse_args(argv)
-    return run_program(lambda: check(args))
+    return run_program(lambda: check(args), interrupted="interrupted: the same command continues where it stopped")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """The encoder alone, taken out of a checkpoint: what evaluation and further use need, at a third of the size or less.
 
-    python util/to_encoder_only_weight.py m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth \
+    m2d export m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth \
         m2d_vit_base-80x608p16x16-221006-mr7_enconly/checkpoint-300.pth
-    python util/to_encoder_only_weight.py CHECKPOINT encoder.safetensors
+    m2d export CHECKPOINT encoder.safetensors
 
 SRC is a file, a folder (its newest checkpoint) or an https address. DEST holds the online encoder and norm_stats, and
 tells its sizes from inside too: under `args` in a .pth, in the metadata of a .safetensors.
 """
 
-import argparse
 import json
 import logging
 import sys
@@ -20,7 +19,7 @@ from ..checkpoint.file import resolve
 from ..checkpoint.weights import Weights, read_weights, save_atomically
 from ..utils.atomic_file import write_bytes
 from ..utils.outputs import OVERWRITE_HELP, check_outputs
-from .runner import run_program
+from ..utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
 
@@ -69,12 +68,15 @@ def convert(source: str, dest: Path, overwrite: bool = False) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("src", metavar="SRC", help="checkpoint: a file, a folder, or an https address")
-    parser.add_argument("dest", metavar="DEST", type=Path, help="the .pth or .safetensors file to write")
+    parser.add_argument("dest", metavar="DEST", type=Path, nargs="?", help="the .pth or .safetensors file to write")
+    parser.add_argument("--out", type=Path, metavar="DEST", help="the same")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)
-    return run_program(lambda: convert(args.src, args.dest, args.overwrite))
+    if (args.dest is None) == (args.out is None):
+        parser.error("name the file to write: DEST, or --out DEST")
+    return run_program(lambda: convert(args.src, args.dest or args.out, args.overwrite))
 
 
 if __name__ == "__main__":

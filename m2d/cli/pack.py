@@ -1,7 +1,7 @@
 """Pack a list's log-mel spectrograms into a few large files, from which training reads several times faster.
 
-    python -m util.pack_lms data/files_audioset.csv --data_path data --out data/audioset.pack
-    python -m util.pack_lms --verify data/audioset.pack
+    m2d pack data/files_audioset.csv --data_path data --out data/audioset.pack
+    m2d pack --verify data/audioset.pack
 
 The pack stands in the list's place: --csv_main data/audioset.pack (and --csv_bg_noise, --csv_val). A list of .npz files
 (speech/extract_offline_ls960.py) gives a pack with features. Columns `label` and `weight` come along.
@@ -37,6 +37,7 @@ from ..data.pack.format import (
 from ..data.pack.index import read_index, text_column
 from ..data.pack.writer import PackedClip, pack_clip, packing, start_pack, write_chunk
 from ..utils.parallel import Progress, map_ahead
+from ..utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
 
@@ -137,7 +138,7 @@ def verify(out: Path, workers: int) -> list[str]:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("csv", nargs="?", help="the list: a CSV with a column file_name")
     parser.add_argument("--data_path", default="data", help="folder that the file names are relative to")
     parser.add_argument("--out", type=Path, help="the pack to write: a folder")
@@ -191,12 +192,10 @@ def run_verify(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    try:
-        return run_verify(args) if args.verify else run_pack(args)
-    except (OSError, ValueError) as error:
-        logger.error("%s", error)
-        return 2
+    return run_program(
+        lambda: run_verify(args) if args.verify else run_pack(args),
+        interrupted="interrupted: the same command continues where it stopped",
+    )
 
 
 if __name__ == "__main__":

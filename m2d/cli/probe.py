@@ -24,12 +24,13 @@ from ..evaluation.labelled_clips import LabelledClips, class_counts, judgeable, 
 from ..evaluation.probe import Judgement, Protocol
 from ..evaluation.probe_plots import confusion, draw_confusion, draw_per_class
 from ..evaluation.scores import mean_average_precision
-from ..inference.clips import SUFFIXES, pick_device
+from ..inference.clips import SUFFIXES
 from ..inference.runtime import RuntimeM2D
 from ..utils.atomic_file import write_text
+from ..utils.device import pick_device
 from ..utils.errors import UserError
 from ..utils.names import shown
-from .runner import run_program
+from ..utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
 
@@ -38,7 +39,7 @@ LOGMEL = "log-mel statistics"
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's flags."""
-    parser = argparse.ArgumentParser(prog="m2d probe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="DATA", help="a folder of class folders, or a list (.csv)")
     parser.add_argument(
         "--weights", nargs="+", required=True, metavar="CKPT", help="checkpoints: files, folders or https addresses"

@@ -1,12 +1,11 @@
 """Where a training step goes, by phase and by operation.
 
-    python -m util.profile_step [m2d|m2d_as|m2d_s|mae] FLAGS OF THE TRAINING PROGRAM [--steps 10] [--trace trace.json]
+    m2d profile [m2d|mae|as|s] FLAGS OF THE TRAINING PROGRAM [--steps 10] [--trace trace.json]
 
 Takes the training program's own flags, so what is measured is the run itself: its data, model, precision and compilation.
 The trace opens in https://ui.perfetto.dev.
 """
 
-import importlib
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -22,14 +21,11 @@ from ..train import device as compute
 from ..train import distributed
 from ..train.setup import TrainingBatches, make_plan, make_trainer, normalisation, open_data
 from ..train.trainer import Trainer
-from .runner import run_program
+from ..utils.program import run_program
+from .train import VARIANTS, recipe_of
 
-PROGRAMS = {
-    "m2d": "train_audio",
-    "m2d_as": "audioset.train_as",
-    "m2d_s": "speech.train_speech",
-    "mae": "mae_train_audio",
-}
+#: Older names of the variants of m2d train.
+ALIASES = {"m2d_as": "as", "m2d_s": "s"}
 WARM_UP = 3
 TOP_OPERATIONS = 12
 #: Methods of models and trainers, by the phase that they are.
@@ -105,19 +101,21 @@ def report(profiler: profile, steps: int, on_cuda: bool) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Profile and print; returns the exit status."""
-    return run_program(lambda: profile(argv))
+    return run_program(lambda: profile_run(argv))
 
 
-def profile(argv: Sequence[str] | None = None) -> None:
+def profile_run(argv: Sequence[str] | None = None) -> None:
     """Profile a run's steps and print the report.
 
     Raises:
         ValueError: an epoch has too few steps.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    program = argv.pop(0) if argv and argv[0] in PROGRAMS else "m2d"
-    recipe = importlib.import_module(PROGRAMS[program]).RECIPE
-    parser = options.make_parser("util.profile_step", __doc__.split("\n")[0], recipe.defaults, recipe.without)
+    variant = ALIASES.get(argv[0], argv[0]) if argv else ""
+    if variant in VARIANTS:
+        del argv[0]
+    recipe = recipe_of(variant if variant in VARIANTS else "m2d")
+    parser = options.make_parser("m2d profile", __doc__.split("\n")[0], recipe.defaults, recipe.without)
     parser.add_argument("--steps", type=int, default=10, help="steps to profile")
     parser.add_argument("--trace", type=Path, help="file to write the trace to")
     args = parser.parse_args(argv)

@@ -1,6 +1,6 @@
 """What a pre-training run has learned, as one picture and a line each.
 
-    python -m util.show_run RUN_FOLDER --data_path data --csv data/files.csv --out picture.png
+    m2d report RUN_FOLDER --data_path data --csv data/files.csv --out picture.png
 
 shows the loss, the mask over a spectrogram, and, where the clips' folders name their classes, a linear probe of the
 trained encoder against the same encoder untrained and against mean and deviation of the log-mel.
@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -24,6 +25,7 @@ from ..evaluation.linear_probe import FOLDS, encoder_means, held_out_accuracy, m
 from ..inference.runtime import RuntimeM2D
 from ..utils.atomic_file import write_figure
 from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by
+from ..utils.program import ArgumentParser, run_program
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -36,25 +38,25 @@ CLIPS_PER_CLASS = 12
 INK, ACCENT, MUTED = "#222222", "#c0392b", "#9aa5b1"
 
 
-def main() -> int:
-    args = parse_args()
-    try:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    args = parse_args(argv)
+
+    def work() -> None:
         check_outputs([args.out], [args.csv], args.overwrite, lambda path: drawn_by(path, _PROGRAM))
         show(args.run, args.data_path, args.csv, args.out)
-    except (ValueError, OSError) as error:
-        print(f"show_run.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return run_program(work)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="the run's output folder")
     parser.add_argument("--data_path", type=Path, default=Path("data"), help="the folder that the list's names start from")
     parser.add_argument("--csv", type=Path, required=True, help="the list of clips to probe with")
     parser.add_argument("--out", type=Path, required=True, help="the picture to write (.png, .pdf, .svg)")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def show(run: Path, data_path: Path, csv: Path, out: Path) -> dict[str, float]:

@@ -2,17 +2,15 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from csv import DictReader
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ..audio.decode import load_audio
 from ..audio.listing import find_audio
-from ..utils.malloc import keep_freed_memory
 
 log = logging.getLogger("m2d")
 
@@ -71,26 +69,3 @@ def decode_ahead(paths: Iterable[Path], sample_rate: int, threads: int) -> Itera
                 yield first, future.result()
         for path, future in waiting:
             yield path, future.result()
-
-
-def pick_device(wanted: str) -> torch.device:
-    """The device of a flag; `auto`: CUDA, else MPS, else the CPU."""
-    if wanted != "auto":
-        return torch.device(wanted)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def run(work: Callable[[], int]) -> int:
-    """Do a program's work and return its exit status; what the user can mend is said in one line (2)."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    keep_freed_memory()
-    try:
-        return work()
-    except (OSError, ValueError) as error:
-        log.error("error: %s", error)
-        return 2
-    except KeyboardInterrupt:
-        log.error("interrupted: nothing is written")
-        return 130

@@ -1,6 +1,6 @@
 """Embeddings of audio files.
 
-    python -m m2d.embed song.wav recordings/ --weights m2d_vit_base-80x608p16x16-221006-mr7_enconly --out embeddings.npz
+    m2d embed song.wav recordings/ --weights m2d_vit_base-80x608p16x16-221006-mr7_enconly --out embeddings.npz
 
 takes files, folders and lists (.csv with a column file_name) of any format that libsndfile reads, of any length and rate,
 mixes them to mono and resamples them. The .npz holds
@@ -14,7 +14,6 @@ mixes them to mono and resamples them. The .npz holds
 A file that cannot be read is reported and left out; the exit status is then 1.
 """
 
-import argparse
 import logging
 import sys
 import tempfile
@@ -28,7 +27,10 @@ import torch
 from tqdm import tqdm
 
 from ..utils.atomic_file import write_csv, write_npz
-from .clips import decode_ahead, list_clips, pick_device, run
+from ..utils.device import pick_device
+from ..utils.malloc import keep_freed_memory
+from ..utils.program import ArgumentParser, run_program
+from .clips import decode_ahead, list_clips
 from .runtime import RuntimeM2D
 
 log = logging.getLogger("m2d")
@@ -179,15 +181,13 @@ def _save(out: Path, clips: list[Clip], arrays: dict[str, np.ndarray]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m m2d.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, folders, or lists (.csv)")
     parser.add_argument("--weights", required=True, help="checkpoint: a file, a folder, or an https address")
     parser.add_argument("--out", required=True, type=Path, help="the .npz file to write")
     parser.add_argument("--level", choices=("clip", "frame"), default="clip", help="a vector per file, or per time step")
     parser.add_argument("--batch_size", type=int, default=16, help="pieces of the model's input length encoded at a time")
-    parser.add_argument("--threads", type=int, default=4, help="files decoded at a time")
+    parser.add_argument("--workers", "--threads", type=int, default=4, help="files decoded at a time")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
     parser.add_argument("--bf16", action="store_true", help="encode in bfloat16: cosine with float32's above 0.999")
     args = parser.parse_intermixed_args(argv)
@@ -195,15 +195,16 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> int:
         if args.out.suffix != ".npz":
             raise ValueError(f"--out {args.out}: a name that ends in .npz is expected")
-        if min(args.batch_size, args.threads) < 1:
-            raise ValueError("--batch_size and --threads start from 1")
+        if min(args.batch_size, args.workers) < 1:
+            raise ValueError("--batch_size and --workers are at least 1")
         clips = list_clips(args.audio)
         device = pick_device(args.device)
         runtime = RuntimeM2D(weight_file=args.weights).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            return 1 if embed(clips, runtime, args.out, args.level == "frame", args.batch_size, args.threads) else 0
+            return 1 if embed(clips, runtime, args.out, args.level == "frame", args.batch_size, args.workers) else 0
 
-    return run(work)
+    keep_freed_memory()
+    return run_program(work, interrupted="interrupted: nothing is written")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tags of audio files by a fine-tuned checkpoint.
 
-    python -m m2d.tag street.wav --weights m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly \
+    m2d tag street.wav --weights m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly \
         --classes class_labels_indices.csv --top 5 --window 2 --plot street.png
 
 prints the most probable classes of each file, or of each window of it. --classes names them: AudioSet's table (index, mid,
@@ -22,7 +22,10 @@ import torch
 
 from ..checkpoint.weights import CheckpointError, read_weights
 from ..utils.atomic_file import write_figure
-from .clips import decode_ahead, list_clips, pick_device, run
+from ..utils.device import pick_device
+from ..utils.malloc import keep_freed_memory
+from ..utils.program import ArgumentParser, run_program
+from .clips import decode_ahead, list_clips
 from .runtime import RuntimeM2D
 
 log = logging.getLogger("m2d")
@@ -169,9 +172,7 @@ def check(args: argparse.Namespace, clips: list[Path], classes: int) -> list[str
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status: 1 where a file could not be read."""
-    parser = argparse.ArgumentParser(
-        prog="python -m m2d.tag", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, folders, or lists (.csv with a column file_name)")
     parser.add_argument("--weights", required=True, help="fine-tuned checkpoint: a file, a folder, or an https address")
     parser.add_argument("--classes", type=Path, help="names of the classes; none: their numbers")
@@ -197,7 +198,8 @@ def main(argv: list[str] | None = None) -> int:
                 print("\n".join(tag(path, waveform, runtime, names, args)), flush=True)
         return 1 if failed else 0
 
-    return run(work)
+    keep_freed_memory()
+    return run_program(work)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from ..audio.logmel_torch import PRESETS
 from ..models import registry
 from ..models.m2d import LOSS_TYPES
 from ..utils.errors import UserError
+from ..utils.program import ArgumentParser
 from .distributed import world_size
 
 N_MELS = 80
@@ -75,7 +76,7 @@ def make_parser(prog: str, description: str, defaults: Mapping[str, object], wit
         without: flags that the program does not have.
     """
     shape = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(prog, description=description, formatter_class=shape, allow_abbrev=False)
+    parser = ArgumentParser(prog, description=description, formatter_class=shape)
     for add in (_add_run, _add_model, _add_loss, _add_optimizer, _add_data, _add_output, _add_machine):
         add(_Group(parser, add.__doc__, without))
     known = {action.dest for action in parser._actions}
@@ -101,7 +102,7 @@ def _add_run(add: _Group) -> None:
     add("--accum_iter", type=int, default=1, help="steps whose gradients make one update")
     add("--stop_at", type=int, default=-1, help="end after this epoch with the schedule of the full run; -1: at the end")
     add("--start_epoch", type=int, default=0, help="count epochs from here (a run without --resume)")
-    add("--resume", default="", help="load weights from a checkpoint: a path or an https address")
+    add("--resume", "--weights", default="", help="load weights from a checkpoint: a path or an https address")
     add(
         "--force_start_epoch",
         type=int,
@@ -165,7 +166,7 @@ def _add_data(add: _Group) -> None:
 
 def _add_output(add: _Group) -> None:
     """output"""
-    add("--output_dir", default="", help="folder of the run; none: named after the settings")
+    add("--output_dir", "--out", default="", help="folder of the run; none: named after the settings")
     add("--log_dir", default="", help="folder of the TensorBoard files; none: the run's")
     add("--auto_resume", action="store_true", help="go on with the run that is in the output folder, at its exact step")
     add("--save_minutes", type=float, default=10.0, help="minutes between writes of last.pth")
@@ -178,7 +179,7 @@ def _add_output(add: _Group) -> None:
 def _add_machine(add: _Group) -> None:
     """machine"""
     add("--device", default="cuda", help="cuda (the CPU where there is none), mps or cpu")
-    add("--num_workers", type=int, default=8, help="threads that read ahead, per training process")
+    add("--num_workers", "--workers", type=int, default=8, help="threads that read ahead, per training process")
     add("--pin_mem", action="store_true", default=True, help="pin the loader's memory (CUDA)")
     add("--no_pin_mem", dest="pin_mem", action="store_false", help="do not")
     add("--compile", action="store_true", default=None, help="compile the model; none: on CUDA")

@@ -197,7 +197,7 @@ def test_another_sampling_rate(tmp_path, teacher):
     [
         (("--layer", "5"), "has 4 layers"),
         (("--teacher", "/no/such/model"), "--teacher /no/such/model"),
-        (("--device", "cuda"), "--device cpu works"),
+        (("--device", "cuda"), "no such CUDA device"),
     ],
 )
 def test_wrong_flags_are_named(corpus, teacher, caplog, flags, message):

@@ -18,7 +18,7 @@ def flags(tmp_path, monkeypatch):
 
 
 def test_it_names_every_phase_and_writes_a_trace(flags, tmp_path, capsys):
-    profile_step.profile(["m2d", *flags, "--steps", "2", "--trace", "trace.json"])
+    profile_step.profile_run(["m2d", *flags, "--steps", "2", "--trace", "trace.json"])
     table = capsys.readouterr().out
     for phase in ("online encoder", "predictor", "target encoder", "optimizer", "EMA", "gradient clipping", "waiting for data"):
         line = next(line for line in table.splitlines() if line.startswith(phase))
@@ -30,4 +30,4 @@ def test_it_names_every_phase_and_writes_a_trace(flags, tmp_path, capsys):
 
 def test_too_few_steps_are_said(flags):
     with pytest.raises(ValueError, match="lower --batch_size"):
-        profile_step.profile([*flags, "--batch_size", "16"])
+        profile_step.profile_run([*flags, "--batch_size", "16"])

@@ -1,0 +1,94 @@
+"""The command m2d: its table, its help, what it starts."""
+
+import importlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from m2d.cli import main as cli
+from m2d.cli import train
+from m2d.train import pretrain
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def m2d(*words, **options):
+    return subprocess.run([sys.executable, "-m", "m2d", *words], cwd=ROOT, capture_output=True, text=True, **options)
+
+
+def test_help_is_instant_and_names_every_command_in_a_line():
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = m2d()
+        seconds.append(time.perf_counter() - began)
+    lines = [line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")]
+    assert done.returncode == 0 and lines == list(cli.COMMANDS)
+    assert m2d("--help").stdout == done.stdout
+    assert min(seconds) < 0.3
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from m2d.cli.main import main; main([]); print({'torch', 'numpy'} & set(sys.modules) or 'none')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "none"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_a_program_with_help(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    try:
+        status = cli.main([name, "--help"])
+    except SystemExit as stop:
+        status = stop.code
+    shown = "".join(capsys.readouterr())
+    assert status in (0, None) and (name in shown or name == "convert")
+    assert callable(importlib.import_module(cli.COMMANDS[name][0], "m2d").main)
+
+
+def test_an_unknown_command_gets_a_suggestion(capsys):
+    assert cli.main(["embd"]) == 2
+    assert capsys.readouterr().err == "m2d: error: there is no command embd; did you mean embed?\n"
+    assert cli.main(["zzz"]) == 2
+    assert capsys.readouterr().err == "m2d: error: there is no command zzz; m2d alone lists the commands\n"
+
+
+def test_a_package_that_is_not_installed_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.setitem(sys.modules, "m2d.cli.pack", None)
+    with pytest.raises(ModuleNotFoundError):  # ours: a mistake of the project, not of the installation
+        cli.main(["pack"])
+    monkeypatch.delitem(sys.modules, "m2d.cli.pack")
+    monkeypatch.delitem(sys.modules, "m2d.data.clip_list", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert cli.main(["pack"]) == 2
+    assert capsys.readouterr().err == "m2d pack: error: pyarrow is not installed: pip install 'm2d-audio[train]'\n"
+
+
+@pytest.mark.parametrize(
+    "words, program, rest",
+    (
+        ("--epochs 3", "train_audio", ["--epochs", "3"]),
+        ("m2d --epochs 3", "train_audio", ["--epochs", "3"]),
+        ("mae", "mae_train_audio", []),
+        ("as --bf16", "audioset.train_as", ["--bf16"]),
+        ("s", "speech.train_speech", []),
+    ),
+)
+def test_train_runs_the_published_programs(words, program, rest, monkeypatch):
+    started = []
+    monkeypatch.setattr(pretrain, "main", lambda recipe, argv: started.append((recipe, argv)) or 5)
+    with pytest.raises(SystemExit) as stop:
+        train.main(words.split())
+    (recipe, argv), published = started[0], importlib.import_module(program).RECIPE
+    assert stop.value.code == 5 and argv == rest
+    assert (recipe.families, recipe.defaults, recipe.without) == (published.families, published.defaults, published.without)
+    assert recipe.open_data is published.open_data and recipe.prog.startswith("m2d train ")
+
+
+def test_train_refuses_an_unknown_variant(capsys):
+    assert train.main(["mea", "--epochs", "3"]) == 2
+    assert capsys.readouterr().err == "m2d train: error: mea: choose from m2d, mae, as, s; did you mean mae?\n"
