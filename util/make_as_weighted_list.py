@@ -12,9 +12,6 @@ clips in the list that carry the label: a clip with a rare label weighs more.
 import logging
 import re
 import sys
-import tempfile
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,15 +22,18 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from m2d.utils.atomic_file import write_csv
+from m2d.utils.download import DownloadError, download
 from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
 from m2d.utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
 
-AUDIOSET_URL = "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/"
+AUDIOSET_URL = "https://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv/"
 SEGMENT_FILES = ("eval_segments.csv", "balanced_train_segments.csv", "unbalanced_train_segments.csv")
 CLASS_FILE = "class_labels_indices.csv"
 ID_LENGTH = 11
+CLASSES = 527
+MAX_BYTES = 1e9  # of a list; the largest has 101 MB
 
 
 def check_file(path: Path) -> None:
@@ -46,6 +46,9 @@ def check_file(path: Path) -> None:
         if path.name == CLASS_FILE:
             if head[0].strip().split(",")[:2] != ["index", "mid"]:
                 raise ValueError(f"{path}: the first line is {head[0].strip()[:80]!r}, expected 'index,mid,display_name'")
+            classes = sum(1 for line in (*head[1:], *lines) if line.strip())
+            if classes != CLASSES:
+                raise ValueError(f"{path}: holds {classes} classes, AudioSet has {CLASSES}: not whole, get it again")
             return
         if not all(line.startswith("#") for line in head):
             raise ValueError(f"{path}: the first 3 lines of an AudioSet segment list start with '#', here {head[0][:80]!r} …")
@@ -55,27 +58,16 @@ def check_file(path: Path) -> None:
         raise ValueError(f"{path}: holds {rows} segments, its second line says {told.group(1)}: not whole, get it again")
 
 
-def download(base_url: str, folder: Path) -> Path:
+def fetch_lists(base_url: str, folder: Path) -> Path:
     """Fetch AudioSet's lists that `folder` does not hold yet, each checked before it gets its name. Returns the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name in (*SEGMENT_FILES, CLASS_FILE):
-        if (folder / name).exists():
-            continue
-        url = base_url.rstrip("/") + "/" + name
-        logger.info("downloading %s", url)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            part = Path(aside) / name
-            try:
-                with urllib.request.urlopen(url, timeout=60) as response, part.open("wb") as out:
-                    while block := response.read(1 << 20):
-                        out.write(block)
-            except (urllib.error.URLError, OSError) as error:
-                raise OSError(
-                    f"{url}: {error}. Where the network does not reach it, put {', '.join(SEGMENT_FILES)} and {CLASS_FILE} "
-                    "into a folder and give it by --segments"
-                ) from error
-            check_file(part)
-            part.replace(folder / name)
+        try:
+            download(f"{base_url.rstrip('/')}/{name}", folder / name, check_file, MAX_BYTES)
+        except DownloadError as error:
+            raise DownloadError(
+                f"{error}. Where the network does not reach it, put {', '.join(SEGMENT_FILES)} and {CLASS_FILE} "
+                "into a folder and give it by --segments"
+            ) from error
     return folder
 
 
@@ -195,7 +187,7 @@ def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path
     check_outputs([to_list], [org_list, *files], overwrite)
     file_names = read_list(org_list)
     if re.match(r"https?://", segments):
-        folder = download(segments, cache)
+        folder = fetch_lists(segments, cache)
     else:
         folder = Path(segments)
         missing = [name for name in (*SEGMENT_FILES, CLASS_FILE) if not (folder / name).is_file()]

@@ -2,18 +2,12 @@
 
 import argparse
 import difflib
-import hashlib
 import logging
 import lzma
-import os
 import pathlib
 import pickle
 import re
 import shutil
-import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 import zipfile
 import zlib
 from pathlib import Path
@@ -23,6 +17,8 @@ import numpy as np
 import torch
 
 from ..utils.atomic_file import open_atomic
+from ..utils.download import DownloadError
+from .download import MAX_BYTES, fetch
 
 log = logging.getLogger("m2d")
 
@@ -86,10 +82,10 @@ def resolve(source: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: no such file; near names are offered.
-        CheckpointError: a folder without a checkpoint, or an address that cannot be fetched.
+        CheckpointError: a folder without a checkpoint, or an address that cannot be fetched or leads to something else.
     """
     if re.match(r"[a-z]+://", str(source)):
-        return _fetch(str(source))
+        return _fetched(str(source))
     path = Path(source).expanduser()
     if path.is_dir():
         return _pick(path)
@@ -101,44 +97,27 @@ def resolve(source: str | Path) -> Path:
 # ---------------------------------------------------------------- fetching
 
 
-def cache_folder() -> Path:
-    """Where fetched checkpoints lie: `$M2D_CACHE`, else `~/.cache/m2d`."""
-    return Path(os.environ.get("M2D_CACHE") or Path.home() / ".cache" / "m2d")
-
-
-def _cached_path(address: str) -> Path:
-    """Keeps the folder's and the file's name, which tell the model's sizes; a hash tells addresses apart."""
-    parts = [urllib.parse.unquote(part) for part in urllib.parse.urlsplit(address).path.split("/") if part]
-    names = [re.sub(r"[^\w.+-]", "_", part).lstrip(".") or "_" for part in parts[-2:]]
-    return cache_folder().joinpath(hashlib.sha256(address.encode()).hexdigest()[:12], *(names or ["checkpoint"]))
-
-
-def _fetch(address: str) -> Path:
-    if not address.startswith("https://"):
-        raise CheckpointError(f"{address}: only https addresses and local paths are read")
-    path = _cached_path(address)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with urllib.request.urlopen(address, timeout=60) as reply, open_atomic(path) as file:
-                _receive(reply, file, address)
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            reason = getattr(error, "reason", error)
-            raise CheckpointError(f"{address} could not be fetched ({reason}); give a local file in its place") from error
+def _fetched(address: str) -> Path:
+    try:
+        path = fetch(address, _check_fetched)
+    except DownloadError as error:
+        raise CheckpointError(str(error)) from error
     return path if _archived(path) is None else _unpack(path)
 
 
-def _receive(reply: BinaryIO, file: BinaryIO, address: str) -> None:
-    from tqdm import tqdm
-
-    size = int(reply.headers.get("Content-Length") or 0)
-    log.info("fetching %s (%s)", address, f"{size / 1e6:.1f} MB" if size else "size unknown")
-    with tqdm(total=size or None, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-        while block := reply.read(_BLOCK):
-            file.write(block)
-            bar.update(len(block))
-    if size and file.tell() != size:
-        raise CheckpointError(f"{address}: the connection broke off after {file.tell()} of {size} bytes; try again")
+def _check_fetched(path: Path) -> None:
+    """Raise CheckpointError unless a file is a whole checkpoint, or a sound archive of one."""
+    members = _archived(path)
+    if members is None:
+        verify(path)
+        return
+    if len(members) != 1:
+        raise CheckpointError(f"{path} is an archive of {len(members)} checkpoints: unpack it, and name one of {members}")
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > MAX_BYTES:
+        raise CheckpointError(f"{path} would unpack to {unpacked / 1e9:.1f} GB: refused")
+    _check_zip(path)
 
 
 def _is_zip(path: Path) -> bool:
@@ -164,15 +143,13 @@ def _archived(path: Path) -> list[str] | None:
 
 def _unpack(path: Path) -> Path:
     """The only checkpoint of a fetched archive, unpacked beside it under its folder's name."""
-    members = _archived(path)
-    if len(members) != 1:
-        raise CheckpointError(f"{path} is an archive of {len(members)} checkpoints: unpack it and name one of {members}")
-    member = Path(members[0])
+    name = _archived(path)[0]
+    member = Path(name)
     folder = path.parent / (member.parent.name or path.stem)
     target = (folder if folder != path else path.with_suffix("")) / member.name
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
-        with zipfile.ZipFile(path) as archive, archive.open(members[0]) as source, open_atomic(target) as file:
+        with zipfile.ZipFile(path) as archive, archive.open(name) as source, open_atomic(target) as file:
             shutil.copyfileobj(source, file, _BLOCK)
     return target
 
@@ -324,14 +301,18 @@ def verify(path: str | Path) -> None:
     """
     path = Path(path)
     if _is_zip(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-        except _ZIP_ERRORS as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from error
-        if broken:
-            raise CheckpointError(f"{path} is damaged: the checksum of {broken} does not fit")
+        _check_zip(path)
     load_file(path)
+
+
+def _check_zip(path: Path) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except _ZIP_ERRORS as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if broken:
+        raise CheckpointError(f"{path} is damaged: the checksum of {broken} does not fit")
 
 
 def is_whole(path: str | Path) -> bool:

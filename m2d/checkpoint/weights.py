@@ -15,7 +15,6 @@ from torch import nn
 
 from .file import (
     CheckpointError,
-    cache_folder,
     checkpoints_in,
     is_whole,
     load_file,
@@ -29,7 +28,6 @@ __all__ = [
     "CheckpointError",
     "LoadReport",
     "Weights",
-    "cache_folder",
     "checkpoints_in",
     "is_whole",
     "load_file",

@@ -37,7 +37,8 @@ def write_segments(folder: Path, segments=SEGMENTS, classes=CLASSES) -> Path:
             *(f'{clip}, 30.000, 40.000, "{label}"' for clip, label in rows),
         ]
         (folder / name).write_text("\n".join(lines) + "\n")
-    rows = [f'{index},{mid},"{name}"' for index, (mid, name) in enumerate(classes.items())]
+    others = {f"/x/{i}": f"Other {i}" for i in range(len(classes), 527)}
+    rows = [f'{index},{mid},"{name}"' for index, (mid, name) in enumerate((classes | others).items())]
     (folder / mal.CLASS_FILE).write_text("\n".join(["index,mid,display_name", *rows]) + "\n")
     return folder
 
@@ -162,7 +163,8 @@ def test_the_lists_are_downloaded_once(tmp_path, server):
     cache = tmp_path / "cache"
     flags = ("--segments", server, "--cache", str(cache))
     assert run(tmp_path, ["--4gqARaEJE.npy"], *flags)[0] == 0
-    assert sorted(p.name for p in cache.iterdir()) == sorted([*SEGMENTS, mal.CLASS_FILE])
+    names = {*SEGMENTS, mal.CLASS_FILE}
+    assert {path.name for path in cache.iterdir() if path.is_file()} == names | {f"{name}.sha256" for name in names}
     for path in (tmp_path / "served").iterdir():
         path.unlink()
     assert run(tmp_path, ["--4gqARaEJE.npy"], *flags, "--overwrite")[0] == 0
@@ -173,12 +175,29 @@ def test_a_download_that_fails_leaves_nothing_that_counts_as_whole(tmp_path, ser
     (tmp_path / "served" / "eval_segments.csv").write_text("<html>")
     cache = tmp_path / "cache"
     assert run(tmp_path, ["--4gqARaEJE.npy"], "--segments", server, "--cache", str(cache))[0] == 2
-    assert list(cache.iterdir()) == []
+    assert not any(path.is_file() for path in cache.rglob("*"))
     write_segments(tmp_path / "served")
     (tmp_path / "served" / "balanced_train_segments.csv").unlink()
     assert run(tmp_path, ["--4gqARaEJE.npy"], "--segments", server, "--cache", str(cache))[0] == 2
-    assert [p.name for p in cache.iterdir()] == ["eval_segments.csv"]
+    assert {path.name for path in cache.rglob("*") if path.is_file()} == {"eval_segments.csv", "eval_segments.csv.sha256"}
     assert "balanced_train_segments.csv" in caplog.text and "--segments" in caplog.text
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_class_list_cut_short_is_refused_and_not_kept(tmp_path, server, caplog, local):
+    classes = tmp_path / "served" / mal.CLASS_FILE
+    whole = classes.read_bytes()
+    classes.write_bytes(b"".join(whole.splitlines(keepends=True)[:400]))
+    source = str(tmp_path / "served") if local else server
+    flags = ("--segments", source, "--cache", str(tmp_path / "cache"))
+    assert run(tmp_path, ["--4gqARaEJE.npy"], *flags)[0] == 2
+    assert "holds 399 classes, AudioSet has 527" in caplog.text and not (tmp_path / "cache" / mal.CLASS_FILE).exists()
+    classes.write_bytes(whole)
+    assert run(tmp_path, ["--4gqARaEJE.npy"], *flags)[0] == 0
+
+
+def test_the_lists_come_by_https():
+    assert mal.AUDIOSET_URL.startswith("https://")
 
 
 def test_as_a_script_from_another_folder(tmp_path):

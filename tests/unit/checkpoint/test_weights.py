@@ -1,7 +1,6 @@
 """Checkpoints: every published layout is read, no code is run, a torn file is found, a write is whole or not at all."""
 
 import argparse
-import email.message
 import io
 import logging
 import os
@@ -12,16 +11,16 @@ import resource
 import signal
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from web_server import WebServer, breaking, content, redirect, trust
 
 from m2d.checkpoint.spec import parse_sizes_by_name, spec_of_path, spec_of_settings
 from m2d.checkpoint.weights import (
@@ -517,72 +516,103 @@ def test_any_input_length_loads(frames, patch):
 # ---------------------------------------------------------------- addresses
 
 
-class Reply(io.BytesIO):
-    def __init__(self, content, length=None):
-        super().__init__(content)
-        self.headers = email.message.Message()
-        if length is not None:
-            self.headers["Content-Length"] = str(length)
+@pytest.fixture(scope="module")
+def ca():
+    return trustme.CA()
 
 
 @pytest.fixture
-def network(monkeypatch, tmp_path):
-    """Replies by address; what was asked for."""
+def server(ca, monkeypatch, tmp_path):
+    """An https server on loopback, and an empty cache."""
     monkeypatch.setenv("M2D_CACHE", str(tmp_path / "cache"))
-    replies, asked = {}, []
-
-    def urlopen(address, timeout):
-        asked.append(address)
-        if address not in replies:
-            raise urllib.error.HTTPError(address, 404, "Not Found", None, None)
-        return replies[address]()
-
-    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
-    return replies, asked
+    trust(ca, tmp_path, monkeypatch)
+    running = WebServer(ca)
+    yield running
+    running.close()
 
 
-ADDRESS = f"https://example.org/releases/{NAME}/checkpoint-300.pth"
+PLACE = f"/releases/{NAME}/checkpoint-300.pth"
 
 
-def test_an_address_is_fetched_once_and_keeps_its_names(model, whole_file, network, caplog):
-    replies, asked = network
-    content = whole_file.read_bytes()
-    replies[ADDRESS] = lambda: Reply(content, len(content))
+def cached(tmp_path):
+    return [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_an_address_is_fetched_once_and_keeps_its_names(model, whole_file, server, caplog):
+    body = whole_file.read_bytes()
+    server.answers[PLACE] = content(body)
     with caplog.at_level(logging.INFO, "m2d"):
-        weights = read_weights(ADDRESS)
-    assert weights.spec.model == "m2d_vit_tiny" and weights.path.read_bytes() == content
-    assert f"({len(content) / 1e6:.1f} MB)" in caplog.text
-    assert resolve(ADDRESS) == weights.path and len(asked) == 1
+        weights = read_weights(server.address + PLACE)
+    assert weights.spec.model == "m2d_vit_tiny" and weights.path.read_bytes() == body
+    assert f"({len(body) / 1e6:.1f} MB)" in caplog.text
+    assert resolve(server.address + PLACE) == weights.path and len(server.asked) == 1
+    assert resolve(weights.path.parent) == weights.path  # its checksum beside it is no second checkpoint
 
 
-def test_a_broken_connection_leaves_nothing(whole_file, network, tmp_path):
-    replies, _ = network
-    replies[ADDRESS] = lambda: Reply(whole_file.read_bytes()[:1000], 5000)
-    with pytest.raises(CheckpointError, match="broke off after 1000 of 5000 bytes"):
-        resolve(ADDRESS)
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+def test_a_broken_connection_has_no_name_and_is_resumed(whole_file, server, tmp_path):
+    body = whole_file.read_bytes()
+    server.answers[PLACE] = breaking(body, 1000)
+    with pytest.raises(CheckpointError, match=f"broke off after 3000 of {len(body)} bytes"):
+        resolve(server.address + PLACE)
+    assert not list((tmp_path / "cache").glob("*/*/checkpoint-300.pth"))
+    server.answers[PLACE] = content(body)
+    assert resolve(server.address + PLACE).read_bytes() == body and server.asked[-1][1] == "bytes=3000-"
 
 
-def test_addresses_that_cannot_be_fetched(network):
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("login page", "is a web page, not a checkpoint"),
+        ("short", "is truncated"),
+        ("bad zip", "is damaged"),
+        ("flipped", "is damaged"),
+        ("two", "is an archive of 2 checkpoints"),
+        ("empty", "is empty"),
+        ("pickle", "asks to run"),
+    ],
+)
+def test_what_is_refused_is_not_cached(whole_file, server, tmp_path, kind, words):
+    body = bytearray(whole_file.read_bytes())
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in ("a.pth", "b.pth")[: 1 + (kind == "two")]:
+            target.writestr(f"{NAME}/{name}", bytes(body))
+    asking = io.BytesIO()
+    torch.save({"model": print}, asking)
+    bad = bytearray(archive.getvalue())
+    bad[len(bad) // 2] ^= 1
+    body[len(body) // 2] ^= 1
+    bodies = {"login page": b"<!DOCTYPE html><title>Log in</title>", "short": whole_file.read_bytes()[:-2000], "bad zip": bad}
+    bodies |= {"flipped": body, "two": archive.getvalue(), "empty": b"", "pickle": asking.getvalue()}
+    server.answers[PLACE] = content(bytes(bodies[kind]), length=-1)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=words) as raised:
+            resolve(server.address + PLACE)
+    assert len(server.asked) == 2 and cached(tmp_path) == [] and str(tmp_path) not in str(raised.value)
+
+
+def test_addresses_that_cannot_be_fetched(server):
     with pytest.raises(CheckpointError, match=r"could not be fetched \(Not Found\); give a local file"):
-        resolve(ADDRESS)
+        resolve(server.address + PLACE)
     with pytest.raises(CheckpointError, match="only https addresses"):
         resolve("http://example.org/a.pth")
+    server.answers[PLACE] = redirect("http://127.0.0.1:1/a.pth")
+    with pytest.raises(CheckpointError, match="only https is followed"):
+        resolve(server.address + PLACE)
 
 
-def test_a_released_archive_is_unpacked(whole_file, network):
+def test_a_released_archive_is_unpacked(whole_file, server):
     """The published addresses are zip archives of a folder with one checkpoint."""
-    replies, asked = network
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as target:
         target.writestr(f"{NAME}/weights_ep1.pth", whole_file.read_bytes())
         target.writestr(f"{NAME}/readme.txt", "x")
         target.writestr(f"__MACOSX/{NAME}/._weights_ep1.pth", "x")
-    address = f"https://example.org/releases/v0.1.0/{NAME}.zip"
-    replies[address] = lambda: Reply(archive.getvalue())
-    path = resolve(address)
-    assert path.parent.name == NAME and path.name == "weights_ep1.pth" and read_weights(address).spec is not None
-    assert resolve(address) == path and len(asked) == 1
+    place = f"/releases/v0.1.0/{NAME}.zip"
+    server.answers[place] = content(archive.getvalue())
+    path = resolve(server.address + place)
+    assert path.parent.name == NAME and path.name == "weights_ep1.pth" and read_weights(path).spec is not None
+    assert resolve(server.address + place) == path and len(server.asked) == 1
 
 
 @pytest.mark.slow
