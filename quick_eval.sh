@@ -2,6 +2,7 @@
 # Linear evaluation of a checkpoint on four tasks, one pass each, by EVAR. Training calls it for the checkpoints it saves.
 # usage: bash quick_eval.sh CHECKPOINT
 set -euo pipefail
+unset CDPATH
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=util/evar-common.sh
 source "$root/util/evar-common.sh"

@@ -9,6 +9,7 @@
 # was stopped goes on, a finished one is shown. QUICKSTART_EPOCHS and QUICKSTART_CLIPS (sounds of a class) make it shorter
 # or longer.
 set -euo pipefail
+unset CDPATH
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=util/setup_venv.sh
 source "$ROOT/util/setup_venv.sh"

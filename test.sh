@@ -2,6 +2,7 @@
 # Sets up what the tests need, once, and runs them. Arguments go to pytest: bash test.sh -k masking
 # usage: bash test.sh [PYTEST ARGUMENTS]
 set -euo pipefail
+unset CDPATH
 cd "$(dirname "${BASH_SOURCE[0]}")"
 # shellcheck source=util/setup_venv.sh
 source util/setup_venv.sh

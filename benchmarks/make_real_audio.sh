@@ -6,6 +6,7 @@
 # writes N clips (default 320) of 2 to 7 s as OUT/<source>/<source>_NNNN.{wav,flac,ogg}, at 16, 22.05 and 44.1 kHz, mono
 # and stereo. Clip n depends on n alone; clips that exist are kept. SOUNDFONT names the General MIDI sound font to use.
 set -euo pipefail
+unset CDPATH
 
 OUT=${1:-}
 N=${2:-320}

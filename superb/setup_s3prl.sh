@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Make M2D an upstream of your copy of s3prl, by links: bash superb/setup_s3prl.sh /your/s3prl
 set -euo pipefail
+unset CDPATH
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 [[ $# -eq 1 ]] || {
     echo "usage: bash superb/setup_s3prl.sh S3PRL_FOLDER (the clone, which holds s3prl/upstream)" >&2

@@ -16,10 +16,24 @@ config_of() {
     esac
 }
 
-# EVAR splits its options at commas.
-refuse_comma() {
+# EVAR splits its options at commas, and evaluates as Python what holds brackets or quotes.
+refuse_odd_path() {
     case $1 in
         *,*) fail "$1: EVAR cannot take a path with a comma in it. Rename it, or link to it" ;;
+        *[][\(\)\{\}\'\"\`\#\;\\]* | *[[:cntrl:]]*)
+            fail "$(printf %q "$1"): EVAR would evaluate the brackets, quotes or signs in this path. Rename it, or link to it"
+            ;;
+    esac
+}
+
+# quoted TEXT: so that it can be pasted into a shell.
+quoted() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
+
+# absolute PATH: so that nothing takes it for an option or an expression.
+absolute() {
+    case $1 in
+        /*) printf '%s\n' "$1" ;;
+        *) printf '%s\n' "$PWD/$1" ;;
     esac
 }
 
@@ -29,19 +43,19 @@ enter_evar() {
     local root=$1
     [[ $# -eq 2 ]] || fail "usage: ${0##*/} CHECKPOINT" 2
     case $2 in
-        /* | *://*) ckpt=$2 ;;
-        *) ckpt=$PWD/$2 ;;
+        *://*) ckpt=$2 ;;
+        *) ckpt=$(absolute "$2") ;;
     esac
     if [[ ! -f $root/evar/lineareval.py ]]; then
         echo "${0##*/}: not evaluated, since EVAR is not in $root/evar."
-        echo "Set it up by: cd '$root' && bash util/setup_evar.sh"
+        echo "Set it up by: cd $(quoted "$root") && bash util/setup_evar.sh"
         exit 0
     fi
     case $ckpt in
         *random | *://*) ;;
         *) [[ -e $ckpt ]] || fail "$ckpt: there is no such checkpoint" ;;
     esac
-    refuse_comma "$ckpt"
+    refuse_odd_path "$ckpt"
     config=$(config_of "$ckpt")
     cd -- "$root/evar" || exit
     export CUDA_VISIBLE_DEVICES=0
@@ -71,9 +85,9 @@ finetune_all() {
         fail "usage: ${0##*/} FOLDER N_ITER SEED EPOCH... (N_ITER and SEED are whole numbers)" 2
     [[ -f finetune.py && -f config/m2d.yaml ]] ||
         fail "run this from inside the evar folder (cd evar). Where there is none: bash util/setup_evar.sh"
-    folder=${given[0]} n_iter=$((10#${given[1]})) first=$((10#${given[2]} + 1))
-    refuse_comma "$folder"
+    folder=$(absolute "${given[0]}") n_iter=$((10#${given[1]})) first=$((10#${given[2]} + 1))
     for epoch in "${given[@]:3}"; do
+        refuse_odd_path "$folder/checkpoint-$epoch.pth"
         weight=$folder/checkpoint-$epoch.pth
         [[ -f $weight ]] || fail "$weight: there is no such checkpoint"
     done

@@ -3,6 +3,7 @@
 # usage: bash util/setup_evar.sh
 # What is there already is kept. Each file is checked; what failed is named at the end, and a second call tries it again.
 set -euo pipefail
+unset CDPATH
 PYTHON=${PYTHON:-python}
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 evar=$root/evar
@@ -15,7 +16,7 @@ fetch() {
         echo "have $2"
     elif ! curl --fail --silent --show-error --location --retry 3 "$url" -o "$part"; then
         failed+=("$2: $url could not be downloaded")
-    elif ! "$PYTHON" -c 'import ast, sys; sys.exit(not ast.parse(open(sys.argv[1]).read()).body)' "$part" 2>/dev/null; then
+    elif ! "$PYTHON" -I -c 'import ast, sys; sys.exit(not ast.parse(open(sys.argv[1]).read()).body)' "$part" 2>/dev/null; then
         failed+=("$2: what $url sent is not a Python file")
     else
         mv -- "$part" "$to"

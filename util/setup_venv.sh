@@ -4,6 +4,7 @@
 # M2D_PYTHON names an interpreter that has everything already: it is used as it is, and no .venv is made.
 # shellcheck shell=bash
 
+unset CDPATH
 PROJECT_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=$PROJECT_ROOT/.venv
 
@@ -12,7 +13,8 @@ fail() {
   exit 2
 }
 
-new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
+# Python is called isolated (-I): a venv.py or pip.py of the working folder is not imported.
+new_enough() { "$1" -I -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; }
 
 # The first Python 3.10 or later on the path.
 find_python() {
@@ -22,12 +24,12 @@ find_python() {
       command -v "$candidate"
       return
     fi
-    found=${found:-$("$candidate" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true)}
+    found=${found:-$("$candidate" -I -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null || true)}
   done
   fail "Python 3.10 or later is needed; ${found:-none} was found here"
 }
 
-pip_install() { "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"; }
+pip_install() { "$PYTHON" -I -m pip install --quiet --disable-pip-version-check "$@"; }
 
 # install EXTRAS
 install() {
@@ -48,9 +50,9 @@ setup_venv() {
   if new_enough "$PYTHON" && grep -qsxF "$wanted" "$VENV/installed-$extras"*; then
     return
   fi
-  if ! new_enough "$PYTHON" || ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
+  if ! new_enough "$PYTHON" || ! "$PYTHON" -I -m pip --version >/dev/null 2>&1; then
     base=$(find_python) || exit
-    "$base" -m venv --clear "$VENV" || fail "$base could not make $VENV (Debian, Ubuntu: apt-get install python3-venv)"
+    "$base" -I -m venv --clear "$VENV" || fail "$base could not make $VENV (Debian, Ubuntu: apt-get install python3-venv)"
   fi
   echo "Installing into $VENV: a few minutes the first time, nothing after that"
   (install "${extras:-train}") || fail "the installation failed: see above; the same command tries again"

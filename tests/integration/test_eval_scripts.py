@@ -194,6 +194,74 @@ def test_as2m_asks_for_its_data(project, tmp_path):
     assert "LMS_AUDIOSET" in done.stderr
 
 
+ODD = "__import__('os').system('touch marker')#"
+
+
+@pytest.mark.parametrize("name", [ODD, "w (1)", "a[0]", "a{b}", 'a"b', "a`b`", "a;b", "a\\b", "a\nb"])
+def test_paths_that_evar_would_evaluate_are_refused(project, tmp_path, name):
+    evar = add_evar(project)
+    for script, args, cwd in (
+        ("quick_eval.sh", [f"{name}/checkpoint-1.pth"], tmp_path),
+        ("util/ft-esc50.sh", [name, 1, 0, 1], evar),
+    ):
+        checkpoint(cwd / name, "1")
+        done, calls = bash(project / script, *args, cwd=cwd)
+        assert done.returncode == 1 and calls == [] and "EVAR would evaluate" in done.stderr
+        assert len(done.stderr.splitlines()) == 1 and not list(tmp_path.rglob("marker"))
+
+
+def test_an_odd_name_of_an_epoch_is_refused(project, tmp_path):
+    evar = add_evar(project)
+    checkpoint(tmp_path / "run", "f(1)")
+    done, calls = bash(project / "util/ft-esc50.sh", tmp_path / "run", 1, 0, "f(1)", cwd=evar)
+    assert done.returncode == 1 and calls == [] and "EVAR would evaluate" in done.stderr
+
+
+def test_evar_gets_absolute_paths(project, tmp_path):
+    evar = add_evar(project)
+    path = checkpoint(evar / "-run=1 é", "1")
+    done, calls = bash(project / "util/ft-esc50.sh", "-run=1 é", 1, 0, 1, cwd=evar)
+    assert done.returncode == 0, done.stderr
+    assert calls[0]["argv"][3].startswith(f"weight_file={path},")
+
+
+def test_the_command_that_sets_up_evar_can_be_pasted(project, tmp_path):
+    odd = project.rename(tmp_path / "it's $(touch marker)")
+    done, _ = bash(odd / "quick_eval.sh", checkpoint(tmp_path / "run"), cwd=tmp_path)
+    command = done.stdout.splitlines()[1].removeprefix("Set it up by: ").replace("bash util/setup_evar.sh", "pwd")
+    pasted = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert pasted.stdout == f"{odd}\n" and not list(tmp_path.rglob("marker"))
+
+
+def test_cdpath_leads_no_script_elsewhere(project, tmp_path):
+    add_evar(project)
+    (tmp_path / "elsewhere" / project.name).mkdir(parents=True)
+    script = f"{project.name}/quick_eval.sh"
+    done, calls = bash(script, checkpoint(tmp_path / "run"), cwd=tmp_path, CDPATH=str(tmp_path / "elsewhere"))
+    assert done.returncode == 0 and len(calls) == 5, done.stderr
+
+
+def plant(folder: Path, *names: str) -> None:
+    """Modules in a working folder that say when they are run."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / f"{name}.py").write_text("from pathlib import Path\nPath('marker').touch()\n")
+
+
+def test_modules_of_the_working_folder_are_not_run(project, tmp_path):
+    here = tmp_path / "here"
+    plant(here, "ast", "venv", "pip", "sysconfig", "argparse", "ensurepip")
+    for name in ("requirements.txt", "constraints.txt", "pyproject.toml"):
+        (project / name).touch()
+    path = add_downloaders(tmp_path, 'echo "x = 1" > "$2"')
+    done, _ = bash(project / "util" / "setup_evar.sh", cwd=here, PATH=path)
+    assert done.returncode == 0, done.stderr
+    script = f"set -euo pipefail; source '{project}/util/setup_venv.sh'; install() {{ pip_install --help; }}; setup_venv"
+    done = subprocess.run(["bash", "-c", script], cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (project / ".venv/bin/python").exists() and not (here / "marker").exists()
+
+
 def add_downloaders(tmp_path: Path, curl_sends: str, git_works: bool = True) -> str:
     """Stand-ins of git and curl; returns a PATH that finds them first."""
     folder = tmp_path / "bin"
