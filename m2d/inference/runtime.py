@@ -1,23 +1,24 @@
 """RuntimeM2D: from waveforms to embeddings or logits with a pre-trained or fine-tuned model."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from ..audio.logmel_torch import EPS, PRESETS, FrontEnd, nnaudio_mel, pad_short
+from ..audio.logmel_torch import PRESETS, FrontEnd, nnaudio_mel
 from ..checkpoint.build import block_count, is_random, loaded_backbone, random_backbone
 from ..checkpoint.spec import parse_sizes_by_name
 from ..checkpoint.weights import read_weights
-from ..models.mae import MaskedAutoencoderViT
 from ..models.onednn import use_onednn_if_faster
 from ..models.vit import AudioViT
 from .config import Config, flag, given
+from .pieces import Cutting
+from .reconstruction import Reconstruction
+from .waveforms import check_lengths, check_waveforms, frame_count, log_mel, resample
 
 __all__ = ["Config", "RuntimeM2D", "get_backbone", "get_timestamps", "get_to_melspec", "parse_sizes_by_name"]
 
@@ -36,7 +37,7 @@ def get_to_melspec(cfg: object) -> nn.Module:
 def get_backbone(
     cfg: object, weight_file: str | Path, encoder_only: bool = True, dur_frames: int | None = None
 ) -> tuple[AudioViT, dict[str, torch.Tensor]]:
-    """The model of a checkpoint, and the tensors of its classifier (none: empty).
+    """The model of a checkpoint, and the tensors of its classifier (empty where it has none).
 
     Writes into cfg: weight_file, model, input_size, patch_size, sr, the front end's sizes, mean, std, decoder_depth.
 
@@ -64,22 +65,13 @@ def get_backbone(
 
 
 def get_timestamps(cfg: object, batch_audio: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Start of each time step in ms, `[B, T]`: i · duration / T, for waveforms `[B, samples]` and features `[B, T, …]`."""
+    """Time of each step in ms by the published rule, `[B, T]`: i · duration / T.
+
+    For waveforms `[B, samples]` and features `[B, T, …]`. Where the end of a clip was padded to a whole patch, this is a
+    little earlier than the patch begins: see `RuntimeM2D.patch_times`.
+    """
     step = batch_audio.shape[-1] / cfg.sample_rate * 1000 / x.shape[1]
     return (torch.arange(x.shape[1], device=x.device) * step).expand(x.shape[0], -1)
-
-
-def _check_waveforms(audio: torch.Tensor) -> None:
-    if not isinstance(audio, torch.Tensor) or audio.ndim != 2 or not audio.is_floating_point():
-        got = f"a {audio.dtype} tensor {list(audio.shape)}" if isinstance(audio, torch.Tensor) else f"a {type(audio).__name__}"
-        raise ValueError(f"audio is a float tensor [batch, samples] with full scale ±1; this is {got}")
-    if 0 in audio.shape:
-        raise ValueError(f"the audio is empty: {list(audio.shape)}")
-    # A data-dependent branch would break a compiled graph in two. The sum needs no memory beside an hour of audio.
-    if not torch.compiler.is_compiling() and not audio.sum().isfinite():
-        rows = (~audio.isfinite()).any(dim=1).nonzero().flatten().tolist()
-        if rows:
-            raise ValueError(f"the audio holds NaN or infinity in clip {', '.join(map(str, rows))} of the batch")
 
 
 def _join(blocks: Iterator[list[torch.Tensor]], rows: int | None) -> list[torch.Tensor]:
@@ -95,18 +87,22 @@ def _join(blocks: Iterator[list[torch.Tensor]], rows: int | None) -> list[torch.
     return joined
 
 
-class RuntimeM2D(nn.Module):
+class RuntimeM2D(Reconstruction, nn.Module):
     """Waveforms to embeddings: log-mel, normalisation, encoder (Niizumi et al., 2024, section III-D).
 
     Features are stacked by default, all frequencies of a time step in one vector: `[B, T, F·D]`. Inputs longer than the
     model's are cut into pieces of its length, each encoded alone; the end is padded to a whole patch.
 
+    Waveforms are `[B, samples]`, floating-point, full scale ±1, at the model's rate (`cfg.sample_rate`). Calls that take
+    `sample_rate` resample from that rate, on the waveforms' device.
+
     Args:
         cfg: settings (see Config), which receives what the runtime finds; a fresh Config if none is given.
-        weight_file: checkpoint, as `m2d.checkpoint.resolve` takes it, or a path of a published name ending in `random`.
+        weight_file: checkpoint, as `m2d.checkpoint.file.resolve` takes it, or a path of a published name ending in `random`.
         training_mask: share of patches hidden in training, by structured masking; implies flat features.
         encoder_only: leave decoder and target out.
-        dur_frames: frames of the model's input, in place of the checkpoint's.
+        dur_frames: frames of the model's input, in place of the checkpoint's. A clip shorter than that is then not padded:
+            frames behind its last whole patch are not encoded.
         num_classes: add a batch norm and a linear head, loaded where the checkpoint has one of so many classes.
         freeze_embed: do not train the patch embedding.
         flat_features: every patch a vector of its own: `[B, F·T, D]`.
@@ -140,10 +136,7 @@ class RuntimeM2D(nn.Module):
         cfg.training_mask = float(given(training_mask or None, cfg, "training_mask"))
         self.backbone, head = get_backbone(cfg, weight_file, cfg.encoder_only, cfg.dur_frames)
         use_onednn_if_faster(self.backbone)
-        width, stacked_width = self.backbone.embed_dim, self.backbone.embed_dim * self.backbone.grid_size()[0]
-        narrow_head = num_classes is not None and "head.weight" in head and head["head.weight"].shape[1] == width
-        cfg.flat_features = flag(given(flat_features, cfg, "flat_features")) or cfg.training_mask > 0 or narrow_head
-        cfg.feature_d = width if cfg.flat_features else stacked_width
+        self._choose_features(head if num_classes is not None else {}, given(flat_features, cfg, "flat_features"))
         self.sample_rate = cfg.sample_rate
         self.to_spec = get_to_melspec(cfg)
         if cfg.freeze_embed:
@@ -154,6 +147,13 @@ class RuntimeM2D(nn.Module):
         if num_classes is not None:
             self._add_head(num_classes, head)
         self.eval()
+
+    def _choose_features(self, head: dict[str, torch.Tensor], flat_features: object) -> None:
+        """Stacked or flat: as asked for, or as masking or a classifier needs it."""
+        cfg, width = self.cfg, self.backbone.embed_dim
+        head_is_flat = "head.weight" in head and head["head.weight"].shape[1] == width
+        cfg.flat_features = flag(flat_features) or cfg.training_mask > 0 or head_is_flat
+        cfg.feature_d = width if cfg.flat_features else width * self.backbone.grid_size()[0]
 
     def _add_head(self, num_classes: int, head: dict[str, torch.Tensor]) -> None:
         self.head_norm = nn.BatchNorm1d(self.cfg.feature_d, affine=False)
@@ -175,40 +175,34 @@ class RuntimeM2D(nn.Module):
             own = {name.removeprefix(prefix): tensor for name, tensor in head.items() if name.startswith(prefix)}
             module.load_state_dict({**module.state_dict(), **own})
 
+    @property
+    def front_end(self) -> FrontEnd:
+        """Sizes of the spectrogram."""
+        return PRESETS[self.cfg.sr]
+
+    @property
+    def cutting(self) -> Cutting:
+        """How long inputs are cut into pieces."""
+        unit, patch = self.backbone.patch_embed.img_size[1], self.backbone.patch_size()[1]
+        return Cutting(unit, patch, pads_short=self.cfg.dur_frames is None)
+
     # ------------------------------------------------------------------ waveforms to spectrograms
 
-    def _frame_count(self, audio: torch.Tensor) -> int:
-        return 1 + max(audio.shape[1], self.cfg.n_fft // 2 + 1) // self.cfg.hop_size
-
-    def _log_mel(self, audio: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Frames start to stop of the log-mel spectrogram, `[B, 1, n_mels, stop - start]`, the same as cut from the whole.
-
-        The spectrogram of a stretch has reflections at its ends that the whole has not, so it is made a little wider.
-        """
-        hop, total = self.cfg.hop_size, self._frame_count(audio)
-        margin = -(-self.cfg.n_fft // 2 // hop)
-        before = min(start, margin)
-        begin = (start - before) * hop
-        end = audio.shape[1] if stop + margin >= total else (stop + margin) * hop
-        if self.to_spec.mel_basis.dtype != torch.float32:
-            raise ValueError("spectrograms need single precision: keep the runtime in float32, and use torch.autocast for less")
-        stretch = audio[:, begin:end].to(self.to_spec.mel_basis)
-        with torch.autocast(stretch.device.type, enabled=False):
-            mel = self.to_spec(pad_short(stretch, PRESETS[self.cfg.sr]))
-            return (mel[:, None, :, before : before + stop - start] + EPS).log()
-
     def to_feature(self, audio: torch.Tensor) -> torch.Tensor:
-        """Waveforms `[B, samples]` of full scale ±1 to log-mel spectrograms `[B, 1, n_mels, 1 + samples // hop_size]`.
+        """Waveforms `[B, samples]` to log-mel spectrograms `[B, 1, n_mels, 1 + samples // hop_size]`.
 
         Raises:
             ValueError: another shape, no samples, or NaN.
         """
-        _check_waveforms(audio)
-        total = self._frame_count(audio)
+        check_waveforms(audio)
+        total = frame_count(audio.shape[1], self.front_end)
         step = max(1, _FRAMES_PER_BLOCK // audio.shape[0])
-        if total <= step:
-            return self._log_mel(audio, 0, total)
-        return torch.cat([self._log_mel(audio, i, min(i + step, total)) for i in range(0, total, step)], dim=-1)
+        stretches = [self.log_mel(audio, start, min(start + step, total)) for start in range(0, total, step)]
+        return stretches[0] if len(stretches) == 1 else torch.cat(stretches, dim=-1)
+
+    def log_mel(self, audio: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+        """Frames start to stop of `to_feature(audio)`: `[B, 1, n_mels, stop - start]`."""
+        return log_mel(self.to_spec, audio, self.front_end, start, stop)
 
     def normalize_batch(self, x: torch.Tensor) -> torch.Tensor:
         """`(x - mean) / std` with the statistics in cfg."""
@@ -221,24 +215,18 @@ class RuntimeM2D(nn.Module):
     # ------------------------------------------------------------------ spectrograms to features
 
     @property
-    def _hidden(self) -> float:
+    def _mask_ratio(self) -> float:
         return self.cfg.training_mask if self.training else 0.0
 
-    def _pieces(self, batch: int, frames: int) -> list[tuple[int, int, int]]:
-        """What is encoded at a time, as (start, stop, frames of a piece); a rest shorter than a patch is left out."""
-        (_, unit), (rows, columns) = self.backbone.patch_embed.img_size, self.backbone.grid_size()
-        patch = self.backbone.patch_size()[1]
-        together = max(1, _TOKENS_PER_BLOCK // (batch * (1 + rows * columns)))
-        padded = frames + (patch - frames % unit % patch) % patch
-        whole = padded // unit * unit
-        pieces = [(start, min(start + unit * together, whole), unit) for start in range(0, whole, unit * together)]
-        return pieces + [(whole, padded, padded - whole)] if padded - whole >= patch else pieces
+    def _check_per_frame(self, per_frame: bool) -> None:
+        if per_frame and self.cfg.flat_features and self._mask_ratio:
+            raise ValueError("features per time step need all patches: call eval(), or leave training_mask out")
 
     def _encode_pieces(self, x: torch.Tensor, piece: int, return_layers: bool, per_frame: bool) -> list[torch.Tensor]:
         """Features of `[B, 1, n_mels, n·piece]`: `[B, n·T, feature_d]`, one per layer, or the last alone."""
         batch, weight = x.shape[0], self.backbone.patch_embed.proj.weight
         pieces = rearrange(x.to(weight), "b c m (n t) -> (b n) c m t", t=piece)
-        tokens = self.backbone.forward_encoder(pieces, self._hidden, return_layers=return_layers, adjust_short=True)[0]
+        tokens = self.backbone.forward_encoder(pieces, self._mask_ratio, return_layers=return_layers, adjust_short=True)[0]
         rows = self.backbone.grid_size()[0]
         features = []
         for layer in tokens if return_layers else [tokens]:
@@ -254,20 +242,19 @@ class RuntimeM2D(nn.Module):
         self, cut: Callable[[int, int], torch.Tensor], batch: int, frames: int, return_layers: bool, per_frame: bool
     ) -> list[torch.Tensor]:
         """Features of an input of so many frames, of which `cut(start, stop)` gives a stretch, normalised."""
-        if per_frame and self.cfg.flat_features and self._hidden:
-            raise ValueError("features per time step need all patches: call eval(), or leave training_mask out")
-        pieces = self._pieces(batch, frames)
+        self._check_per_frame(per_frame)
+        rows, columns = self.backbone.grid_size()
+        pieces_at_once = max(1, _TOKENS_PER_BLOCK // (batch * (1 + rows * columns)))
 
         def blocks() -> Iterator[list[torch.Tensor]]:
-            for start, stop, piece in pieces:
+            for start, stop, piece in self.cutting.groups(frames, pieces_at_once):
                 x = cut(start, min(stop, frames))
                 # The end is padded after normalisation, so with the mean: what released heads were trained with.
                 yield self._encode_pieces(F.pad(x, (0, stop - start - x.shape[-1])), piece, return_layers, per_frame)
 
-        rows = sum((stop - start) // piece * (piece // self.backbone.patch_size()[1]) for start, stop, piece in pieces)
-        if self.cfg.flat_features and not per_frame:
-            rows *= self.backbone.grid_size()[0]
-        return _join(blocks(), None if self._hidden else rows)
+        steps = self.cutting.steps(frames)
+        length = steps * rows if self.cfg.flat_features and not per_frame else steps
+        return _join(blocks(), None if self._mask_ratio else length)
 
     def encode_lms(
         self, lms: torch.Tensor, return_layers: bool = False, average_per_time_frame: bool = False
@@ -293,29 +280,81 @@ class RuntimeM2D(nn.Module):
 
         So that pieces of many clips can be encoded together: the outputs joined are those of the whole.
         """
-        pieces = self._pieces(lms.shape[0], lms.shape[3])
-        lms = F.pad(lms, (0, pieces[-1][1] - lms.shape[3]))
-        return [lms[..., i : i + piece] for start, stop, piece in pieces for i in range(start, stop, piece)]
+        lengths = self.cutting.lengths(lms.shape[3])
+        padded = F.pad(lms, (0, max(0, sum(lengths) - lms.shape[3])))
+        return list(padded[..., : sum(lengths)].split(lengths, dim=-1))
 
-    def encode(self, audio: torch.Tensor, average_per_time_frame: bool = False) -> torch.Tensor:
-        """Waveforms `[B, samples]` of full scale ±1 to features `[B, T, feature_d]`, as `encode_lms` gives them.
+    def encode(
+        self,
+        audio: torch.Tensor,
+        average_per_time_frame: bool = False,
+        sample_rate: int | None = None,
+        lengths: Sequence[int] | torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Waveforms `[B, samples]` to features `[B, T, feature_d]`, as `encode_lms` gives them.
 
         Of a long waveform no more than a stretch is held as a spectrogram or inside the encoder at a time.
 
+        Args:
+            audio: waveforms.
+            average_per_time_frame: see `encode_lms`.
+            sample_rate: of the waveforms, in Hz; None: the model's.
+            lengths: samples of each clip, where the batch is padded at its end. Each clip is then encoded as if it were
+                alone, and zeros follow its own steps.
+
         Raises:
-            ValueError: another shape, no samples, or NaN.
+            ValueError: another shape, no samples, NaN, or lengths that do not fit.
         """
-        _check_waveforms(audio)
+        check_waveforms(audio)
+        if lengths is not None:
+            features = self._encode_clips(audio, check_lengths(lengths, audio), average_per_time_frame, sample_rate)
+            return nn.utils.rnn.pad_sequence(features, batch_first=True)
+        audio = resample(audio, sample_rate, self.sample_rate)
 
         def cut(start: int, stop: int) -> torch.Tensor:
-            return self.normalize_batch(self._log_mel(audio, start, stop))
+            return self.normalize_batch(self.log_mel(audio, start, stop))
 
-        return self._encode(cut, audio.shape[0], self._frame_count(audio), False, average_per_time_frame)[0]
+        frames = frame_count(audio.shape[1], self.front_end)
+        return self._encode(cut, audio.shape[0], frames, False, average_per_time_frame)[0]
 
-    def forward(self, audio: torch.Tensor, average_per_time_frame: bool = False) -> torch.Tensor:
+    def _encode_clips(
+        self, audio: torch.Tensor, lengths: list[int], per_frame: bool, sample_rate: int | None
+    ) -> list[torch.Tensor]:
+        """Features of each clip of a padded batch, `[T, feature_d]`; pieces of equal length are encoded together."""
+        self._check_per_frame(per_frame)
+        pieces: dict[int, list[tuple[int, int, torch.Tensor]]] = {}
+        for clip, length in enumerate(lengths):
+            own = resample(audio[clip : clip + 1, :length], sample_rate, self.sample_rate)
+            for place, piece in enumerate(self.split_lms(self.to_normalized_spec(own))):
+                pieces.setdefault(piece.shape[-1], []).append((clip, place, piece))
+        encoded: list[dict[int, torch.Tensor]] = [{} for _ in lengths]
+        rows, columns = self.backbone.grid_size()
+        most = max(1, _TOKENS_PER_BLOCK // (1 + rows * columns))
+        for frames, group in pieces.items():
+            for begin in range(0, len(group), most):
+                part = group[begin : begin + most]
+                features = self._encode_pieces(torch.cat([x for _, _, x in part]), frames, False, per_frame)[0]
+                for (clip, place, _), values in zip(part, features, strict=True):
+                    encoded[clip][place] = values
+        return [torch.cat([parts[place] for place in sorted(parts)]) for parts in encoded]
+
+    def _clip_means(self, audio: torch.Tensor, lengths: Sequence[int] | torch.Tensor, sample_rate: int | None) -> torch.Tensor:
+        """Mean over time of each clip of a padded batch: `[B, feature_d]`."""
+        check_waveforms(audio)
+        clips = self._encode_clips(audio, check_lengths(lengths, audio), False, sample_rate)
+        return torch.stack([features.mean(dim=0) for features in clips])
+
+    def forward(
+        self,
+        audio: torch.Tensor,
+        average_per_time_frame: bool = False,
+        sample_rate: int | None = None,
+        lengths: Sequence[int] | torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Waveforms `[B, samples]` to features (see `encode`), or with `num_classes` to logits `[B, classes]`."""
-        features = self.encode(audio, average_per_time_frame)
-        return features if self.num_classes is None else self.classify(features.mean(dim=1))
+        if self.num_classes is None:
+            return self.encode(audio, average_per_time_frame, sample_rate, lengths)
+        return self.classify(self.get_scene_embeddings(audio, sample_rate, lengths))
 
     def classify(self, features: torch.Tensor) -> torch.Tensor:
         """Features averaged over some time `[N, feature_d]` to logits `[N, classes]`."""
@@ -323,68 +362,30 @@ class RuntimeM2D(nn.Module):
             raise ValueError("logits need a classifier: give num_classes to RuntimeM2D")
         return self.head(self.head_norm(features))
 
-    def get_scene_embeddings(self, audio: torch.Tensor) -> torch.Tensor:
-        """Waveforms `[B, samples]` to one vector a clip, the mean over time: `[B, feature_d]`."""
-        return self.encode(audio).mean(dim=1)
+    def get_scene_embeddings(
+        self, audio: torch.Tensor, sample_rate: int | None = None, lengths: Sequence[int] | torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Waveforms `[B, samples]` to one vector a clip, the mean over time: `[B, feature_d]`. Arguments as in `encode`."""
+        if lengths is not None:
+            return self._clip_means(audio, lengths, sample_rate)
+        return self.encode(audio, sample_rate=sample_rate).mean(dim=1)
 
-    def get_timestamp_embeddings(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Waveforms `[B, samples]` to features per time step `[B, T, feature_d]` and their times in ms `[B, T]`."""
+    def get_timestamp_embeddings(self, audio: torch.Tensor, sample_rate: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Waveforms `[B, samples]` to features per time step `[B, T, feature_d]` and their times in ms `[B, T]`.
+
+        The times follow the published rule, i · duration / T. `patch_times` gives when each step's patches begin.
+        """
+        check_waveforms(audio)
+        audio = resample(audio, sample_rate, self.sample_rate)
         features = self.encode(audio, average_per_time_frame=True)
         return features, get_timestamps(self.cfg, audio, features)
 
-    def forward_frames(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def patch_times(self, samples: int) -> torch.Tensor:
+        """When the patches of each time step begin, in ms `[T]`, for a waveform of so many samples at the model's rate."""
+        starts = self.cutting.step_starts(frame_count(samples, self.front_end))
+        return torch.tensor(starts, dtype=torch.float64) * (self.front_end.hop_size * 1000 / self.sample_rate)
+
+    def forward_frames(self, audio: torch.Tensor, sample_rate: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Waveforms `[B, samples]` to logits per time step `[B, T, classes]` and their times in ms `[B, T]`."""
-        features, times = self.get_timestamp_embeddings(audio)
+        features, times = self.get_timestamp_embeddings(audio, sample_rate)
         return self.classify(features.flatten(0, 1)).unflatten(0, times.shape), times
-
-    # ------------------------------------------------------------------ reconstruction, for MAE checkpoints
-
-    def _need_decoder(self) -> None:
-        if not isinstance(self.backbone, MaskedAutoencoderViT):
-            raise ValueError("reconstruction needs an MAE checkpoint with its decoder, and encoder_only=False")
-
-    @torch.no_grad()
-    def reconstruct(self, lms: torch.Tensor, mask_ratio: float, start_frame: int = 0) -> tuple[torch.Tensor, ...]:
-        """Hide patches and have the decoder fill them in.
-
-        Args:
-            lms: normalised log-mel `[B, 1, n_mels, frames]`; the model's input length from `start_frame` on is used.
-            mask_ratio: share of hidden patches.
-
-        Returns:
-            loss; the input used, its reconstruction and the absolute error, each `[B, 1, n_mels, frames]`; the mask `[B, F, T]`.
-        """
-        self._need_decoder()
-        unit = self.backbone.patch_embed.img_size[1]
-        cropped = lms[..., start_frame : start_frame + unit]
-        if cropped.shape[-1] < unit:
-            there = cropped.shape[-1]
-            raise ValueError(f"reconstruction needs {unit} frames from start_frame={start_frame} on; there are {there}")
-        loss, recons, errormap, mask = self.backbone.forward_viz(cropped, mask_ratio)
-        return loss, cropped, recons, errormap, mask
-
-    @torch.no_grad()
-    def decode_to_lms(self, latent: torch.Tensor) -> torch.Tensor:
-        """All tokens of the encoder, class token first `[B, 1 + F·T, D]`, decoded to log-mel `[B, 1, n_mels, frames]`."""
-        self._need_decoder()
-        places = torch.arange(latent.shape[1] - 1, device=latent.device).expand(latent.shape[0], -1)
-        return self.backbone.unpatchify(self.backbone.forward_decoder(latent, places))
-
-    def lms_to_wav(
-        self,
-        lms: torch.Tensor,
-        norm_stats: tuple[float, float],
-        sr: int = 16000,
-        n_fft: int = 400,
-        hop_length: int = 160,
-        win_length: int = 400,
-    ) -> np.ndarray:
-        """A normalised log-mel spectrogram `[…, n_mels, frames]` as a waveform, its phase guessed by Griffin and Lim's method.
-
-        Needs librosa (the extra `lms-to-wav`).
-        """
-        from librosa.feature.inverse import mel_to_audio
-
-        power = (lms.detach().cpu().float() * norm_stats[1] + norm_stats[0]).exp().numpy()
-        sizes = dict(sr=sr, n_fft=n_fft, hop_length=hop_length, win_length=win_length)
-        return mel_to_audio(power.reshape(-1, *power.shape[-2:])[0], fmin=self.cfg.f_min, fmax=self.cfg.f_max, **sizes)

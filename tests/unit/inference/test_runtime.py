@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soxr
 import torch
 import torch.nn.functional as F
 from checkpoint_files import published_name, write_checkpoint, write_fine_tuned
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from m2d.checkpoint.weights import CheckpointError, save_atomically
 from m2d.inference import runtime as runtime_audio
 from m2d.inference.runtime import Config, RuntimeM2D, get_to_melspec
+from m2d.inference.waveforms import resample
 from m2d.models.pos_embed import resize_positions
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -193,6 +195,24 @@ def test_scene_and_timestamp_embeddings(runtime):
     torch.testing.assert_close(runtime.get_scene_embeddings(audio), frames.mean(dim=1))
 
 
+@pytest.mark.parametrize(
+    ("dur_frames", "samples", "frames"),
+    [
+        (None, 16000, [0, 16, 32, 48, 64, 80, 96]),  # 101 frames, the end padded
+        (None, 45000, [*range(0, 208, 16), 208, 224, 240, 256, 272]),  # 282 frames: a whole piece and a part of one
+        (100, 16000, [0, 16, 32, 48, 64, 80, 100]),  # 101 frames, one more than the input: a second piece
+        (100, 24000, [0, 16, 32, 48, 64, 80, 100, 116, 132, 148]),  # pieces start at multiples of 100 frames
+    ],
+)
+@torch.no_grad()
+def test_patch_times_tell_when_patches_begin(files, dur_frames, samples, frames):
+    runtime = RuntimeM2D(weight_file=files(), dur_frames=dur_frames)
+    times = runtime.patch_times(samples)
+    assert times.tolist() == [10.0 * frame for frame in frames]
+    features, published = runtime.get_timestamp_embeddings(torch.zeros(1, samples))
+    assert features.shape[1] == len(times) and published[0, 1] == pytest.approx(samples / 16 / len(times))
+
+
 @torch.no_grad()
 def test_a_model_of_32_khz(files):
     runtime = RuntimeM2D(weight_file=files(model="m2d_as_vit_tiny", rate="p32k"))
@@ -200,6 +220,93 @@ def test_a_model_of_32_khz(files):
     assert (cfg.sr, runtime.sample_rate, cfg.n_fft, cfg.window_size, cfg.hop_size) == ("32k", 32000, 800, 800, 320)
     assert (cfg.n_mels, cfg.f_min, cfg.f_max) == (80, 50, 16000)
     assert runtime.to_feature(torch.zeros(1, 32000)).shape == (1, 1, 80, 101)
+
+
+# ---------------------------------------------------------------- other sampling rates
+
+
+def band_limited(rate, seconds, top, seed=0):
+    """Noise below `top` Hz, float64 `[samples]`, about ±0.5."""
+    spectrum = np.fft.rfft(np.random.RandomState(seed).standard_normal(int(rate * seconds)))
+    spectrum[np.fft.rfftfreq(int(rate * seconds), 1 / rate) > top] = 0
+    noise = np.fft.irfft(spectrum, int(rate * seconds))
+    return 0.5 * noise / np.abs(noise).max()
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 32000, 44100, 48000, 96000])
+def test_resampling_agrees_with_soxr_above_60_db(rate):
+    """In the pass band: below 0.9 of the lower Nyquist frequency."""
+    audio = band_limited(rate, 1.0, 0.9 * min(rate, 16000) / 2)
+    expected = soxr.resample(audio, rate, 16000, quality="VHQ")
+    ours = resample(torch.from_numpy(audio).float()[None], rate, 16000)[0].double().numpy()
+    assert len(ours) == -(-len(audio) * 16000 // rate)
+    inner = slice(800, -800)  # filters see different things beyond the ends
+    error = ours[: len(expected)][inner] - expected[inner]
+    assert 10 * np.log10(np.square(expected[inner]).mean() / np.square(error).mean()) > 60
+
+
+@pytest.mark.parametrize("rate", [32000, 44100])
+def test_resampling_removes_what_the_model_cannot_hear(rate):
+    tone = torch.sin(2 * torch.pi * 10_000 * torch.arange(rate, dtype=torch.float64) / rate)[None]
+    assert resample(tone, rate, 16000)[..., 800:-800].abs().max() < 1e-4
+
+
+@torch.no_grad()
+def test_every_call_takes_another_rate(files):
+    runtime = RuntimeM2D(weight_file=files("fine-tuned", classes=5, width=960), num_classes=5)
+    audio = torch.from_numpy(band_limited(44100, 2.5, 7000)).float().repeat(2, 1)
+    there = resample(audio, 44100, 16000)
+    assert there.shape == (2, 40000)
+    assert_same = torch.testing.assert_close
+    assert_same(runtime.encode(audio, sample_rate=44100), runtime.encode(there))
+    assert_same(runtime(audio, sample_rate=44100), runtime(there))
+    assert_same(runtime.get_scene_embeddings(audio, sample_rate=44100), runtime.get_scene_embeddings(there))
+    for call in (runtime.get_timestamp_embeddings, runtime.forward_frames):
+        for ours, expected in zip(call(audio, sample_rate=44100), call(there), strict=True):
+            assert_same(ours, expected)
+    assert_same(runtime(there, sample_rate=16000), runtime(there))
+    for wrong in (0, -1, 44100.5):
+        with pytest.raises(ValueError, match="whole number of Hz"):
+            runtime(audio, sample_rate=wrong)
+
+
+# ---------------------------------------------------------------- batches of padded clips
+
+
+@pytest.mark.parametrize("options", [{}, {"dur_frames": 101}, {"flat_features": True}])
+@torch.no_grad()
+def test_clips_of_a_padded_batch_are_encoded_as_if_alone(files, options, monkeypatch):
+    monkeypatch.setattr(runtime_audio, "_TOKENS_PER_BLOCK", 150)
+    runtime = RuntimeM2D(weight_file=files(), **options)
+    lengths = [50_000, 150, 16_000, 1, 33_333, 16_000]
+    audio = torch.randn(6, 50_000) * 0.1
+    together, scenes = runtime.encode(audio, lengths=lengths), runtime.get_scene_embeddings(audio, lengths=lengths)
+    per_frame = runtime.encode(audio, average_per_time_frame=True, lengths=torch.tensor(lengths))
+    for clip, length in enumerate(lengths):
+        alone = audio[clip : clip + 1, :length]
+        expected = runtime.encode(alone)[0]
+        torch.testing.assert_close(together[clip, : len(expected)], expected, rtol=1e-5, atol=1e-5)
+        assert (together[clip, len(expected) :] == 0).all()
+        torch.testing.assert_close(scenes[clip], runtime.get_scene_embeddings(alone)[0], rtol=1e-5, atol=1e-5)
+        frames = runtime.encode(alone, average_per_time_frame=True)[0]
+        torch.testing.assert_close(per_frame[clip, : len(frames)], frames, rtol=1e-5, atol=1e-5)
+
+
+def test_logits_and_rates_of_a_padded_batch(files):
+    runtime = RuntimeM2D(weight_file=files("fine-tuned", classes=5, width=960), num_classes=5)
+    audio, lengths = torch.randn(2, 44_100) * 0.1, [44_100, 20_000]
+    logits = runtime(audio, sample_rate=44100, lengths=lengths)
+    for clip, length in enumerate(lengths):
+        alone = runtime(audio[clip : clip + 1, :length], sample_rate=44100)
+        torch.testing.assert_close(logits[clip : clip + 1], alone, rtol=1e-4, atol=1e-5)
+    logits.sum().backward()
+    assert runtime.backbone.patch_embed.proj.weight.grad is not None
+
+
+@pytest.mark.parametrize("lengths", [[100], [100, 0], [100, 401], [100, 100, 100]])
+def test_lengths_that_do_not_fit(runtime, lengths):
+    with pytest.raises(ValueError, match="2 numbers of samples from 1 to 400, one per clip"):
+        runtime.encode(torch.zeros(2, 400), lengths=lengths)
 
 
 # ---------------------------------------------------------------- another input length
@@ -217,6 +324,23 @@ def test_dur_frames_fits_the_stored_positions(files, runtime):
         torch.testing.assert_close(longer.encode_lms(lms), piecewise(longer, lms), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="shorter than a patch of 16 frames"):
         RuntimeM2D(weight_file=files(), dur_frames=15)
+
+
+@pytest.mark.parametrize(("frames", "steps"), [(51, 3), (48, 3), (16, 1), (100, 6), (101, 6), (102, 7), (15, 1)])
+@torch.no_grad()
+def test_a_clip_shorter_than_dur_frames_is_encoded_in_one_piece_without_padding(files, frames, steps):
+    """As published: frames behind the last whole patch are not seen. Only a clip shorter than one patch is padded to it."""
+    runtime = RuntimeM2D(weight_file=files(), dur_frames=101)
+    lms = torch.randn(2, 1, 80, frames)
+    features = runtime.encode_lms(lms)
+    assert features.shape == (2, steps, 960)
+    if 16 <= frames <= 101:
+        seen = lms[..., : frames // 16 * 16]
+        tokens = runtime.backbone.forward_encoder(seen, 0.0, adjust_short=True)[0][:, 1:]
+        expected = tokens.unflatten(1, (5, steps)).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
+    joined = torch.cat([runtime.encode_lms(piece) for piece in runtime.split_lms(lms)], dim=1)
+    torch.testing.assert_close(joined, features, rtol=1e-4, atol=1e-5)
 
 
 def test_the_checkpoints_own_positions_are_used(files, tmp_path):

@@ -1,0 +1,78 @@
+"""Waveforms as a runtime takes them: checked, resampled, and turned into log-mel spectrograms stretch by stretch."""
+
+import torch
+from torch import nn
+
+from ..audio.logmel_torch import EPS, FrontEnd, pad_short
+
+# Kaiser-windowed sinc, 64 zero crossings: aliases and ripple below -80 dB up to 0.9 of the lower rate's band.
+_RESAMPLING = dict(
+    lowpass_filter_width=64,
+    rolloff=0.9475937167399596,
+    resampling_method="sinc_interp_kaiser",
+    beta=14.769656459379492,
+)
+
+
+def check_waveforms(audio: torch.Tensor) -> None:
+    """Raise ValueError unless audio is `[batch, samples]`, floating-point, not empty and finite."""
+    if not isinstance(audio, torch.Tensor) or audio.ndim != 2 or not audio.is_floating_point():
+        got = f"a {audio.dtype} tensor {list(audio.shape)}" if isinstance(audio, torch.Tensor) else f"a {type(audio).__name__}"
+        raise ValueError(f"audio is a float tensor [batch, samples] with full scale ±1; this is {got}")
+    if 0 in audio.shape:
+        raise ValueError(f"the audio is empty: {list(audio.shape)}")
+    # A data-dependent branch would break a compiled graph in two. The sum needs no memory beside an hour of audio.
+    if not torch.compiler.is_compiling() and not audio.sum().isfinite():
+        rows = (~audio.isfinite()).any(dim=1).nonzero().flatten().tolist()
+        if rows:
+            raise ValueError(f"the audio holds NaN or infinity in clip {', '.join(map(str, rows))} of the batch")
+
+
+def check_lengths(lengths: torch.Tensor | list[int], audio: torch.Tensor) -> list[int]:
+    """The samples of each clip of a padded batch `[batch, samples]`; raises ValueError for lengths that do not fit it."""
+    lengths = [int(length) for length in lengths]
+    batch, samples = audio.shape
+    if len(lengths) != batch or not all(1 <= length <= samples for length in lengths):
+        raise ValueError(f"lengths are {batch} numbers of samples from 1 to {samples}, one per clip; these are {lengths}")
+    return lengths
+
+
+def resample(audio: torch.Tensor, rate: int | None, wanted: int) -> torch.Tensor:
+    """Waveforms `[..., samples]` at another sampling rate: `[..., ceil(samples * wanted / rate)]`, on their device.
+
+    `rate` None: they are at the wanted rate already.
+    """
+    if rate is None or rate == wanted:
+        return audio
+    if rate != int(rate) or rate < 1:
+        raise ValueError(f"sample_rate is a whole number of Hz; this is {rate}")
+    from torchaudio.functional import resample as convert  # takes long to import
+
+    with torch.autocast(audio.device.type, enabled=False):
+        return convert(audio.float(), int(rate), wanted, **_RESAMPLING)
+
+
+def frame_count(samples: int, front_end: FrontEnd) -> int:
+    """Frames of the spectrogram of so many samples."""
+    return 1 + max(samples, front_end.min_samples) // front_end.hop_size
+
+
+def margin(front_end: FrontEnd) -> int:
+    """Frames at either end of a stretch of audio that differ from those of the whole, by the reflections there."""
+    return -(-front_end.n_fft // 2 // front_end.hop_size)
+
+
+def log_mel(to_spec: nn.Module, audio: torch.Tensor, front_end: FrontEnd, start: int, stop: int) -> torch.Tensor:
+    """Frames start to stop of the log-mel spectrogram of `[B, samples]`: `[B, 1, n_mels, stop - start]`.
+
+    They are the same as cut from the whole: the stretch of audio that is transformed is wider by `margin` on each side.
+    """
+    hop, wider = front_end.hop_size, margin(front_end)
+    before = min(start, wider)
+    end = audio.shape[1] if stop + wider >= frame_count(audio.shape[1], front_end) else (stop + wider) * hop
+    if to_spec.mel_basis.dtype != torch.float32:
+        raise ValueError("spectrograms need single precision: keep the runtime in float32, and use torch.autocast for less")
+    stretch = audio[:, (start - before) * hop : end].to(to_spec.mel_basis)
+    with torch.autocast(stretch.device.type, enabled=False):
+        mel = to_spec(pad_short(stretch, front_end))
+        return (mel[:, None, :, before : before + stop - start] + EPS).log()
