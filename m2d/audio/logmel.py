@@ -61,13 +61,18 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((np.maximum(mel, 15) - 15) / 27))
 
 
+def band_edges(front_end: FrontEnd) -> np.ndarray:
+    """Edges of the mel bands in Hz, float64 `[n_mels + 2]`: band i begins at i, peaks at i + 1 and ends at i + 2."""
+    low, high = _hz_to_mel(np.array([front_end.f_min, front_end.f_max], dtype=np.float64))
+    return _mel_to_hz(np.linspace(low, high, front_end.n_mels + 2))
+
+
 def mel_filters(front_end: FrontEnd) -> np.ndarray:
     """Triangular filters of unit area, equally spaced on the Slaney mel scale: float64 `[n_mels, n_fft // 2 + 1]`.
 
     The scale is linear up to 1 kHz and logarithmic above (Slaney, Auditory Toolbox, 1998).
     """
-    low, high = _hz_to_mel(np.array([front_end.f_min, front_end.f_max], dtype=np.float64))
-    edges = _mel_to_hz(np.linspace(low, high, front_end.n_mels + 2))[:, None]
+    edges = band_edges(front_end)[:, None]
     bins = np.arange(front_end.n_fft // 2 + 1) * (front_end.sample_rate / front_end.n_fft)
     rising = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins) / (edges[2:] - edges[1:-1])

@@ -50,6 +50,7 @@ _HEAD_NAMES = (
     (re.compile(r"(?:^|\.)head_norm\.(running_mean|running_var|num_batches_tracked)$"), "head_norm."),
     (re.compile(r"(?:^|\.)head\.mlp\.mlp\.0\.(weight|bias)$"), "head."),
     (re.compile(r"(?:^|\.)head\.(weight|bias)$"), "head."),
+    (re.compile(r"^classifier\.(weight|bias)$"), "head."),  # app/finetune.py's: without batch norm
 )
 
 
@@ -67,6 +68,8 @@ class Weights:
         path: the file.
         layout: what kind of file it is, in words.
         mapped: the tensors' memory is the file's, mapped.
+        classes: names of the classifier's classes, where the file holds them.
+        single_label: the classifier was trained for classes that exclude each other.
     """
 
     state: dict[str, torch.Tensor]
@@ -78,6 +81,8 @@ class Weights:
     path: Path
     layout: str
     mapped: bool
+    classes: list[str] | None = None
+    single_label: bool = False
 
 
 def _tensors(saved: object, path: Path) -> dict[str, torch.Tensor]:
@@ -119,6 +124,13 @@ def _settings(saved: object) -> dict | None:
     return dict(args) if isinstance(args, Mapping) else None
 
 
+def _class_names(saved: Mapping, head: Mapping[str, torch.Tensor]) -> list[str] | None:
+    names = saved.get("classes")
+    if not isinstance(names, list) or "head.weight" not in head or len(names) != len(head["head.weight"]):
+        return None
+    return [str(name) for name in names]
+
+
 def _layout(saved: Mapping, path: Path, prefix: str, head: Mapping) -> str:
     if path.suffix == ".safetensors":
         return "safetensors"
@@ -155,6 +167,8 @@ def read_weights(source: str | Path) -> Weights:
         path=path,
         layout=_layout(saved, path, prefix, head),
         mapped=_is_mapped(tensors[prefix + _ANCHOR], path),
+        classes=_class_names(saved, head),
+        single_label=bool(saved.get("single_label")),
     )
 
 

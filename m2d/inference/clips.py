@@ -1,20 +1,28 @@
-"""Audio files as command-line programs take them: listed, decoded ahead in threads, mistakes said and passed over."""
+"""Audio files as command-line programs take them: listed, and decoded ahead in threads, as streams."""
 
+import argparse
 import logging
+import queue
+import sys
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from csv import DictReader
 from pathlib import Path
 
 import numpy as np
 
-from ..audio.decode import load_audio
+from ..audio.decode import open_audio
 from ..audio.listing import find_audio
+from ..data.clip_list import read_list
+from ..utils.names import shown
 
-log = logging.getLogger("m2d")
+logger = logging.getLogger("m2d")
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64")
+# Samples that a thread hands over at a time. A thread whose last stretch was not taken yet waits.
+_STRETCH = 1 << 18
+_POLL_SECONDS = 0.2
 
 
 def list_clips(sources: Sequence[str | Path]) -> list[Path]:
@@ -24,48 +32,101 @@ def list_clips(sources: Sequence[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: a file, or a folder, is not there.
-        ValueError: a folder without audio, or a list without the column.
+        ValueError: a folder without audio, or a list that cannot be read.
     """
-    clips = []
+    clips: list[Path] = []
     for source in map(Path, sources):
         if source.suffix.lower() == ".csv":
-            found = _listed(source)
+            clips += [source.parent / name for name in read_list(source).names]
         elif source.is_dir():
             found = find_audio(source, SUFFIXES)
+            if not found:
+                raise ValueError(f"{shown(source)}: no audio files in it (names that end in {', '.join(SUFFIXES)})")
+            clips += found
         elif source.exists():
-            found = [source]
+            clips.append(source)
         else:
-            raise FileNotFoundError(f"there is no file or folder {source}")
-        if not found:
-            raise ValueError(f"{source}: no audio files there (names that end in {', '.join(SUFFIXES)})")
-        clips += found
+            raise FileNotFoundError(f"there is no file or folder {shown(source)}")
     return clips
 
 
-def _listed(path: Path) -> list[Path]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = DictReader(file)
-        if "file_name" not in (reader.fieldnames or ()):
-            raise ValueError(f"{path}: no column 'file_name' (the columns are {', '.join(reader.fieldnames or ['none'])})")
-        return [path.parent / row["file_name"] for row in reader]
+def add_audio(parser: argparse.ArgumentParser) -> None:
+    """The positional arguments of a program on audio."""
+    parser.add_argument("audio", nargs="*", metavar="AUDIO", help="audio files, folders, or lists (.csv with a column file_name)")
 
 
-def _load(path: Path, sample_rate: int) -> np.ndarray | Exception:
-    try:
-        waveform = load_audio(path, sample_rate)
-    except (OSError, ValueError) as error:
-        return error
-    return waveform if np.isfinite(waveform).all() else ValueError(f"{path} holds NaN or infinity")
+def parse_with_audio(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse arguments among which flags and AUDIO come in any order; all that follows `--` is AUDIO."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    args = parser.parse_intermixed_args(words[:end])
+    args.audio += words[end + 1 :]
+    if not args.audio:
+        parser.error("no audio: name files, folders, or lists (.csv)")
+    return args
 
 
-def decode_ahead(paths: Iterable[Path], sample_rate: int, threads: int) -> Iterator[tuple[Path, np.ndarray | Exception]]:
-    """Each path with its waveform `[samples]`, or with why there is none, in their order; a few are decoded ahead."""
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = deque()
-        for path in paths:
-            waiting.append((path, pool.submit(_load, path, sample_rate)))
-            if len(waiting) > 2 * threads:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        for path, future in waiting:
-            yield path, future.result()
+class DecodedClip:
+    """An audio file that a thread decodes: iterate once for its waveform in stretches, float32 `[samples]`.
+
+    Where decoding fails, the last item is the exception. What is wrong with a file that could be read is logged at its end.
+    """
+
+    def __init__(self, path: Path, stopped: threading.Event):
+        self.path = path
+        self._stopped = stopped
+        self._stretches: queue.Queue = queue.Queue(maxsize=1)
+
+    def __iter__(self) -> Iterator[np.ndarray | Exception]:
+        while isinstance(stretch := self._stretches.get(), np.ndarray):
+            yield stretch
+        if isinstance(stretch, Exception):
+            yield stretch
+            return
+        for warning in stretch:
+            logger.warning("%s", warning)
+
+    def decode(self, sample_rate: int) -> None:
+        """The thread's work."""
+        try:
+            with open_audio(self.path, sample_rate) as stream:
+                waiting: list[np.ndarray] = []
+                for block in stream:
+                    waiting.append(block)
+                    if sum(map(len, waiting)) >= _STRETCH:
+                        if not self._put(np.concatenate(waiting)):
+                            return
+                        waiting = []
+                if waiting:
+                    self._put(np.concatenate(waiting))
+            self._put(stream.warnings)
+        except Exception as error:  # of whatever kind, it costs this file alone
+            self._put(error)
+
+    def _put(self, item: np.ndarray | list[str] | Exception) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._stretches.put(item, timeout=_POLL_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+
+def decode_ahead(paths: Sequence[Path], sample_rate: int, workers: int) -> Iterator[DecodedClip]:
+    """Each file, in order, while threads decode it and the next ones. Iterate over each to its end before the next."""
+    stopped = threading.Event()
+    waiting: deque[DecodedClip] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for path in paths:
+                clip = DecodedClip(path, stopped)
+                pool.submit(clip.decode, sample_rate)
+                waiting.append(clip)
+                if len(waiting) > workers + 1:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)

@@ -1,188 +1,184 @@
 """Embeddings of audio files.
 
-    m2d embed song.wav recordings/ --weights m2d_vit_base-80x608p16x16-221006-mr7_enconly --out embeddings.npz
+    python -m m2d.embed song.wav recordings/ --weights m2d_vit_base-80x608p16x16-221006-mr7_enconly --out embeddings.npz
 
 takes files, folders and lists (.csv with a column file_name) of any format that libsndfile reads, of any length and rate,
 mixes them to mono and resamples them. The .npz holds
 
-    files        [N]             paths, also in a .csv of the same name, with seconds and rows of each
+    files        [N]             paths, also in a table beside it, embeddings.files.csv, with seconds and rows of each
     embeddings   [N, D]          a vector per file, the mean over time
                  [rows, D]       with --level frame: one per time step, all files one after the other
     file_index   [rows]          with --level frame: which of the files a row belongs to
-    times_ms     [rows]          with --level frame: when its time step begins
+    times_ms     [rows]          with --level frame: when the patches of its time step begin
+
+Files are decoded and encoded in stretches: the program needs up to 300 MB beside the model, however long the files are and
+however many. What is done is kept in embeddings.npz.partial/ until the end: the same command continues a run that was killed.
 
 A file that cannot be read is reported and left out; the exit status is then 1.
 """
 
+import argparse
 import logging
+import os
+import secrets
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from ..utils.atomic_file import write_csv, write_npz
+from ..checkpoint.build import is_random
+from ..checkpoint.weights import resolve
+from ..utils.atomic_file import open_atomic, write_csv
 from ..utils.device import pick_device
 from ..utils.malloc import keep_freed_memory
+from ..utils.names import shown
+from ..utils.outputs import OVERWRITE_HELP, check_outputs
 from ..utils.program import ArgumentParser, run_program
-from .clips import decode_ahead, list_clips
+from .clips import add_audio, list_clips, parse_with_audio
+from .results import FileResult, PartialResults
 from .runtime import RuntimeM2D
+from .stream import Sink, check_finite, encode_files
 
-log = logging.getLogger("m2d")
-
-# Pieces that wait for others of their length, before the most numerous are encoded as they are.
-_WAITING_BATCHES = 8
+logger = logging.getLogger("m2d")
 
 
-@dataclass
-class Clip:
-    """A file with the time steps of its embeddings: `rows` of them from row `start` on."""
+class ClipMeans(Sink):
+    """One row per file: the mean of its time steps."""
 
-    path: Path
-    seconds: float
-    start: int
-    rows: int
-
-
-@dataclass
-class Piece:
-    """A stretch of a clip's spectrogram `[1, n_mels, frames]`, whose embeddings belong from `row` of all on."""
-
-    clip: int
-    row: int
-    lms: torch.Tensor
-
-
-class ClipEncoder:
-    """Encodes clips of any lengths together: pieces of equal length share a batch, whichever clip they are of.
-
-    Args:
-        runtime: the model, in evaluation.
-        batch_size: pieces that are encoded at a time.
-        put: takes a piece and its embeddings `[t, D]`, float32 on the CPU, in any order.
-    """
-
-    def __init__(self, runtime: RuntimeM2D, batch_size: int, put: Callable[[Piece, torch.Tensor], None]):
-        self.runtime, self.batch_size, self.put = runtime, batch_size, put
-        self.clips: list[Clip] = []
-        self._waiting: dict[int, list[Piece]] = {}
-
-    @torch.no_grad()
-    def add(self, path: Path, waveform: np.ndarray) -> None:
-        """Take a clip `[samples]` at the model's rate."""
-        lms = self.runtime.to_normalized_spec(torch.from_numpy(waveform)[None])
-        patch = self.runtime.backbone.patch_size()[1]
-        start = row = self.clips[-1].start + self.clips[-1].rows if self.clips else 0
-        for lms_piece in self.runtime.split_lms(lms):
-            frames = lms_piece.shape[-1]
-            self._waiting.setdefault(frames, []).append(Piece(len(self.clips), row, lms_piece[0]))
-            row += frames // patch
-            if len(self._waiting[frames]) == self.batch_size:
-                self._encode(frames)
-        self.clips.append(Clip(path, len(waveform) / self.runtime.sample_rate, start, row - start))
-        while sum(map(len, self._waiting.values())) > _WAITING_BATCHES * self.batch_size:
-            self._encode(max(self._waiting, key=lambda frames: len(self._waiting[frames])))
-
-    def finish(self) -> None:
-        """Encode what still waits."""
-        for frames in list(self._waiting):
-            self._encode(frames)
-
-    @torch.no_grad()
-    def _encode(self, frames: int) -> None:
-        pieces = self._waiting.pop(frames)
-        embeddings = self.runtime.encode_lms(torch.stack([piece.lms for piece in pieces]), average_per_time_frame=True)
-        for piece, values in zip(pieces, embeddings.float().cpu(), strict=True):
-            self.put(piece, values)
-
-
-class ClipMeans:
-    """One vector per clip: the mean of its time steps."""
-
-    def __init__(self):
+    def __init__(self, paths: Sequence[Path], results: PartialResults):
+        super().__init__(paths)
+        self._results = results
         self._sums: dict[int, torch.Tensor] = {}
+        self._steps: Counter[int] = Counter()
 
-    def put(self, piece: Piece, embeddings: torch.Tensor) -> None:
-        """Take the embeddings of a piece."""
-        self._sums[piece.clip] = self._sums.get(piece.clip, 0) + embeddings.double().sum(dim=0)
+    def put(self, clip: int, step: int, embeddings: torch.Tensor) -> None:
+        self._sums[clip] = self._sums.get(clip, 0) + embeddings.double().sum(dim=0)
+        self._steps[clip] += len(embeddings)
 
-    def result(self, clips: list[Clip]) -> dict[str, np.ndarray]:
-        """The arrays to save."""
-        means = [self._sums[i] / clip.rows for i, clip in enumerate(clips)]
-        return {"embeddings": torch.stack(means).float().numpy()}
+    def complete(self, clip: int, samples: int, frames: int) -> None:
+        mean = self._sums.pop(clip) / self._steps.pop(clip)
+        extent = self._results.append(mean.float().numpy()[None])
+        self._results.add(self.paths[clip], samples, frames, [extent])
+
+    def discard(self, clip: int, reason: str) -> None:
+        self._sums.pop(clip, None)
+        self._steps.pop(clip, None)
+        super().discard(clip, reason)
 
 
-class FrameRows:
-    """All time steps of all clips, gathered in a file aside: there may be more than fit in memory."""
+class FrameRows(Sink):
+    """One row per time step of a file."""
 
-    def __init__(self, file: BinaryIO):
-        self._file = file
+    def __init__(self, paths: Sequence[Path], results: PartialResults):
+        super().__init__(paths)
+        self._results = results
+        self._extents: dict[int, dict[int, list[int]]] = {}
 
-    def put(self, piece: Piece, embeddings: torch.Tensor) -> None:
-        """Take the embeddings of a piece."""
-        values = embeddings.numpy()
-        self._file.seek(piece.row * values[0].nbytes)
-        self._file.write(values.tobytes())
+    def put(self, clip: int, step: int, embeddings: torch.Tensor) -> None:
+        self._extents.setdefault(clip, {})[step] = self._results.append(embeddings.numpy())
 
-    def result(self, clips: list[Clip]) -> dict[str, np.ndarray]:
-        """The arrays to save; the embeddings stay in the file."""
-        self._file.flush()
-        rows = [clip.rows for clip in clips]
-        times = [np.arange(clip.rows) * (clip.seconds * 1000 / clip.rows) for clip in clips]
-        return {
-            "embeddings": np.memmap(self._file, dtype=np.float32, mode="r").reshape(sum(rows), -1),
-            "file_index": np.repeat(np.arange(len(clips)), rows),
-            "times_ms": np.concatenate(times).astype(np.float32),
-        }
+    def complete(self, clip: int, samples: int, frames: int) -> None:
+        extents = self._extents.pop(clip)
+        self._results.add(self.paths[clip], samples, frames, [extents[step] for step in sorted(extents)])
+
+    def discard(self, clip: int, reason: str) -> None:
+        self._extents.pop(clip, None)
+        super().discard(clip, reason)
+
+
+def table_of(out: Path) -> Path:
+    """The table beside an output: embeddings.files.csv for embeddings.npz."""
+    return out.with_suffix(".files.csv")
 
 
 def embed(
-    paths: Sequence[Path], runtime: RuntimeM2D, out: Path, per_frame: bool = False, batch_size: int = 16, threads: int = 4
+    paths: Sequence[Path],
+    runtime: RuntimeM2D,
+    out: Path,
+    per_frame: bool = False,
+    batch_size: int = 16,
+    workers: int = 4,
+    bf16: bool = False,
+    overwrite: bool = False,
 ) -> list[Path]:
-    """Write the embeddings of audio files to `out` (.npz), and their names to a .csv beside it; returns those left out.
+    """Write the embeddings of audio files to `out` (.npz), and a table of the files beside it; returns those left out.
+
+    Continues what an earlier call with the same weights and options left unfinished.
 
     Raises:
-        ValueError: none of the files could be read.
+        ValueError: an output exists and `overwrite` is not given, it is one of the inputs, or no file could be read.
         OSError: the disk is full, or the folder is not writable.
     """
-    left_out = []
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=out.parent) as aside:
-        sink = FrameRows(aside) if per_frame else ClipMeans()
-        encoder = ClipEncoder(runtime, batch_size, sink.put)
-        decoded = decode_ahead(paths, runtime.sample_rate, threads)
-        for path, waveform in tqdm(decoded, total=len(paths), unit="file", disable=not sys.stderr.isatty()):
-            if isinstance(waveform, Exception):
-                log.error("left out: %s", waveform)
-                left_out.append(path)
-            else:
-                encoder.add(path, waveform)
-        encoder.finish()
-        if not encoder.clips:
-            raise ValueError(f"none of the {len(paths)} files could be read: nothing is written")
-        _save(out, encoder.clips, sink.result(encoder.clips))
-    return left_out
+    check_outputs([out, table_of(out)], paths, overwrite)
+    check_finite(runtime)
+    settings = {"weights": _identity(runtime), "level": "frame" if per_frame else "clip", "bf16": bf16}
+    with PartialResults(out, settings, runtime.cfg.feature_d, start_over=overwrite) as results:
+        todo = results.todo(paths)
+        if len(todo) < len(paths):
+            logger.info("continuing: %d of %d files are done", len(paths) - len(todo), len(paths))
+        sink = (FrameRows if per_frame else ClipMeans)(todo, results)
+        with torch.autocast(runtime.backbone.cls_token.device.type, torch.bfloat16, enabled=bf16):
+            encode_files(runtime, sink, batch_size, workers)
+        left_out = set(sink.left_out)
+        done = [results.done[str(path)] for path in paths if path not in left_out]
+        if done:
+            _write_npz(out, results, done, runtime if per_frame else None)
+            _write_table(table_of(out), done, runtime.sample_rate)
+        results.remove()
+    if not done:
+        raise ValueError(f"none of the {len(paths)} files could be read: nothing is written")
+    logger.info("%s: %d files, %d left out, width %d", shown(out), len(done), len(left_out), runtime.cfg.feature_d)
+    return sink.left_out
 
 
-def _save(out: Path, clips: list[Clip], arrays: dict[str, np.ndarray]) -> None:
-    write_npz(out, files=np.array([str(clip.path) for clip in clips]), **arrays)
-    per_frame = "file_index" in arrays
-    rows = (
-        (clip.path, round(clip.seconds, 3), *((clip.start, clip.rows) if per_frame else (i, 1))) for i, clip in enumerate(clips)
-    )
-    write_csv(out.with_suffix(".csv"), ("file_name", "seconds", "row", "rows"), rows)
-    log.info("%s: %d files, embeddings %s", out, len(clips), list(arrays["embeddings"].shape))
+def _identity(runtime: RuntimeM2D) -> list[object]:
+    """What tells one checkpoint from another."""
+    weights = runtime.cfg.weight_file
+    if is_random(weights):
+        return [weights, secrets.token_hex()]
+    path = resolve(weights).resolve()
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns]
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+def _write_npz(out: Path, results: PartialResults, done: Sequence[FileResult], timed_by: RuntimeM2D | None) -> None:
+    """Write the output; `timed_by`: the runtime, where rows are time steps."""
+    rows = [result.rows for result in done]
+    arrays = {"files": np.array([result.path for result in done])}
+    if timed_by is not None:
+        arrays["file_index"] = np.repeat(np.arange(len(done)), rows)
+        arrays["times_ms"] = np.concatenate([timed_by.patch_times(result.samples).numpy() for result in done])
+    with open_atomic(out) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array)
+        with archive.open("embeddings.npy", "w", force_zip64=True) as member:
+            shape = (sum(rows), results.width)
+            np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
+            for result in done:
+                member.writelines(results.blocks(result))
+
+
+def _write_table(path: Path, done: Sequence[FileResult], sample_rate: int) -> None:
+    """Write the table: a list that this program reads too, so its paths are relative to its folder, or absolute."""
+    folder = os.path.abspath(path.parent)
+    starts = np.cumsum([0, *(result.rows for result in done)])
+    rows = []
+    for result, start in zip(done, starts[:-1], strict=True):
+        absolute = os.path.abspath(result.path)
+        below = os.path.commonpath([folder, absolute]) == folder
+        name = os.path.relpath(absolute, folder) if below else absolute
+        rows.append((name, round(result.samples / sample_rate, 3), start, result.rows))
+    write_csv(path, ("file_name", "seconds", "row", "rows"), rows)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, folders, or lists (.csv)")
+    add_audio(parser)
     parser.add_argument("--weights", required=True, help="checkpoint: a file, a folder, or an https address")
     parser.add_argument("--out", required=True, type=Path, help="the .npz file to write")
     parser.add_argument("--level", choices=("clip", "frame"), default="clip", help="a vector per file, or per time step")
@@ -190,21 +186,31 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", "--threads", type=int, default=4, help="files decoded at a time")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
     parser.add_argument("--bf16", action="store_true", help="encode in bfloat16: cosine with float32's above 0.999")
-    args = parser.parse_intermixed_args(argv)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
+    return parse_with_audio(parser, argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 where a file was left out."""
+    args = parse_args(argv)
 
     def work() -> int:
         if args.out.suffix != ".npz":
-            raise ValueError(f"--out {args.out}: a name that ends in .npz is expected")
+            raise ValueError(f"--out {shown(args.out)}: a name that ends in .npz is expected")
         if min(args.batch_size, args.workers) < 1:
             raise ValueError("--batch_size and --workers are at least 1")
         clips = list_clips(args.audio)
-        device = pick_device(args.device)
-        runtime = RuntimeM2D(weight_file=args.weights).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
-            return 1 if embed(clips, runtime, args.out, args.level == "frame", args.batch_size, args.workers) else 0
+        lists = [source for source in args.audio if Path(source).is_file()]
+        check_outputs([args.out, table_of(args.out)], [*clips, *lists], args.overwrite)
+        runtime = RuntimeM2D(weight_file=args.weights).to(pick_device(args.device))
+        left_out = embed(
+            clips, runtime, args.out, args.level == "frame", args.batch_size, args.workers, args.bf16, args.overwrite
+        )
+        return 1 if left_out else 0
 
     keep_freed_memory()
-    return run_program(work, interrupted="interrupted: nothing is written")
+    kept = f"{shown(args.out)}.partial"
+    return run_program(work, interrupted=f"interrupted: what is done is in {kept}, and the same command continues")
 
 
 if __name__ == "__main__":

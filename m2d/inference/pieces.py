@@ -41,9 +41,7 @@ class Cutting:
         """Time steps of an input of so many frames."""
         return sum(length // self.patch for length in self.lengths(frames))
 
-    def step_starts(self, frames: int) -> list[int]:
-        """The first frame of each time step's patches."""
-        starts = []
-        for i, length in enumerate(self.lengths(frames)):
-            starts += [i * self.unit + step * self.patch for step in range(length // self.patch)]
-        return starts
+    def step_start(self, step: int) -> int:
+        """The first frame of a time step's patches."""
+        piece, place = divmod(step, self.unit // self.patch)
+        return piece * self.unit + place * self.patch

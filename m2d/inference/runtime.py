@@ -382,7 +382,8 @@ class RuntimeM2D(Reconstruction, nn.Module):
 
     def patch_times(self, samples: int) -> torch.Tensor:
         """When the patches of each time step begin, in ms `[T]`, for a waveform of so many samples at the model's rate."""
-        starts = self.cutting.step_starts(frame_count(samples, self.front_end))
+        cutting = self.cutting
+        starts = [cutting.step_start(step) for step in range(cutting.steps(frame_count(samples, self.front_end)))]
         return torch.tensor(starts, dtype=torch.float64) * (self.front_end.hop_size * 1000 / self.sample_rate)
 
     def forward_frames(self, audio: torch.Tensor, sample_rate: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,102 +1,135 @@
 """Tags of audio files by a fine-tuned checkpoint.
 
-    m2d tag street.wav --weights m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly \
+    python -m m2d.tag street.wav --weights m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly \
         --classes class_labels_indices.csv --top 5 --window 2 --plot street.png
 
 prints the most probable classes of each file, or of each window of it. --classes names them: AudioSet's table (index, mid,
-display_name), a .csv with one of the columns display_name, name, label or class, or a text file with a name per line. Its
-rows are taken in the order of the classifier's outputs; those of a table with a column `mid` in the order of the mids as
-text, which is how EVAR numbers AudioSet's classes (--order index takes the rows as they stand).
+display_name), a .csv with one of the columns display_name, name, label or class, or a text file with a name per line. The
+rows of a table with a column `mid` are taken in the order of the mids as text, which is how EVAR numbers AudioSet's classes;
+others in the order of their column `index`, or as they stand (--order index: never by mid). Checkpoints of app/finetune.py
+bring the names along, and need no --classes.
+
+Files are decoded and encoded in stretches: the program needs up to 300 MB beside the model, however long the files are. A
+last window of less than half the length joins the one before. A file that cannot be read is reported; the exit status is
+then 1.
 """
 
 import argparse
 import logging
-import math
 import sys
 from collections.abc import Sequence
-from csv import DictReader
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..checkpoint.weights import CheckpointError, read_weights
-from ..utils.atomic_file import write_figure
 from ..utils.device import pick_device
 from ..utils.malloc import keep_freed_memory
+from ..utils.names import shown
+from ..utils.outputs import OVERWRITE_HELP, check_outputs
 from ..utils.program import ArgumentParser, run_program
-from .clips import decode_ahead, list_clips
+from .classes import read_classes
+from .clips import add_audio, list_clips, parse_with_audio
 from .runtime import RuntimeM2D
+from .stream import Sink, check_finite, encode_files
+from .tag_picture import PICTURE_SUFFIXES, draw_tags, read_log_mel
+from .windows import Window, WindowMeans, joined
 
-log = logging.getLogger("m2d")
+logger = logging.getLogger("m2d")
 
-PROGRAM = "m2d tag"
-_NAME_COLUMNS = ("display_name", "name", "label", "class")
-# Windows of a picture where none are asked for: a column of pixels each is enough.
-_PLOT_WINDOWS = 600
+# Windows of a picture where none are asked for: of a second, or as long as so many need to be.
+_PICTURE_SECONDS, _PICTURE_WINDOWS = 1.0, 600
 
 
-def read_classes(path: Path, order: str = "auto") -> list[str]:
-    """Names of classes in the order of a classifier's outputs.
+class Tagger:
+    """A fine-tuned model with the names of its classes.
 
     Args:
-        path: a text file with a name per line, or a .csv with a column of names.
-        order: `mid`: by the column mid as text; `index`: as the rows stand; `auto`: by mid where there is such a column.
+        weights: the checkpoint.
+        classes: a file that names its classes; None: the checkpoint's own names, or numbers.
+        order: see `read_classes`.
+        single: classes exclude each other (softmax); otherwise as the checkpoint tells, or each for itself (sigmoid).
 
     Raises:
-        ValueError: a .csv without a column of names, or without the column mid that was asked for.
+        FileNotFoundError, CheckpointError: the checkpoint cannot be used, or has no classifier.
+        ValueError: the names do not fit it.
     """
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix.lower() != ".csv":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    reader = DictReader(text.splitlines())
-    columns = reader.fieldnames or []
-    name = next((column for column in _NAME_COLUMNS if column in columns), None)
-    if name is None:
-        raise ValueError(f"{path}: none of the columns {', '.join(_NAME_COLUMNS)} (there are {', '.join(columns) or 'none'})")
-    if order == "mid" and "mid" not in columns:
-        raise ValueError(f"{path}: no column mid to order by (there are {', '.join(columns)})")
-    rows = list(reader)
-    if order != "index" and "mid" in columns:
-        rows.sort(key=lambda row: row["mid"])
-    return [row[name] for row in rows]
+
+    def __init__(self, weights: str | Path, classes: Path | None = None, order: str = "auto", single: bool = False):
+        read = read_weights(weights)
+        if "head.weight" not in read.head:
+            raise CheckpointError(f"{shown(read.path)} has no classifier: tags need a fine-tuned checkpoint, with its head")
+        count = read.head["head.weight"].shape[0]
+        self.names = read_classes(classes, order) if classes else read.classes or [f"class {i}" for i in range(count)]
+        if len(self.names) != count:
+            raise ValueError(f"--classes {shown(classes or weights)} names {len(self.names)} classes; the classifier has {count}")
+        self.single = single or read.single_label
+        self.runtime = RuntimeM2D(weight_file=read.path, num_classes=count)
+
+    @torch.no_grad()
+    def probabilities(self, features: torch.Tensor) -> np.ndarray:
+        """Probabilities `[N, classes]` of features averaged over some time, `[N, feature_d]`."""
+        logits = self.runtime.classify(features.to(self.runtime.head.weight.device)).float()
+        return (logits.softmax(dim=1) if self.single else logits.sigmoid()).cpu().numpy()
 
 
-def load_tagger(weights: str | Path) -> RuntimeM2D:
-    """A fine-tuned checkpoint with its classifier.
+class TagSink(Sink):
+    """Prints the tags of each file as soon as those before it are printed."""
 
-    Raises:
-        CheckpointError: the checkpoint has none.
-    """
-    read = read_weights(weights)
-    if "head.weight" not in read.head:
-        raise CheckpointError(f"{read.path} has no classifier: tags need a fine-tuned checkpoint, with its head")
-    return RuntimeM2D(weight_file=read.path, num_classes=read.head["head.weight"].shape[0])
+    def __init__(self, paths: Sequence[Path], tagger: Tagger, args: argparse.Namespace):
+        super().__init__(paths)
+        self._tagger, self._args = tagger, args
+        self._windows: dict[int, WindowMeans] = {}
+        self._finished: dict[int, list[str]] = {}
+        self._printed = 0
 
+    def put(self, clip: int, step: int, embeddings: torch.Tensor) -> None:
+        if clip not in self._windows:
+            picture = self._args.plot is not None and self._args.window is None
+            self._windows[clip] = WindowMeans(_PICTURE_SECONDS, _PICTURE_WINDOWS) if picture else WindowMeans(self._args.window)
+        runtime = self._tagger.runtime
+        seconds_per_frame = runtime.front_end.hop_size / runtime.sample_rate
+        for i, features in enumerate(embeddings):
+            self._windows[clip].add(runtime.cutting.step_start(step + i) * seconds_per_frame, features)
 
-def windows(steps: int, duration: float, window: float | None) -> list[tuple[int, int]]:
-    """Time steps [start, stop) of the consecutive windows of so many seconds; None: one of all."""
-    count = 1 if window is None else max(1, math.ceil(round(duration / window, 6)))
-    width = steps if window is None else window * steps / duration
-    edges = [min(steps, round(i * width)) for i in range(count)] + [steps]
-    return [(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True) if stop > start]
+    def complete(self, clip: int, samples: int, frames: int) -> None:
+        windows = self._windows.pop(clip).windows(samples / self._tagger.runtime.sample_rate)
+        path, args = self.paths[clip], self._args
+        if args.plot is not None:
+            self._draw(path, windows, frames)
+        printed = windows if args.window is not None else [joined(windows)]
+        values = self._tagger.probabilities(torch.stack([window.features for window in printed]))
+        times = [(window.start, window.end) for window in printed] if args.window is not None else None
+        self._finish(clip, tag_lines(path, values, times, self._tagger.names, args.top))
 
+    def discard(self, clip: int, reason: str) -> None:
+        self._windows.pop(clip, None)
+        super().discard(clip, reason)
+        self._finish(clip, [])
 
-@torch.no_grad()
-def probabilities(runtime: RuntimeM2D, features: torch.Tensor, spans: Sequence[tuple[int, int]], single: bool) -> np.ndarray:
-    """Probabilities `[spans, classes]` of stretches of the features `[T, feature_d]`: of each one's mean.
+    def _finish(self, clip: int, lines: list[str]) -> None:
+        self._finished[clip] = lines
+        while self._printed in self._finished:
+            for line in self._finished.pop(self._printed):
+                print(line)
+            sys.stdout.flush()
+            self._printed += 1
 
-    `single`: one class at a time (softmax); otherwise each class for itself (sigmoid), as AudioSet's are.
-    """
-    logits = runtime.classify(torch.stack([features[start:stop].mean(dim=0) for start, stop in spans]))
-    return (logits.softmax(dim=1) if single else logits.sigmoid()).cpu().numpy()
+    def _draw(self, path: Path, windows: Sequence[Window], frames: int) -> None:
+        tagger = self._tagger
+        values = tagger.probabilities(torch.stack([window.features for window in windows]))
+        edges = [windows[0].start, *(window.end for window in windows)]
+        log_mel = read_log_mel(path, tagger.runtime, frames)
+        draw_tags(self._args.plot, path.name, log_mel, tagger.runtime.front_end, values, edges, tagger.names, self._args.top)
+        logger.info("%s: tags over %d windows", shown(self._args.plot), len(windows))
 
 
 def tag_lines(
-    path: Path, values: np.ndarray, times: Sequence[tuple[float, float]] | None, names: list[str], top: int
+    path: Path, values: np.ndarray, times: Sequence[tuple[float, float]] | None, names: Sequence[str], top: int
 ) -> list[str]:
     """What is printed of one file: `values` `[windows, classes]`, `times` their (start, end) in seconds, None for one of all."""
-    lines = [f"{path}"]
+    lines = [shown(path)]
     for i, row in enumerate(values):
         best = np.argsort(-row, kind="stable")[:top]
         if times is None:
@@ -106,99 +139,57 @@ def tag_lines(
     return lines
 
 
-def plot_tags(
-    out: Path, title: str, log_mel: np.ndarray, values: np.ndarray, edges: Sequence[float], names: list[str], top: int
-) -> None:
-    """A picture of the log-mel `[n_mels, frames]` and, below it, the most probable classes over time.
-
-    Args:
-        values: probabilities `[windows, classes]`.
-        edges: the windows' limits in seconds, `[windows + 1]`.
-    """
-    from matplotlib.figure import Figure
-
-    best = np.argsort(-values.max(axis=0), kind="stable")[:top]
-    best = best[np.argsort(values[:, best].argmax(axis=0), kind="stable")]
-    figure = Figure(figsize=(12, 3.2 + 0.3 * len(best)), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2.5, 0.3 * len(best) + 0.4])
-    step = max(1, log_mel.shape[1] // 2000)
-    extent = (edges[0], edges[-1], -0.5, log_mel.shape[0] - 0.5)
-    upper.imshow(log_mel[:, ::step], origin="lower", aspect="auto", extent=extent, cmap="magma", interpolation="nearest")
-    upper.set(ylabel="mel band", title=title)
-    mesh = lower.pcolormesh(edges, np.arange(len(best) + 1), values[:, best].T, cmap="viridis", vmin=0, vmax=1)
-    lower.set_yticks(np.arange(len(best)) + 0.5, [names[c] for c in best])
-    lower.invert_yaxis()
-    lower.set(xlabel="time (s)")
-    figure.colorbar(mesh, ax=lower, label="probability")
-    write_figure(out, figure, PROGRAM, dpi=120)
-    log.info("%s: %s over %d windows", out, ", ".join(names[c] for c in best[:3]), len(values))
-
-
-def tag(path: Path, waveform: np.ndarray, runtime: RuntimeM2D, names: list[str], args: argparse.Namespace) -> list[str]:
-    """What is printed of a file with this waveform `[samples]`; draws its picture where one is asked for."""
-    audio = torch.from_numpy(waveform)[None]
-    duration = len(waveform) / runtime.sample_rate
-    with torch.no_grad():
-        features = runtime.encode(audio, average_per_time_frame=True)[0]
-    seconds = duration / len(features)
-    spans = windows(len(features), duration, args.window)
-    values = probabilities(runtime, features, spans, args.single)
-    times = None if args.window is None else [(start * seconds, stop * seconds) for start, stop in spans]
-    if args.plot:
-        if args.window is None:
-            spans = windows(len(features), duration, max(1.0, duration / _PLOT_WINDOWS))
-            values_over_time = probabilities(runtime, features, spans, args.single)
-        else:
-            values_over_time = values
-        edges = [spans[0][0] * seconds, *(stop * seconds for _, stop in spans)]
-        log_mel = runtime.to_feature(audio)[0, 0].cpu().numpy()
-        plot_tags(args.plot, path.name, log_mel, values_over_time, edges, names, args.top)
-    return tag_lines(path, values, times, names, args.top)
-
-
-def check(args: argparse.Namespace, clips: list[Path], classes: int) -> list[str]:
-    """The names of the classes; refuses arguments that do not go together."""
-    if args.top < 1 or (args.window is not None and args.window <= 0):
-        raise ValueError("--top and --window are greater than 0")
-    if args.plot and len(clips) > 1:
-        raise ValueError(f"--plot draws one file: {len(clips)} are given")
-    if args.plot and args.plot.suffix not in (".png", ".pdf", ".svg"):
-        raise ValueError(f"--plot {args.plot}: a name that ends in .png, .pdf or .svg is expected")
-    names = read_classes(args.classes, args.order) if args.classes else [f"class {i}" for i in range(classes)]
-    if len(names) != classes:
-        raise ValueError(f"--classes {args.classes} names {len(names)} classes; the classifier has {classes}")
-    return names
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 where a file could not be read."""
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio files, folders, or lists (.csv with a column file_name)")
+    add_audio(parser)
     parser.add_argument("--weights", required=True, help="fine-tuned checkpoint: a file, a folder, or an https address")
-    parser.add_argument("--classes", type=Path, help="names of the classes; none: their numbers")
+    parser.add_argument("--classes", type=Path, help="names of the classes; none: the checkpoint's, or their numbers")
     parser.add_argument("--order", choices=("auto", "mid", "index"), default="auto", help="order of the rows of --classes")
     parser.add_argument("--top", type=int, default=5, help="classes shown")
     parser.add_argument("--window", type=float, help="seconds of a window; none: tags of the whole file")
     parser.add_argument("--single", action="store_true", help="classes exclude each other: probabilities sum to 1")
     parser.add_argument("--plot", type=Path, help="picture of the tags over time to draw (.png, .pdf, .svg)")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
+    parser.add_argument("--batch_size", type=int, default=16, help="pieces of the model's input length encoded at a time")
+    parser.add_argument("--workers", type=int, default=2, help="files decoded at a time")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
-    args = parser.parse_intermixed_args(argv)
+    return parse_with_audio(parser, argv)
+
+
+def check_args(args: argparse.Namespace, clips: Sequence[Path]) -> None:
+    """Raise ValueError for arguments that do not go together."""
+    if args.top < 1 or (args.window is not None and not args.window > 0):
+        raise ValueError("--top and --window are greater than 0")
+    if min(args.batch_size, args.workers) < 1:
+        raise ValueError("--batch_size and --workers are at least 1")
+    if args.plot is None:
+        return
+    if len(clips) > 1:
+        raise ValueError(f"--plot draws one file: {len(clips)} are given")
+    if args.plot.suffix not in PICTURE_SUFFIXES:
+        raise ValueError(f"--plot {shown(args.plot)}: a name that ends in .png, .pdf or .svg is expected")
+    inputs = [*clips, *filter(None, (args.classes,)), *(source for source in args.audio if Path(source).is_file())]
+    check_outputs([args.plot], inputs, args.overwrite)
+    args.plot.parent.mkdir(parents=True, exist_ok=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 where a file was left out."""
+    args = parse_args(argv)
 
     def work() -> int:
         clips = list_clips(args.audio)
-        runtime = load_tagger(args.weights)
-        names = check(args, clips, runtime.num_classes)
-        runtime.to(pick_device(args.device))
-        failed = 0
-        for path, waveform in decode_ahead(clips, runtime.sample_rate, threads=2):
-            if isinstance(waveform, Exception):
-                log.error("left out: %s", waveform)
-                failed += 1
-            else:
-                print("\n".join(tag(path, waveform, runtime, names, args)), flush=True)
-        return 1 if failed else 0
+        check_args(args, clips)
+        tagger = Tagger(args.weights, args.classes, args.order, args.single)
+        tagger.runtime.to(pick_device(args.device))
+        check_finite(tagger.runtime)
+        sink = TagSink(clips, tagger, args)
+        encode_files(tagger.runtime, sink, args.batch_size, args.workers)
+        return 1 if sink.left_out else 0
 
     keep_freed_memory()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding has no letters for
     return run_program(work)
 
 

@@ -1,0 +1,206 @@
+"""Encoding in bounded memory: spectrograms without seams, pieces of many clips in one batch, errors that cost one file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from checkpoint_files import published_name, write_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from recordings import melody
+
+from m2d.inference import clips as clips_module
+from m2d.inference import stream
+from m2d.inference.runtime import RuntimeM2D
+from m2d.inference.stream import LogMelStream, Sink, StreamEncoder, check_finite, encode_files
+
+
+class Collected(Sink):
+    """Keeps the embeddings of each file."""
+
+    def __init__(self, paths):
+        super().__init__(paths)
+        self.parts, self.sizes = {}, {}
+
+    def put(self, clip, step, embeddings):
+        self.parts.setdefault(clip, {})[step] = embeddings
+
+    def complete(self, clip, samples, frames):
+        self.sizes[clip] = samples, frames
+
+    def embeddings(self, clip):
+        return torch.cat([self.parts[clip][step] for step in sorted(self.parts[clip])])
+
+
+@pytest.fixture(scope="module")
+def runtime(weights):
+    return RuntimeM2D(weight_file=weights)
+
+
+def in_stretches(audio, cuts):
+    return np.split(audio, sorted(cut for cut in set(cuts) if 0 < cut < len(audio)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40_000), st.lists(st.integers(1, 40_000), max_size=8))
+def test_a_spectrogram_made_of_stretches_is_that_of_the_whole(runtime, samples, cuts):
+    audio = melody(3, 16000)[:samples]
+    log_mel = LogMelStream(runtime)
+    parts = [log_mel.add(part) for part in in_stretches(audio, cuts)] + [log_mel.finish()]
+    expected = runtime.to_normalized_spec(torch.from_numpy(audio)[None])
+    torch.testing.assert_close(torch.cat(parts, dim=-1), expected, rtol=1e-4, atol=1e-4)
+    assert (log_mel.samples, log_mel.frames) == (samples, expected.shape[-1])
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 80_000), st.lists(st.integers(1, 80_000), max_size=4)), min_size=1, max_size=4))
+@torch.no_grad()
+def test_clips_in_stretches_have_the_runtimes_embeddings(runtime, clips):
+    sink = Collected([Path(str(i)) for i in range(len(clips))])
+    encoder = StreamEncoder(runtime, 3, sink)
+    sounds = [melody(5, 16000)[:samples] for samples, _ in clips]
+    for audio, (_, cuts) in zip(sounds, clips, strict=True):
+        encoder.start()
+        for part in in_stretches(audio, cuts):
+            encoder.add(part)
+        encoder.end()
+    encoder.flush()
+    for i, audio in enumerate(sounds):
+        expected = runtime(torch.from_numpy(audio)[None])[0]
+        torch.testing.assert_close(sink.embeddings(i), expected, rtol=1e-3, atol=1e-3)
+        assert sink.sizes[i][0] == len(audio)
+
+
+@pytest.mark.parametrize("samples", [5000, 16000, 16160, 30_000])
+@torch.no_grad()
+def test_streams_follow_the_rule_of_dur_frames(weights, samples):
+    runtime = RuntimeM2D(weight_file=weights, dur_frames=101)
+    sink = Collected([Path("x")])
+    encoder = StreamEncoder(runtime, 3, sink)
+    encoder.start()
+    encoder.add(melody(2, 16000)[:samples])
+    encoder.end()
+    encoder.flush()
+    expected = runtime(torch.from_numpy(melody(2, 16000)[:samples])[None])[0]
+    torch.testing.assert_close(sink.embeddings(0), expected, rtol=1e-3, atol=1e-3)
+
+
+def encode_all(runtime, lengths, batch_size):
+    encoder = StreamEncoder(runtime, batch_size, Collected([Path("x")] * len(lengths)))
+    for seconds in lengths:
+        encoder.start()
+        encoder.add(melody(seconds, 16000))
+        encoder.end()
+        yield encoder
+    encoder.flush()
+
+
+def test_pieces_of_different_clips_share_batches(runtime, monkeypatch):
+    sizes, encode = [], runtime.encode_lms
+
+    def spy(lms, **options):
+        sizes.append(tuple(lms.shape[::3]))
+        return encode(lms, **options)
+
+    monkeypatch.setattr(runtime, "encode_lms", spy)
+    for _ in encode_all(runtime, (2.5, 2.5, 5, 2.5, 2.6, 0.3), batch_size=4):
+        pass
+    assert sorted(sizes) == [(1, 32), (1, 64), (1, 96), (2, 208), (3, 48), (4, 208)]
+
+
+def test_few_pieces_wait_whatever_their_lengths(runtime, monkeypatch):
+    monkeypatch.setattr(stream, "_WAITING_BATCHES", 1)
+    for encoder in encode_all(runtime, [0.16 * (i + 1) for i in range(13)], batch_size=3):
+        assert sum(map(len, encoder._waiting.values())) <= 3
+
+
+def test_an_error_in_the_middle_of_a_file_leaves_out_that_file_alone(runtime, tmp_path, monkeypatch, caplog):
+    """Of whatever kind the error is: some of the file's pieces wait to be encoded then, together with others'."""
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", melody(5, 16000), 16000)
+    opened = clips_module.open_audio
+
+    class Failing:
+        def __init__(self, path, rate):
+            self.stream = opened(path, rate)
+            self.warnings = []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.stream.__exit__()
+
+        def __iter__(self):
+            yield from np.array_split(next(iter(self.stream)), 2)
+            raise MemoryError("cannot allocate 9 TB")
+
+    fails = tmp_path / "1.wav"
+    monkeypatch.setattr(clips_module, "open_audio", lambda path, rate: (Failing if path == fails else opened)(path, rate))
+    monkeypatch.setattr(clips_module, "_STRETCH", 1)
+    sink = Collected([tmp_path / f"{i}.wav" for i in range(4)])
+    encode_files(runtime, sink, batch_size=16, workers=2)
+    assert sink.left_out == [fails] and sorted(sink.sizes) == [0, 2, 3] and sorted(sink.parts) == [0, 2, 3]
+    assert f"left out: {fails}: MemoryError cannot allocate 9 TB" in caplog.text
+
+
+def test_a_batch_that_does_not_fit_names_the_flag(runtime, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "x.wav", melody(1, 16000), 16000)
+
+    def fail(lms, **_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(runtime, "encode_lms", fail)
+    with pytest.raises(ValueError, match="out of memory while encoding 1 pieces.*lower --batch_size"):
+        encode_files(runtime, Collected([tmp_path / "x.wav"]), batch_size=4, workers=1)
+
+
+def test_decoding_stays_few_stretches_ahead(tmp_path, monkeypatch):
+    """However long a file is, a thread waits until its last stretch is taken."""
+    monkeypatch.setattr(clips_module, "_STRETCH", 1000)
+    read, opened = [], clips_module.open_audio
+
+    class Counting:
+        def __init__(self, path, rate):
+            self.stream, self.warnings = opened(path, rate), []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.stream.__exit__()
+
+        def __iter__(self):
+            for i in range(50):
+                read.append(i)
+                yield np.zeros(1000, np.float32)
+
+    monkeypatch.setattr(clips_module, "open_audio", Counting)
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", melody(0.1, 16000), 16000)
+    decoded = clips_module.decode_ahead([tmp_path / f"{i}.wav" for i in range(3)], 16000, workers=3)
+    for count, _ in enumerate(next(decoded), 1):
+        assert len(read) <= 3 * 3 + count
+    decoded.close()
+
+
+@pytest.mark.parametrize("name", ["blocks.3.mlp.fc1.weight", "pos_embed"])
+def test_weights_with_nan_are_refused_before_any_file(weights, tmp_path, name):
+    saved = torch.load(weights, weights_only=False)
+    saved["model"][name].view(-1)[-1] = float("nan")
+    path = tmp_path / published_name() / "w.pth"
+    path.parent.mkdir()
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match=f"w.pth holds numbers that are not finite, in backbone.{name}"):
+        check_finite(RuntimeM2D(weight_file=path))
+
+
+def test_a_model_that_overflows_is_refused(tmp_path):
+    runtime = RuntimeM2D(weight_file=write_checkpoint(tmp_path))
+    with torch.no_grad():
+        for block in runtime.backbone.blocks:
+            block.mlp.fc2.weight.fill_(1e38)
+    with pytest.raises(ValueError, match="gives embeddings that are not finite numbers"):
+        check_finite(runtime)
