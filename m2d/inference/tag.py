@@ -27,13 +27,13 @@ from ..checkpoint.weights import CheckpointError, read_weights
 from ..utils.device import pick_device
 from ..utils.malloc import keep_freed_memory
 from ..utils.names import shown
-from ..utils.outputs import OVERWRITE_HELP, check_outputs
+from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by
 from ..utils.program import ArgumentParser, run_program
 from .classes import read_classes
 from .clips import add_audio, list_clips, parse_with_audio
 from .runtime import RuntimeM2D
 from .stream import Sink, check_finite, encode_files
-from .tag_picture import PICTURE_SUFFIXES, draw_tags, read_log_mel
+from .tag_picture import PICTURE_SUFFIXES, PROGRAM, draw_tags, read_log_mel
 from .windows import Window, WindowMeans, joined
 
 logger = logging.getLogger("m2d")
@@ -169,7 +169,7 @@ def check_args(args: argparse.Namespace, clips: Sequence[Path]) -> None:
     if args.plot.suffix not in PICTURE_SUFFIXES:
         raise ValueError(f"--plot {shown(args.plot)}: a name that ends in .png, .pdf or .svg is expected")
     inputs = [*clips, *filter(None, (args.classes,)), *(source for source in args.audio if Path(source).is_file())]
-    check_outputs([args.plot], inputs, args.overwrite)
+    check_outputs([args.plot], inputs, args.overwrite, lambda path: drawn_by(path, PROGRAM))
     args.plot.parent.mkdir(parents=True, exist_ok=True)
 
 

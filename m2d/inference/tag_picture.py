@@ -12,6 +12,8 @@ from ..utils.names import shown
 from .runtime import RuntimeM2D
 from .stream import LogMelStream
 
+#: In the pictures' metadata.
+PROGRAM = "m2d tag"
 #: Formats by the suffixes of pictures.
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 _MOST_COLUMNS = 2000
@@ -81,4 +83,4 @@ def draw_tags(
     lower.invert_yaxis()
     lower.set_xlabel("time (s)")
     figure.colorbar(mesh, ax=lower, label="probability")
-    write_figure(out, figure, dpi=120)
+    write_figure(out, figure, PROGRAM, dpi=120)

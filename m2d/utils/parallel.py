@@ -46,11 +46,11 @@ class Progress:
     def __init__(self, total: int, unit: str, every: float = 30):
         self._bar = tqdm(total=total, unit=unit, disable=None, smoothing=0.05)
         self._total, self._unit, self._every = total, unit, every
-        self._done, self._begin = 0, time.monotonic()
+        self._done, self._begin = 0.0, time.monotonic()
         self._reported = self._begin
 
-    def update(self, count: int = 1) -> None:
-        """Count what is done."""
+    def update(self, count: float = 1) -> None:
+        """Count what is done; also a part of one."""
         self._bar.update(count)
         self._done += count
         now = time.monotonic()

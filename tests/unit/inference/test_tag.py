@@ -216,6 +216,7 @@ def test_a_picture_is_not_drawn_over_another_file(tagger_weights, recordings, tm
     assert tag.main([str(argument) for argument in arguments]) == 2
     assert "x.png is there already" in caplog.text and (tmp_path / "x.png").read_text() == "mine"
     assert tag.main([*[str(argument) for argument in arguments], "--overwrite"]) == 0
+    assert tag.main([str(argument) for argument in arguments]) == 0  # its own picture
 
 
 def test_tags_are_printed_in_the_order_of_the_files(tagger_weights, tmp_path, capsys):
