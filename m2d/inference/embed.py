@@ -1,6 +1,6 @@
 """Embeddings of audio files.
 
-    python -m m2d.embed song.wav recordings/ --weights m2d_vit_base-80x608p16x16-221006-mr7_enconly --out embeddings.npz
+    m2d embed song.wav recordings/ --weights m2d_vit_base-80x608p16x16-221006-mr7_enconly --out embeddings.npz
 
 takes files, folders and lists (.csv with a column file_name) of any format that libsndfile reads, of any length and rate,
 mixes them to mono and resamples them. The .npz holds
