@@ -340,6 +340,7 @@ def test_a_sample_beyond_any_scale_is_left_out_and_another_scale_is_said(weights
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        ("file_name\nshort.wav\n".encode("utf-16"), "list.csv"),
         (b"file_name;label\nshort.wav;dog\n", "list.csv"),
         (b"", "list.csv"),
     ],
