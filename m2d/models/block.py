@@ -13,17 +13,23 @@ from torch.utils.checkpoint import checkpoint
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
-def attend(qkv: torch.Tensor, heads: int, first: int = 0) -> torch.Tensor:
-    """Softmax attention of every head. The attention kernel is chosen here and nowhere else.
+def attend(qkv: torch.Tensor, heads: int, first: int = 0, short: bool = False) -> torch.Tensor:
+    """Softmax attention of every head. The attention kernel is chosen here and nowhere else: torch's, or on request ours.
 
     Args:
         qkv: queries, keys and values side by side, `[B, N, 3·H·D]`.
         heads: the number of heads H.
         first: tokens before this one are attended to, but get no output.
+        short: use `short_attention` for the shapes, types and devices that it takes.
 
     Returns:
         `[B, N - first, H·D]`.
     """
+    if short and first == 0:
+        from . import short_attention  # imports triton, which not every installation has
+
+        if short_attention.suits(qkv, heads):
+            return short_attention.attention(qkv, heads)
     query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
     return rearrange(F.scaled_dot_product_attention(query[:, :, first:], key, value), "b h n d -> b n (h d)")
 
@@ -35,9 +41,14 @@ class Attention(nn.Module):
         width: width of a token, a multiple of `num_heads`.
         num_heads: attention heads.
 
+    Attributes:
+        short: see `attend`.
+
     Raises:
         ValueError: the heads do not divide the width.
     """
+
+    short = False
 
     def __init__(self, width: int, num_heads: int):
         super().__init__()
@@ -49,7 +60,7 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Tokens `[B, N, D]` to tokens `[B, N - first, D]`; see `attend`."""
-        return self.proj(attend(self.qkv(x), self.num_heads, first))
+        return self.proj(attend(self.qkv(x), self.num_heads, first, self.short))
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .block import Block, LayerNorm, make_blocks
+from .block import Attention, Block, LayerNorm, make_blocks
 from .masking import Masking, MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
 from .pos_embed import resize_positions, sincos_positions
 
@@ -134,10 +134,22 @@ class AudioViT(nn.Module):
         return self.patch_embed.patch_size
 
     def recompute_activations(self, on: bool = True) -> None:
-        """Trade time for memory: compute the blocks' activations again in the backward pass."""
+        """Trade time for memory: recompute the blocks' activations in the backward pass."""
         for module in self.modules():
             if isinstance(module, Block):
                 module.recompute = on
+
+    def use_short_attention(self, on: bool = True) -> None:
+        """Compute attention by our own kernels where they fit (CUDA, half precision, up to 256 tokens); else by torch's.
+
+        Raises:
+            ImportError: triton is not installed.
+        """
+        if on:
+            from . import short_attention  # noqa: F401
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.short = on
 
     @staticmethod
     def get_cls_token(x: torch.Tensor) -> torch.Tensor:
