@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import os
+import pickle
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -64,7 +65,9 @@ class Teacher:
         except ImportError as error:
             raise UserError(f"the teacher needs Hugging Face transformers ({error}): pip install transformers") from error
         try:
-            self.model = AutoModel.from_pretrained(name)
+            self.model = AutoModel.from_pretrained(name, trust_remote_code=False)
+        except pickle.UnpicklingError as error:
+            raise UserError(f"--teacher {name}: its weights ask to run code on loading: refused") from error
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise OSError(f"--teacher {name}: {reason} Without network, give the folder of a downloaded model") from error
@@ -164,12 +167,22 @@ def claim(dest: Path, settings: dict) -> None:
     """Keep the settings with the features, and refuse to mix features of other settings with them."""
     path = dest / SETTINGS_FILE
     if path.exists():
-        before = json.loads(path.read_text())
+        before = _read_settings(path)
         differ = [f"{key} {before.get(key)} (now {value})" for key, value in settings.items() if before.get(key) != value]
         if differ:
             raise ValueError(f"{dest} holds features of other settings: {', '.join(differ)}. Give another --dest")
     dest.mkdir(parents=True, exist_ok=True)
     atomic_file.write_text(path, json.dumps(settings, indent=1))
+
+
+def _read_settings(path: Path) -> dict:
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} does not hold the settings of the features there: remove it if they are the ones given now")
+    return settings
 
 
 def extract(

@@ -236,6 +236,73 @@ def test_batches_hold_clips_of_one_length_in_order(lengths, batch_size):
     assert all(len(a) == batch_size or a[0].samples != b[0].samples for a, b in joins)
 
 
+def marker_code(marker: Path) -> str:
+    return f"from pathlib import Path; Path({str(marker)!r}).touch()\n"
+
+
+def test_code_of_a_teachers_folder_is_not_run(corpus, tmp_path, caplog):
+    """A model of its own class: Hugging Face would ask at the terminal, and run it after a `y`."""
+    folder, marker = tmp_path / "teacher", tmp_path / "marker"
+    folder.mkdir()
+    (folder / "evil.py").write_text(marker_code(marker))
+    auto_map = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": auto_map}))
+    command = [
+        sys.executable,
+        ex.__file__,
+        corpus,
+        "--dest",
+        tmp_path / "out",
+        "--dest_csv",
+        tmp_path / "x.csv",
+        "--teacher",
+        folder,
+    ]
+    done = subprocess.run(list(map(str, command)), cwd=tmp_path, capture_output=True, text=True, input="y\ny\ny\n")
+    assert done.returncode == 2 and not marker.exists() and "[y/N]" not in done.stdout + done.stderr
+    assert str(folder) in done.stderr and len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_code_beside_a_known_model_is_not_run(teacher, tmp_path):
+    folder, marker = tmp_path / "known", tmp_path / "marker"
+    shutil.copytree(teacher, folder)
+    (folder / "evil.py").write_text(marker_code(marker))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"auto_map": {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}})
+    )
+    assert ex.Teacher(str(folder), 2, torch.device("cpu")).model.config.model_type == "hubert" and not marker.exists()
+
+
+def test_code_in_a_teachers_weights_is_not_run(teacher, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return exec, (marker_code(tmp_path / "marker"),)
+
+    folder = tmp_path / "pickled"
+    folder.mkdir()
+    shutil.copy(teacher / "config.json", folder)
+    torch.save({"x": Evil()}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="ask to run code"):
+        ex.Teacher(str(folder), 2, torch.device("cpu"))
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_settings_that_cannot_be_read_are_named(corpus, teacher, caplog, text):
+    dest = corpus.parent / "data/hybrid"
+    dest.mkdir(parents=True)
+    (dest / "settings.json").write_text(text)
+    assert run(corpus, teacher) == 2 and f"{dest}/settings.json does not hold the settings" in caplog.text
+
+
+def test_a_list_that_was_there_is_not_replaced(corpus, teacher, caplog):
+    (corpus.parent / "data").mkdir()
+    (corpus.parent / "data/files.csv").write_text("file_name,label\nmine.npz,1\n")
+    assert run(corpus, teacher) == 2 and "files.csv is there already" in caplog.text
+    assert [path.name for path in (corpus.parent / "data").iterdir()] == ["files.csv"]
+
+
 def test_as_a_script_from_another_folder(corpus, teacher, tmp_path):
     flags = ["--teacher", teacher, "--layer", "2", "--min_seconds", "1", "--device", "cpu"]
     command = [sys.executable, ex.__file__, corpus, *flags]
