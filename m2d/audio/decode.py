@@ -24,6 +24,7 @@ logger = logging.getLogger("m2d")
 RATES = (1_000, 768_000)
 #: Float samples above this are in another scale, such as that of 16-bit integers.
 BEYOND_FULL_SCALE = 10.0
+_TOLD_BY_NAME = (".gsm", ".vox")  # formats without a header
 # What encoders say of their delay and padding, and rounding, may take so much of the promised length away.
 _SECONDS_OF_TOLERANCE = 0.5
 
@@ -103,11 +104,11 @@ class AudioStream:
         self.warnings: list[str] = []
         self.seconds_left_out = 0.0
         self._name = shown(path)
-        self._path = os.fspath(path)
+        self._path = os.fsdecode(path)
         self._file = _open_regular(path, self._name)
         self._reader: Reader | None = None
         try:
-            layout = read_layout(self._file, os.fstat(self._file.fileno()).st_size)
+            layout = read_layout(self._file, os.fstat(self._file.fileno()).st_size, self._path)
             self._left_out(layout.warning, layout.seconds_left_out)
             self._parts = layout.parts or (None,)
             self._open_part(self._parts[0])
@@ -177,7 +178,7 @@ class AudioStream:
         try:
             try:
                 self._reader = self._by_libsndfile()
-            except (soundfile.LibsndfileError, TypeError) as error:
+            except soundfile.LibsndfileError as error:
                 self._reader = self._other_reader(error)
             else:
                 _check_rate(self._reader.rate)
@@ -194,9 +195,11 @@ class AudioStream:
             return SndfileReader(descriptor, self.sample_rate)
         except soundfile.LibsndfileError:
             os.lseek(descriptor, position, os.SEEK_SET)  # where the buffered file takes it to be
-            return SndfileReader(self._path, self.sample_rate)  # of some formats the name alone tells
+            if self._path.endswith(_TOLD_BY_NAME):
+                return SndfileReader(self._path, self.sample_rate)
+            raise
 
-    def _other_reader(self, error: Exception) -> Reader:
+    def _other_reader(self, error: soundfile.LibsndfileError) -> Reader:
         """What reads the source in the place of libsndfile, which refused it."""
         self._source.seek(behind_id3(self._source, 0))
         head = self._source.read(12)
@@ -207,10 +210,10 @@ class AudioStream:
             return FfmpegReader(self._source, other.name)
         if other is not None and not other.is_sndfiles:
             raise ValueError(f"is {other.words}, which needs PyAV: pip install 'm2d-audio[av]'")
-        if isinstance(error, TypeError):
-            raise ValueError("has no header that tells its format")
         hint = "; PyAV reads more formats: pip install 'm2d-audio[av]'" if other is not None else ""
-        raise ValueError(f"cannot be read as audio: {error.error_string.rstrip('.')}{hint}")
+        # libsndfile's words for an MP3 without a whole frame are about something else.
+        reason = "Format not recognised" if "not a regular file" in error.error_string else error.error_string.rstrip(".")
+        raise ValueError(f"cannot be read as audio: {reason}{hint}")
 
     def _named(self, error: ValueError) -> ValueError:
         """With the file's name in front of the words of an error."""

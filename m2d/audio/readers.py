@@ -99,7 +99,6 @@ class SndfileReader:
 
     Raises:
         soundfile.LibsndfileError: no format that it reads.
-        TypeError: samples without a header.
     """
 
     damaged = 0

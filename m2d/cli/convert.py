@@ -1,7 +1,7 @@
 """Audio files to log-mel spectrograms, the training data of M2D.
 
-    wav_to_lms.py SRC DEST [flags]
-    wav_to_lms.py SRC --pack OUT.pack [flags]
+    m2d convert SRC DEST [flags]                    (or python wav_to_lms.py SRC DEST)
+    m2d convert SRC --pack OUT.pack [flags]
 
 SRC/sub/a.wav becomes DEST/sub/a.npy, float32 [1, 80, frames], 100 frames a second. Files that exist are skipped, so that
 the same command goes on after an interruption. Files that cannot be converted are listed in DEST/failed.csv.

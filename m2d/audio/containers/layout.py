@@ -9,8 +9,8 @@ from .riff import wav_layout
 from .view import Layout
 
 
-def read_layout(file: BinaryIO, size: int) -> Layout:
-    """How to decode a file of so many bytes; by its first bytes, whatever its name.
+def read_layout(file: BinaryIO, size: int, name: str = "") -> Layout:
+    """How to decode a file of so many bytes; by its first bytes, but an MP3, which may begin with anything, also by its name.
 
     Raises:
         OSError: the file cannot be read.
@@ -23,6 +23,6 @@ def read_layout(file: BinaryIO, size: int) -> Layout:
         return ogg_layout(file)
     if head.startswith(b"fLaC"):
         return flac_layout(file, size)
-    if head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):
+    if head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] >= b"\xe0") or name.lower().endswith(".mp3"):
         return mpeg_layout(file, size)
     return Layout()

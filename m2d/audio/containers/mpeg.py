@@ -5,7 +5,7 @@ A stream may begin with a tag: a frame that holds, in place of sound, the number
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import BinaryIO
@@ -27,8 +27,6 @@ _HAS_FRAMES, _HAS_BYTES = 1, 2  # the tag's flags
 _KBITS_OF_OUR_TAG = 5  # the index of a rate whose frames hold a tag, whatever the version
 _ID3V1_BYTES = 128
 _SEARCHED_AT_ONCE = 1 << 16
-# Encoders differ in whether a tag counts its own frame, and what follows the last one.
-_TOLERANCE = 4096
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def mpeg_layout(file: BinaryIO, size: int) -> Layout:
     if is_aac or _tag_is_right(file, start, size):
         return Layout()
     streams = [stream for stream in _streams(file, start, size) if stream.count]
-    if len(streams) == 1 and streams[0].tag is None and streams[0].constant_rate and len(streams[0].ranges) == 1:
+    if len(streams) == 1 and streams[0].tag is None and streams[0].constant_rate and _is_all(streams[0].ranges, start):
         return Layout()
     parts, warning = [], ""
     for stream in streams:
@@ -70,6 +68,11 @@ def mpeg_layout(file: BinaryIO, size: int) -> Layout:
         if promised > stream.count + 1:
             warning = f"is cut short: {stream.count} of the {promised} frames that its header promises are there"
     return Layout(tuple(parts), warning)
+
+
+def _is_all(ranges: Sequence[range], start: int) -> bool:
+    """Whether nothing lies before and between the frames."""
+    return len(ranges) == 1 and ranges[0].start == start
 
 
 @lru_cache(maxsize=4096)
@@ -124,7 +127,8 @@ def _tag_is_right(file: BinaryIO, start: int, size: int) -> bool:
     if frame is None or not _has_tag(head, frame):
         return False
     frames, told = _promised(head, frame)
-    return frames > 0 and abs(start + told - _end_of_sound(file, size)) <= _TOLERANCE
+    # Encoders differ in whether a tag counts its own frame.
+    return frames > 0 and 0 <= _end_of_sound(file, size) - start - told <= frame.length
 
 
 def _end_of_sound(file: BinaryIO, size: int) -> int:

@@ -76,6 +76,23 @@ def test_mp3s_put_one_after_the_other_are_read_whole(tmp_path):
     assert len(expected) < len(samples_of(tagless, 44100)) < len(expected) + 4 * 1152
 
 
+def test_the_shortest_mp3_behind_another_is_not_lost(tmp_path):
+    one, two = write(tmp_path / "1.mp3", 44100, 44100), write(tmp_path / "2.mp3", 2205, 22050)
+    assert len(samples_of(join(tmp_path / "a.mp3", one, two), 22050)) == 22050 + 2205
+
+
+@pytest.mark.parametrize("junk", [bytes(5000), b"RIFX" + b"\xff\xfb\x90" * 100, b"\0" + b"ID3" * 50])
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+def test_an_mp3_is_found_behind_other_bytes(tmp_path, junk, mode):
+    path = encoded(tmp_path / "a.mp3", sound(44100), 44100, bitrate_mode=mode)
+    expected = samples_of(path, 44100)
+    path.write_bytes(junk + path.read_bytes())
+    assert (samples_of(path, 44100) == expected).all()
+    tagless = without_tag(encoded(tmp_path / "b.mp3", sound(44100), 44100, bitrate_mode=mode))
+    tagless.write_bytes(junk + tagless.read_bytes())
+    assert 44100 < len(samples_of(tagless, 44100)) < 44100 + 4 * 1152
+
+
 def test_mp3s_of_other_rates_and_channels_one_after_the_other(tmp_path):
     one = write(tmp_path / "1.mp3", 44100, 44100, 2)
     two = write(tmp_path / "2.mp3", 33075, 22050, 1)

@@ -141,6 +141,15 @@ def test_only_regular_files_are_opened(tmp_path):
             load_audio(tmp_path / name, 16000)
 
 
+def test_formats_that_the_name_alone_tells(tmp_path):
+    with soundfile.SoundFile(tmp_path / "a.gsm", "w", 8000, 1, format="RAW", subtype="GSM610") as file:
+        file.write(sound(8000))
+    assert 16000 <= len(load_audio(tmp_path / "a.gsm", 16000)) < 16000 + 640
+    (tmp_path / "a.raw").write_bytes(bytes(1000))
+    with pytest.raises(ValueError, match=r"a\.raw cannot be read as audio: Format not recognised"):
+        load_audio(tmp_path / "a.raw", 16000)
+
+
 def test_names_are_shown_without_what_a_terminal_obeys(tmp_path):
     path = tmp_path / "red\x1b[31m\r\nünï.wav"
     path.touch()
