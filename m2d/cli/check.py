@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.workers < 1 or args.sample < 0:
         parser.error("--workers is at least 1, --sample not below 0")
-    if args.out and args.out.sufout != ".csv":
+    if args.out and args.out.suffix != ".csv":
         parser.error(f"--out {args.out}: a name that ends in .csv is expected")
     return args
 
