@@ -31,7 +31,7 @@ from app.segments import SegmentDataset, read_segments, write_csv
 from m2d.checkpoint.weights import load_file, save_atomically
 from m2d.data.rng import Purpose, permutation
 from m2d.inference.runtime import Config, RuntimeM2D
-from m2d.train.schedules import learning_rate
+from m2d.train.optim import learning_rate
 from m2d.utils.device import pick_device
 from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
 from m2d.utils.program import ArgumentParser, run_program

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
-import train_audio
 from m2d.data.dataset import prepare
 from m2d.data.norm_stats import measure_stats
 from m2d.data.open import open_store
 from m2d.inference.runtime import RuntimeM2D
 from m2d.train.pretrain import main as pretrain
+from m2d.train.programs import M2D
 from wav_to_lms import convert_wav
 
 SETTINGS = (
@@ -47,7 +47,7 @@ def losses(folder: Path, name: str, epochs: int, batch_size: int, seed: int = 0)
     """Loss of each epoch of a run."""
     out = folder / f"run-{name}-{seed}"
     flags = f"{SETTINGS} --csv_main {folder / LISTS[name]} --data_path {folder / 'lms'} --output_dir {out} --seed {seed}"
-    if pretrain(train_audio.RECIPE, f"{flags} --epochs {epochs} --batch_size {batch_size}".split()):
+    if pretrain(M2D, f"{flags} --epochs {epochs} --batch_size {batch_size}".split()):
         raise SystemExit("the run failed")
     return np.array([json.loads(line)["train_loss"] for line in (out / "log.txt").read_text().splitlines()])
 
@@ -58,7 +58,7 @@ def embeddings(folder: Path, name: str, clips: int, model: RuntimeM2D) -> tuple[
     stats = measure_stats(store, FRAMES)
     chosen = np.linspace(0, len(store) - 1, clips).astype(np.int64)
     crops = torch.from_numpy(store.read_crops(chosen, np.full(clips, 0.5), FRAMES)).unsqueeze(1)
-    clean, _ = prepare({"clean": crops}, stats)
+    clean, _ = prepare(crops, None, stats)
     with torch.no_grad():
         return crops.float(), torch.cat([model.encode_lms(each) for each in clean.split(4)])
 

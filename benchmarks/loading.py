@@ -140,7 +140,7 @@ def prepare_rate(data: AudioDataset, batch_size: int) -> float:
     times = []
     for _ in range(5):
         begin = time.perf_counter()
-        prepare(batch, STATS, NOISE_STATS, RATIO)
+        prepare(batch.clean, batch.noise, STATS, NOISE_STATS, RATIO)
         times.append(time.perf_counter() - begin)
     return batch_size / min(times)
 
@@ -199,7 +199,7 @@ def cold(folder: Path, clips: int, batch_size: int) -> None:
             data = AudioDataset(open_store(pack_folder, folder), frames, 0)
             begin, done = time.perf_counter(), 0
             for batch in batches_of(data, batch_size, len(data) // batch_size):
-                done += batch["clean"].nbytes
+                done += batch.clean.nbytes
             rate = done / (time.perf_counter() - begin)
             print(f"cold, {dtype}: {title} {rate / 1e6:.0f} MB/s, read through {through / 1e6:.0f} MB/s: {rate / through:.0%}")
 

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.save_stall --model m2d_vit_base --folder /tmp
 
-A step of training is a forward and backward pass and an update of a small batch. 'stall' is the time that Saver.save takes
-from the training loop (the copy to host memory); 'write' is how long the file then takes in the background, and
+A step of training is a forward and backward pass and an update of a small batch. 'stall' is the time that a save
+takes from the training loop (the copy to host memory); 'write' is how long the file then takes in the background, and
 'steps meanwhile' what that does to the steps. 'torch.save' is what waiting for the file (and the disk) would take.
 """
 
@@ -12,13 +12,13 @@ import os
 import statistics
 import tempfile
 import time
-from argparse import Namespace
 from pathlib import Path
 
 import torch
 
 from m2d.models import registry as models_mae
-from m2d.run.checkpoint_writer import Saver
+from m2d.run.checkpoint_writer import CheckpointWriter
+from m2d.train.config import OptimSettings
 from m2d.train.optim import make_optimizer
 
 clock = time.perf_counter
@@ -30,7 +30,7 @@ class Training:
     def __init__(self, name: str, batch_size: int, device: torch.device):
         self.device = device
         self.model = models_mae.build(name, img_size=(80, 208), patch_size=16).to(device)
-        self.optimizer = make_optimizer(self.model, Namespace(optim="adamw", weight_decay=0.05))
+        self.optimizer = make_optimizer(self.model, OptimSettings())
         self.batch = torch.randn(batch_size, 1, 80, 208, device=device)
 
     def step(self) -> float:
@@ -59,7 +59,7 @@ def waiting_save(state: dict, path: Path) -> float:
     return clock() - begin
 
 
-def one_save(training: Training, saver: Saver) -> tuple[float, float, list[float]]:
+def one_save(training: Training, saver: CheckpointWriter) -> tuple[float, float, list[float]]:
     """Seconds of the stall and of the write, and those of the steps during the write."""
     begin = clock()
     saver.save(training.state())
@@ -85,7 +85,7 @@ def main() -> None:
     print(f"{'model':<16}{'file':>10}{'torch.save':>12}{'stall':>8}{'share':>8}{'write':>8}{'step':>8}{'steps meanwhile':>17}")
     for name in args.model:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-            training, saver = Training(name, args.batch_size, torch.device(args.device)), Saver(Path(folder), 1e9)
+            training, saver = Training(name, args.batch_size, torch.device(args.device)), CheckpointWriter(Path(folder), 1e9)
             alone = statistics.median(training.step() for _ in range(args.repeats + 1))
             path = Path(folder) / "waiting.pth"
             waited = statistics.median(waiting_save(training.state(), path) for _ in range(args.repeats))

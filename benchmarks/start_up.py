@@ -55,27 +55,28 @@ def memory(pid: int, what: str) -> float:
 
 def run(csv: Path, folder: Path, workers: int, began: float) -> None:
     """In a process of its own: train until the first batch is there, and print what that took."""
-    import train_audio
     from m2d.train import pretrain
+    from m2d.train.metrics import Throughput
+    from m2d.train.programs import M2D
 
-    def first_batch(trainer, batches, *rest, **more):
-        batch = next(iter(batches))
+    def first_batch(state, data, batches, *rest):
+        batch = next(batches.epoch(0, 0, Throughput(1)))
         seconds, cpu = time.time() - began, time.process_time()
         me = Path("/proc/self/task")
         children = [int(pid) for task in me.iterdir() for pid in (task / "children").read_text().split()]
         peak = memory(os.getpid(), "VmHWM") + sum(memory(pid, "VmRSS") for pid in children)
         print(
-            f"{csv.name}: first batch {tuple(batch['clean'].shape)} after "
+            f"{csv.name}: first batch {tuple(batch.clean.shape)} after "
             f"{seconds:.1f} s ({cpu:.1f} s CPU), {workers} workers in {len(children)} processes of their own"
         )
         print(f"first batch: peak MB {peak:.0f}")
         raise FirstBatch
 
-    pretrain.train_one_epoch = first_batch
+    pretrain.train = first_batch
     with tempfile.TemporaryDirectory() as out:
         flags = f"--csv_main {csv} --data_path {folder} --output_dir {out}/run --model m2d_vit_tiny --device cpu"
         try:
-            pretrain.main(train_audio.RECIPE, [*flags.split(), "--num_workers", str(workers)])
+            pretrain.main(M2D, [*flags.split(), "--num_workers", str(workers)])
         except FirstBatch:
             return
     raise SystemExit("the run ended before its first batch")

@@ -22,8 +22,8 @@ from benchmarks.plain_model import with_torchs_products, without_fused_attention
 from m2d.models import registry as models_mae
 from m2d.models.m2d_x import M2D_X_ViT
 from m2d.models.masking import MaskPlan, random_plan
+from m2d.train import cost
 from m2d.train import device as compute
-from m2d.train import mfu as flops
 from m2d.train.config import as_pair, size_pair
 from m2d.utils.malloc import OWN_LIMITS, keep_freed_memory
 
@@ -56,7 +56,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of what autocast covers")
     parser.add_argument("--compile", action="store_true", help="compile the fast step's model")
-    parser.add_argument("--cuda_graphs", action="store_true", help="and its kernels replayed as CUDA graphs")
     parser.add_argument("--activation_checkpointing", action="store_true", help="recompute the fast step's activations")
     parser.add_argument("--steps", type=int, default=2, help="of each round")
     parser.add_argument("--warmup", type=int, default=1, help="steps before, in each round")
@@ -86,7 +85,7 @@ class Step:
         if compiled:
             self.model.recompute_activations(args.activation_checkpointing)
             if args.compile:
-                compute.compile_in_place(self.model, args.cuda_graphs)
+                compute.compile_in_place(self.model)
 
     def forward(self, x: torch.Tensor, target: torch.Tensor | None, plan: MaskPlan) -> torch.Tensor:
         """The loss."""
@@ -196,8 +195,8 @@ def main() -> None:
         for name in Choices.__dataclass_fields__:
             steps[f"fast without {name}"] = Step(args, replace(Choices(), **{name: False}), compiled=True)
     results = measure(steps, args)
-    work = flops.step_flops(steps["fast"].model, args.mask_ratio)
-    peak = compute.peak_flops(device, PRECISIONS[args.precision])
+    work = cost.step_flops(steps["fast"].model, args.mask_ratio)
+    peak = cost.peak_flops(device, PRECISIONS[args.precision])
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {args.model} {args.input_size}", end=" ")
     print(f"{args.patch_size} batch {args.batch_size}; {work / 1e9:.1f} GFLOP a clip; peak {peak / 1e12:.2f} TFLOP/s")
     base = next(iter(results.values()))

@@ -14,15 +14,16 @@ from pathlib import Path
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..data.loader import on_device
 from ..run.log import start_console
-from ..train import config as options
-from ..train import device as compute
-from ..train import distributed
-from ..train.setup import TrainingBatches, make_plan, make_trainer, normalisation, open_data
+from ..train.checks import check
+from ..train.config import Settings, make_parser
+from ..train.device import synchronize
+from ..train.distributed import launch as processes
+from ..train.metrics import Throughput
+from ..train.programs import PROGRAMS
+from ..train.setup import TrainingBatches, make_sampler, make_trainer, normalisation, open_data
 from ..train.trainer import Trainer
 from ..utils.program import run_program
-from .train import VARIANTS, recipe_of
 
 #: Older names of the variants of m2d train.
 ALIASES = {"m2d_as": "as", "m2d_s": "s"}
@@ -51,7 +52,7 @@ def name_phases(trainer: Trainer) -> None:
     for attribute, phase in MODEL_PHASES.items():
         if hasattr(trainer.model, attribute):
             setattr(trainer.model, attribute, _named(getattr(trainer.model, attribute), phase))
-    trainer.inputs = _named(trainer.inputs, "inputs: noise, normalising, mask, teacher")
+    trainer.transform = _named(trainer.transform, "inputs: noise, normalising, mask, teacher")
     trainer.forward_backward = _named(trainer.forward_backward, "forward and backward")
     trainer.optimizer.step = _named(trainer.optimizer.step, "optimizer")
     nn.utils.clip_grad_norm_ = _named(nn.utils.clip_grad_norm_, "gradient clipping")
@@ -59,22 +60,22 @@ def name_phases(trainer: Trainer) -> None:
 
 def profile_steps(trainer: Trainer, batches: TrainingBatches, steps: int) -> profile:
     """A profile of `steps` steps after a few that are not counted."""
-    device = trainer.launch.device
+    device, sampler = trainer.launch.device, trainer.sampler
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     trainer.model.train()
     trainer.set_learning_rate(0.0)
-    source = on_device(batches.of(0), device)
+    source = batches.epoch(0, 0, Throughput(sampler.batch_size * sampler.world_size))
     for batch in itertools.islice(source, WARM_UP):
-        trainer.forward_backward(batch, synchronise=True)
+        trainer.forward_backward(batch, synchronize=True)
         trainer.update(0)
     name_phases(trainer)
     with profile(activities=activities) as profiler:
         for _ in range(steps):
             with record_function("phase: waiting for data"):
                 batch = next(source)
-            trainer.forward_backward(batch, synchronise=True)
+            trainer.forward_backward(batch, synchronize=True)
             trainer.update(0)
-            compute.synchronize(device)
+            synchronize(device)
     return profiler
 
 
@@ -112,24 +113,25 @@ def profile_run(argv: Sequence[str] | None = None) -> None:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     variant = ALIASES.get(argv[0], argv[0]) if argv else ""
-    if variant in VARIANTS:
+    if variant in PROGRAMS:
         del argv[0]
-    recipe = recipe_of(variant if variant in VARIANTS else "m2d")
-    parser = options.make_parser("m2d profile", __doc__.split("\n")[0], recipe.defaults, recipe.without)
+    program = PROGRAMS.get(variant, PROGRAMS["m2d"])
+    parser = make_parser("m2d profile", __doc__.split("\n")[0], program.defaults, program.without)
     parser.add_argument("--steps", type=int, default=10, help="steps to profile")
     parser.add_argument("--trace", type=Path, help="file to write the trace to")
     args = parser.parse_args(argv)
-    options.check(args, recipe.families)
-    recipe.check(args)
+    settings = Settings.from_args(args)
+    check(settings, program.families)
+    program.check(settings)
     start_console()
-    launch = distributed.start(args.device)
-    data = open_data(recipe, args, launch)
-    plan = make_plan(args, data.train, launch)
-    trainer = make_trainer(args, data.train, plan, *normalisation(args, data.train, launch), launch)
-    batches = TrainingBatches(data.train, trainer.plan, args, launch.device)
-    steps = min(args.steps, trainer.plan.steps_per_epoch - WARM_UP)
+    launch = processes.start(settings.machine.device)
+    data = open_data(program, settings, launch)
+    sampler = make_sampler(settings, data.train, launch)
+    trainer = make_trainer(settings, data.train, sampler, *normalisation(settings, data.train, launch), launch)
+    batches = TrainingBatches(data.train, sampler, settings, launch.device)
+    steps = min(args.steps, sampler.steps_per_epoch - WARM_UP)
     if steps < 1:
-        raise ValueError(f"an epoch has {trainer.plan.steps_per_epoch} steps, and {WARM_UP} warm up: lower --batch_size")
+        raise ValueError(f"an epoch has {sampler.steps_per_epoch} steps, and {WARM_UP} warm up: lower --batch_size")
     try:
         profiler = profile_steps(trainer, batches, steps)
     finally:

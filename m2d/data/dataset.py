@@ -12,11 +12,10 @@ import torch
 from torch.utils.data import Dataset
 
 from .bad_files import Reader, read_readable
+from .batch import Batch
 from .rng import Purpose, uniform
 from .sampler import NoiseOrder, SampleKey
 from .store import EPS, ClipStore, check_finite
-
-Batch = dict[str, torch.Tensor]
 
 
 class AudioDataset(Dataset):
@@ -35,13 +34,13 @@ class AudioDataset(Dataset):
     Attributes:
         target_width: width of the offline target that a subclass adds (E of M2D-X and its kin).
         weights: sampling weight of each sample, float64 `[len(self)]`, where the list gives them.
-        facts: what a checkpoint is to keep of the data, such as the names of classes.
-        skip_bad_files: take the next clip in the place of one that cannot be read; batches then count them in `skipped`.
+        metadata: what a checkpoint is to keep of the data, such as the names of classes.
+        skip_bad_files: replace a clip that cannot be read by the next one; batches count them in `skipped`.
     """
 
     target_width: int | None = None
     weights: np.ndarray | None = None
-    facts: Mapping[str, object] = MappingProxyType({})
+    metadata: Mapping[str, object] = MappingProxyType({})
     skip_bad_files = False
 
     def __init__(
@@ -62,36 +61,31 @@ class AudioDataset(Dataset):
         return self.size
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
-        """The batch that these keys of one epoch ask for.
-
-        Returns:
-            `clean` and, with noise, `noise`: log-mel crops, not normalised, `[B, 1, n_mels, input_frames]` (float32;
-            of another float type where the store holds it: `prepare` converts); `epoch` int64 scalar;
-            `position` and `index` int64 `[B]`; with skip_bad_files, `skipped` int64 scalar; and what a subclass adds.
-        """
+        """The batch that these keys of one epoch ask for."""
         epochs, positions, indices = np.array(keys, dtype=np.int64).T
         epoch = int(epochs[0])
-        arrays, passed = self._readable(self.read, self.clips, indices, self._places(epoch, positions, Purpose.CROP))
+        arrays, skipped = self._readable(self.read, self.clips, indices, self._places(epoch, positions, Purpose.CROP))
         if self.noise is not None:
             places = self._places(epoch, positions, Purpose.NOISE_CROP)
             noise, more = self._readable(self._read_noise, self.noise, self.noise_order(epoch, positions), places)
-            arrays, passed = arrays | noise, passed + more
-        batch = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            arrays, skipped = arrays | noise, skipped + more
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         for name in ("clean", "noise"):
-            if name in batch:
-                batch[name] = batch[name].unsqueeze(1)
-        return batch | {
-            "epoch": torch.tensor(epoch),
-            "position": torch.from_numpy(positions.copy()),
-            "index": torch.from_numpy(indices.copy()),
-            **({"skipped": torch.tensor(passed)} if self.skip_bad_files else {}),
-        }
+            if name in tensors:
+                tensors[name] = tensors[name].unsqueeze(1)
+        return Batch(
+            **tensors,
+            epoch=epoch,
+            position=torch.from_numpy(positions.copy()),
+            index=torch.from_numpy(indices.copy()),
+            skipped=skipped,
+        )
 
     def __getitem__(self, i: int) -> Batch:
-        """Sample i as epoch 0 would give it at position i, for looking at: the tensors of a batch, without B."""
+        """Sample i as epoch 0 would give it at position i, for looking at: a batch of one."""
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
-        return {name: value[0] if value.dim() else value for name, value in self.__getitems__([SampleKey(0, i, i)]).items()}
+        return self.__getitems__([SampleKey(0, i, i)])
 
     def read(self, clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
         """What is read of a batch's clips: at least `clean` `[B, n_mels, input_frames]`.
@@ -126,7 +120,8 @@ class AudioDataset(Dataset):
 
 
 def prepare(
-    batch: Batch,
+    clean: torch.Tensor,
+    noise: torch.Tensor | None,
     stats: tuple[float, float],
     noise_stats: tuple[float, float] | None = None,
     noise_ratio: float = 0.0,
@@ -136,7 +131,7 @@ def prepare(
     With mean-subtracted clip x and noise n, the mixed clip is `log(max(r*exp(n) + (1-r)*exp(x), eps))`.
 
     Args:
-        batch: `clean` and, where there is noise, `noise`, `[B, 1, n_mels, frames]`.
+        clean, noise: crops and, where noise is mixed in, noise crops, `[B, 1, n_mels, frames]`.
         stats: mean and std of the main data set.
         noise_stats: mean and std of the noise data set.
         noise_ratio: r, in [0, 1]; 0 mixes nothing.
@@ -145,11 +140,11 @@ def prepare(
         (clean, mixed): float32 `[B, 1, n_mels, frames]`, both divided by the main std; one tensor where nothing is mixed.
     """
     mean, std = stats
-    clean = _float32(batch["clean"]) - mean
-    if noise_ratio == 0 or "noise" not in batch:
+    clean = _float32(clean) - mean
+    if noise_ratio == 0 or noise is None:
         clean = clean / std
         return clean, clean
-    mixed = _float32(batch["noise"]) - noise_stats[0]
+    mixed = _float32(noise) - noise_stats[0]
     if noise_ratio < 1:
         # The sum in the log domain: exp() of a value far above the mean would overflow.
         mixed = torch.logaddexp(mixed + math.log(noise_ratio), clean + math.log(1 - noise_ratio)).clamp(min=math.log(EPS))

@@ -89,7 +89,7 @@ class ASDataset(AudioDataset):
         self.labels = LabelTable(clips, classes)
         self.classes = self.labels.classes
         self.target_width = len(self.classes)
-        self.facts = {"classes": list(self.classes)}
+        self.metadata = {"classes": list(self.classes)}
         self.weights = read_weights(clips)
 
     def read(self, clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:

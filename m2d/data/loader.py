@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from ..utils.parallel import map_ahead
-from .dataset import AudioDataset, Batch
+from .batch import Batch
+from .dataset import AudioDataset
 from .sampler import SampleKey
 
 
@@ -47,31 +48,25 @@ class BatchLoader:
 
     def _read(self, keys: list[SampleKey]) -> Batch:
         batch = self.dataset.__getitems__(keys)
-        return {name: value.pin_memory() for name, value in batch.items()} if self.pin_memory else batch
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device; `epoch` stays on the host, where its value is read."""
-    return {name: value if name == "epoch" else value.to(device, non_blocking=True) for name, value in batch.items()}
+        return batch.pin_memory() if self.pin_memory else batch
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """The batches on a device; on CUDA each copy is begun one batch ahead, on a stream of its own."""
     if device.type != "cuda":
         for batch in batches:
-            yield to_device(batch, device)
+            yield batch.to(device)
         return
     stream = torch.cuda.Stream(device)
     ahead = None
     for batch in batches:
         with torch.cuda.stream(stream):
-            following = to_device(batch, device)
+            following = batch.to(device)
         if ahead is not None:
             yield ahead
         torch.cuda.current_stream(device).wait_stream(stream)
-        for value in following.values():
-            if value.is_cuda:
-                value.record_stream(torch.cuda.current_stream(device))
+        for tensor in following.tensors().values():
+            tensor.record_stream(torch.cuda.current_stream(device))
         ahead = following
     if ahead is not None:
         yield ahead

@@ -28,7 +28,7 @@ def host_copy(value):
     return value
 
 
-class Saver:
+class CheckpointWriter:
     """Writes a run's checkpoints into its folder.
 
     `last.pth` is replaced by rename, and the one before it is kept as `last-previous.pth`. A write that fails is

@@ -5,10 +5,8 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -146,26 +144,3 @@ def _epoch_of(line: str) -> float:
         return json.loads(line)["epoch"]
     except (ValueError, KeyError, TypeError):
         return float("inf")
-
-
-class Pace:
-    """Speed of a run since the last line: clips per second, share of time spent waiting for data, time to go."""
-
-    def __init__(self, clips_per_step: int):
-        self.clips_per_step = clips_per_step
-        self._begin = time.perf_counter()
-        self._waited, self._steps = 0.0, 0
-
-    def step(self, waited: float) -> None:
-        """Count one step that waited so many seconds for its batch."""
-        self._waited += waited
-        self._steps += 1
-
-    def report(self, steps_to_go: int) -> tuple[float, float, str]:
-        """(clips per second, waiting share, time to go) since the last report."""
-        elapsed = max(time.perf_counter() - self._begin, 1e-9)
-        steps = max(self._steps, 1)
-        to_go = timedelta(seconds=round(elapsed / steps * steps_to_go))
-        result = (self._steps * self.clips_per_step / elapsed, self._waited / elapsed, str(to_go))
-        self._begin, self._waited, self._steps = time.perf_counter(), 0.0, 0
-        return result

@@ -1,7 +1,6 @@
 """The output folder's name: the model, its sizes, the date, and what differs from the defaults."""
 
 import re
-from argparse import Namespace
 from collections.abc import Mapping
 from datetime import date
 from typing import NamedTuple
@@ -71,20 +70,25 @@ def differences(settings: Mapping[str, object], defaults: Mapping[str, object]) 
 
 
 def run_name(
-    args: Namespace, effective_batch: int, defaults: Mapping[str, object], with_rate: bool, with_epochs: bool, today: date
+    settings: Mapping[str, object],
+    effective_batch: int,
+    defaults: Mapping[str, object],
+    with_rate: bool,
+    with_epochs: bool,
+    today: date,
 ) -> str:
-    """The name of a run's folder (system.md, section 4; the names of released runs depend on it).
+    """The name of a run's folder (the names of released runs depend on this rule).
 
     Args:
-        args: the run's settings.
+        settings: the run's settings, by flag.
         effective_batch: clips per update.
         defaults: values at which a setting is left out, where they are not those of `PARTS`.
         with_rate: name the sampling rate (M2D and M2D-AS).
         with_epochs: end with the number of epochs (M2D and M2D-AS).
         today: the date in the name.
     """
-    settings = vars(args) | {"effective_batch": effective_batch}
-    rate = f"p{args.sr}" if with_rate else ""
-    epochs = f"-e{args.epochs}" if with_epochs else ""
-    sizes = f"{args.input_size}p{args.patch_size}{rate}"
-    return f"{args.model}-{sizes}-{today:%y%m%d}-{differences(settings, defaults)}{epochs}"
+    rate = f"p{settings['sr']}" if with_rate else ""
+    epochs = f"-e{settings['epochs']}" if with_epochs else ""
+    sizes = f"{settings['input_size']}p{settings['patch_size']}{rate}"
+    differing = differences({**settings, "effective_batch": effective_batch}, defaults)
+    return f"{settings['model']}-{sizes}-{today:%y%m%d}-{differing}{epochs}"

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..data.dataset import Batch, prepare
-from ..data.loader import to_device
+from ..data.batch import Batch
+from ..data.dataset import prepare
 from ..data.rng import Purpose, random_bits
 from ..models.masking import MaskPlan, continuous_plan, random_plan
 
@@ -15,7 +15,7 @@ from ..models.masking import MaskPlan, continuous_plan, random_plan
 class MaskRule:
     """Which patches of a sample are hidden: a function of (seed, epoch, position).
 
-    `run` > 0: whole time columns in runs of so many; 0: at random.
+    `run` > 0: whole time columns in runs of this length; 0: at random.
     """
 
     grid_size: tuple[int, int]
@@ -34,7 +34,7 @@ class MaskRule:
 
 
 @dataclass(frozen=True)
-class BatchInputs:
+class BatchTransform:
     """Makes the arguments of a model's forward from a loaded batch.
 
     The student sees the mixed clip and the teacher the clean one (Niizumi et al., 2024, section IV), or the other way
@@ -51,22 +51,21 @@ class BatchInputs:
 
     def __call__(self, batch: Batch) -> tuple:
         """`(imgs, plan)`, or `(imgs, offline target, plan)` where there is a teacher or the batch has a target."""
-        epoch = int(batch["epoch"])
-        batch = to_device(batch, self.device)
-        teacher_input, student_input = prepare(batch, self.stats, self.noise_stats, self.noise_ratio)
+        batch = batch.to(self.device)
+        teacher_input, student_input = prepare(batch.clean, batch.noise, self.stats, self.noise_stats, self.noise_ratio)
         if self.swap_inputs:
             teacher_input, student_input = student_input, teacher_input
-        plan = self.mask(epoch, batch["position"])
-        if self.teacher is None and "target" not in batch:
+        plan = self.mask(batch.epoch, batch.position)
+        if self.teacher is None and batch.target is None:
             return student_input, plan
         return student_input, self._offline_target(batch, teacher_input), plan
 
     def clean(self, batch: Batch) -> torch.Tensor:
         """The clean clips of a batch alone, normalised `[B, 1, n_mels, frames]`."""
-        return prepare({"clean": batch["clean"].to(self.device, non_blocking=True)}, self.stats)[0]
+        return prepare(batch.clean.to(self.device, non_blocking=True), None, self.stats)[0]
 
     def _offline_target(self, batch: Batch, teacher_input: torch.Tensor) -> torch.Tensor:
         if self.teacher is None:
-            return batch["target"]
+            return batch.target
         with torch.no_grad():
             return self.teacher.encode_lms(teacher_input)

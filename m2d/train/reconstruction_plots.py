@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..utils.atomic_file import write_figure
-from .config import N_MELS
+from .checks import N_MELS
 from .trainer import Trainer
 
 logger = logging.getLogger("m2d")
@@ -19,11 +19,11 @@ def draw_samples(trainer: Trainer, checkpoint: Path) -> None:
 
     The pictures are `vis-{epoch}/{clip}.png`; a clip that cannot be drawn is named and left out.
     """
-    files = sorted((Path(trainer.args.data_path) / "vis_samples").glob("*.npy"))
+    files = sorted((Path(trainer.settings.data.data_path) / "vis_samples").glob("*.npy"))
     folder = checkpoint.with_name(checkpoint.stem.replace("checkpoint", "vis"))
     for file in files:
         try:
-            clip = _load(file, trainer.model.patch_embed.img_size[1], trainer.inputs.stats)
+            clip = _load(file, trainer.model.patch_embed.img_size[1], trainer.transform.stats)
             folder.mkdir(exist_ok=True)
             draw(trainer, clip, file.stem, folder / f"{file.stem}.png")
         except (OSError, ValueError) as error:
@@ -45,7 +45,7 @@ def draw(trainer: Trainer, clip: torch.Tensor, title: str, path: Path) -> None:
     """One picture: a clip `[1, 1, mels, frames]`, what the model saw of it, and what it made of that."""
     trainer.model.eval()
     clip = clip.to(trainer.launch.device)
-    plan = trainer.inputs.mask(0, torch.zeros(1, dtype=torch.int64, device=clip.device))
+    plan = trainer.transform.mask(0, torch.zeros(1, dtype=torch.int64, device=clip.device))
     with trainer.autocast():
         loss, recons, _, mask = trainer.model.forward_viz(clip, plan)
     height, width = trainer.model.patch_size()

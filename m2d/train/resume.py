@@ -1,9 +1,7 @@
-"""Going on with a run: from its own newest checkpoint (--auto_resume), or from any checkpoint (--resume)."""
+"""Resuming a run: from its own newest checkpoint (--auto_resume), or from any checkpoint (--resume)."""
 
 import logging
-from argparse import Namespace
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from torch import nn
 
@@ -12,27 +10,22 @@ from ..checkpoint.weights import POSITIONS, load_into, read_weights
 from ..data.clip_list import columns_digest
 from ..data.dataset import AudioDataset
 from ..utils.errors import UserError
+from .config import Settings
+from .metrics import LossMeter
 from .optim import load_optimizer
-from .trainer import Trainer
+from .trainer import Trainer, TrainState
 
-#: Settings that may change when a run goes on: they do not touch what is learned from here on ...
+#: Settings that may change when a run is resumed: they do not change what is learned from here on ...
 FREE = set(
     "accum_iter auto_resume batch_size csv_val eval_after feature_eval_freq force_start_epoch fsdp keep_last log_dir num_workers "
-    "output_dir pin_mem resume save_freq save_minutes stop_at".split()
+    "output_dir pin_mem rank_timeout resume save_freq save_minutes stop_at".split()
 )
-#: ... or change it in a way that a person may want, if only in rounding; the log says so.
-SOUND = set(
-    "activation_checkpointing clip_grad compile cuda_graphs data_path device epochs min_lr skip_bad_files weight_decay".split()
-)
+#: ... or change it in a way that a user may want, if only in rounding; a warning names them.
+ALLOWED = set("activation_checkpointing clip_grad compile data_path device epochs min_lr skip_bad_files weight_decay".split())
 
 _PREDICTOR = ("decoder_", "mask_token")
 
 logger = logging.getLogger("m2d")
-
-
-def saved_settings(args: Namespace) -> dict[str, object]:
-    """The settings as a checkpoint and run.json keep them: plain values."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(args).items()}
 
 
 def list_digests(data: AudioDataset) -> dict[str, str]:
@@ -41,41 +34,42 @@ def list_digests(data: AudioDataset) -> dict[str, str]:
     return {flag: columns_digest(store.columns) for flag, store in stores.items() if store is not None}
 
 
-def check_same_run(checkpoint: Mapping[str, object], args: Namespace, facts: Mapping[str, object]) -> None:
-    """Refuse settings or lists that would make a continued run another run.
+def check_same_run(checkpoint: Mapping[str, object], settings: Settings, metadata: Mapping[str, object]) -> None:
+    """Refuse settings or lists that would make a resumed run another run.
 
     Args:
-        checkpoint: the run's own, with its settings and facts.
-        args: the settings given now.
-        facts: as in the checkpoint: `effective_batch` and `lists` now.
+        checkpoint: the run's own, with its settings and metadata.
+        settings: the settings given now.
+        metadata: as in the checkpoint: `effective_batch` and `lists` now.
 
     Raises:
         UserError: naming each such setting with both values, or the list that has changed.
     """
-    saved, now = checkpoint["args"], saved_settings(args)
-    saved_batch, effective_batch = checkpoint["effective_batch"], facts["effective_batch"]
+    saved, now = checkpoint["args"], settings.as_dict()
+    saved_batch, effective_batch = checkpoint["effective_batch"], metadata["effective_batch"]
     changed = {k: (saved[k], now[k]) for k in sorted(now.keys() & saved.keys()) if saved[k] != now[k] and k not in FREE}
     if saved_batch != effective_batch:
         changed["batch_size x accum_iter x processes"] = (saved_batch, effective_batch)
-    refused = [f"--{k} was {was!r}, is {now!r}" for k, (was, now) in changed.items() if k not in SOUND]
+    refused = [f"--{k} was {was!r}, is {now!r}" for k, (was, now) in changed.items() if k not in ALLOWED]
     if refused:
-        raise UserError(f"the run in the output folder cannot go on with other settings: {'; '.join(refused)}")
-    for flag, digest in facts["lists"].items():
+        raise UserError(f"the run in the output folder cannot be resumed with other settings: {'; '.join(refused)}")
+    for flag, digest in metadata["lists"].items():
         if digest != checkpoint["lists"].get(flag, digest):
             raise UserError(
-                f"the run in the output folder cannot go on: --{flag} {now[flag]} has changed since it began. "
+                f"the run in the output folder cannot be resumed: --{flag} {now[flag]} has changed since it began. "
                 f"Restore that list, or start a new run from its weights (--resume, with another --output_dir)"
             )
     for flag, (was, is_now) in changed.items():
-        logger.warning("going on with --%s %s, which was %s", flag, is_now, was)
+        logger.warning("resuming with --%s %s, which was %s", flag, is_now, was)
 
 
-def load_resumed_weights(model: nn.Module, args: Namespace) -> None:
-    """Load the weights of --resume into the model and say what was loaded, new and unused.
+def load_resumed_weights(model: nn.Module, settings: Settings) -> None:
+    """Load the weights of --resume into the model and log what was loaded, new and unused.
 
-    The parts of a predictor that another kind of model shapes differently (MAE's predicts pixels) start anew.
+    The parts of a predictor that another kind of model shapes differently (MAE's predicts pixels) keep their random start.
     """
-    weights, own = read_weights(args.resume), model.state_dict()
+    path = settings.run.resume
+    weights, own = read_weights(path), model.state_dict()
 
     def fits(name: str) -> bool:
         if not name.startswith(_PREDICTOR) or name not in own:
@@ -84,63 +78,57 @@ def load_resumed_weights(model: nn.Module, args: Namespace) -> None:
         return ours[-1] == theirs[-1] if name in POSITIONS else ours == theirs
 
     state = {name: tensor for name, tensor in weights.state.items() if fits(name)}
-    report = load_into(model, state, take_norm_stats=args.norm_stats == "resume")
+    report = load_into(model, state, take_norm_stats=settings.data.norm_stats == "resume")
     report.unused.extend(name for name in weights.state if name not in state)
-    logger.info("--resume %s: %s", args.resume, report)
+    logger.info("--resume %s: %s", path, report)
 
 
-def resumed_norm_stats(args: Namespace) -> tuple[float, float]:
+def resumed_norm_stats(path: str) -> tuple[float, float]:
     """The statistics in the checkpoint of --resume.
 
     Raises:
         UserError: it has none.
     """
-    stats = read_weights(args.resume).norm_stats
+    stats = read_weights(path).norm_stats
     if stats is None:
-        raise UserError(f"--norm_stats resume: {args.resume} holds no statistics")
+        raise UserError(f"--norm_stats resume: {path} holds no statistics")
     return float(stats[0]), float(stats[1])
 
 
-class Position(NamedTuple):
-    """Where a run starts or goes on: updates that are done, and the losses of the epoch under way."""
-
-    updates: int
-    meter: dict | None = None
-
-
-def starting_point(trainer: Trainer, checkpoint: dict | None) -> Position:
-    """Take up the state that the settings ask for.
+def start_state(trainer: Trainer, metadata: Mapping[str, object], checkpoint: dict | None) -> TrainState:
+    """The state that the settings ask for: at the run's start, or loaded from a checkpoint.
 
     Args:
         trainer: a model at its start, or with the weights of --resume.
+        metadata: what the run's checkpoints hold of the data.
         checkpoint: the run's own newest checkpoint (--auto_resume), if there is one.
 
     Raises:
         UserError: --resume with --force_start_epoch -1 names a file without optimizer and epoch.
     """
-    args, per_epoch = trainer.args, trainer.plan.updates_per_epoch
+    run, per_epoch = trainer.settings.run, trainer.sampler.updates_per_epoch
     if checkpoint is not None:
         trainer.model.load_state_dict(checkpoint["model"])
-        take_up(trainer, checkpoint)
-        return Position(checkpoint["updates"], checkpoint["meter"])
-    if not args.resume:
-        return Position(args.start_epoch * per_epoch)
-    if args.force_start_epoch >= 0:
-        return Position(args.force_start_epoch * per_epoch)
-    checkpoint = load_file(resolve(args.resume))
+        _load_optimizer(trainer, checkpoint)
+        return TrainState(trainer, metadata, checkpoint["updates"], LossMeter(checkpoint["meter"]))
+    if not run.resume:
+        return TrainState(trainer, metadata, run.start_epoch * per_epoch)
+    if run.force_start_epoch >= 0:
+        return TrainState(trainer, metadata, run.force_start_epoch * per_epoch)
+    checkpoint = load_file(resolve(run.resume))
     if not {"model", "optimizer", "epoch"} <= checkpoint.keys():
         raise UserError(
-            f"--resume {args.resume} holds weights alone, no optimizer and epoch to go on from: "
+            f"--resume {run.resume} holds weights alone, no optimizer and epoch to continue from: "
             "--force_start_epoch 0 starts from its weights"
         )
-    take_up(trainer, checkpoint)
+    _load_optimizer(trainer, checkpoint)
     if checkpoint.get("updates_per_epoch") == per_epoch:
-        return Position(checkpoint["updates"], checkpoint["meter"])
-    return Position(checkpoint["epoch"] * per_epoch)
+        return TrainState(trainer, metadata, checkpoint["updates"], LossMeter(checkpoint["meter"]))
+    return TrainState(trainer, metadata, checkpoint["epoch"] * per_epoch)
 
 
-def take_up(trainer: Trainer, checkpoint: dict) -> None:
-    """Optimizer and scaler of a training checkpoint."""
+def _load_optimizer(trainer: Trainer, checkpoint: dict) -> None:
+    """Optimizer and loss scaling of a training checkpoint."""
     load_optimizer(trainer.optimizer, trainer.model, checkpoint)
     if trainer.scaler.is_enabled() and checkpoint.get("scaler"):
         trainer.scaler.load_state_dict(checkpoint["scaler"])

@@ -1,34 +1,31 @@
-"""What a run measures of itself: validation loss, label-free quality, and the hand-off to EVAR."""
+"""What a run measures of itself: validation loss and label-free quality."""
 
 import logging
-import os
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..data.dataset import AudioDataset, Batch
+from ..data.batch import Batch
+from ..data.dataset import AudioDataset
 from ..data.sampler import SampleKey
 from ..evaluation.label_free import GramAccumulator
-from .distributed import sum_over_ranks, together
-from .trainer import TERM_NAMES, Trainer
+from .distributed.collectives import from_rank0, run_on_all_ranks, sum_over_ranks
+from .distributed.fsdp import full_model
+from .setup import DataSets
+from .trainer import Trainer
 
 VALIDATION_CLIPS = 2048
 QUALITY_CLIPS = 1000
 #: Fewer clips than this say nothing about a representation.
 QUALITY_MIN_CLIPS = 32
 
-#: Variables of torchrun that would make a program started from here think itself one of the run's processes.
-_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_")
-
 logger = logging.getLogger("m2d")
 
 
 def fixed_batches(dataset: AudioDataset, count: int, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
-    """The same crops of up to `count` evenly spread clips at each call, dealt to the ranks."""
+    """The same crops of up to `count` evenly spread clips at each call, split over the ranks."""
     clips = len(dataset.clips)
     count = min(count, clips)
     indices = np.arange(count) * clips // count
@@ -37,23 +34,49 @@ def fixed_batches(dataset: AudioDataset, count: int, batch_size: int, rank: int 
         yield dataset.__getitems__(keys[begin : begin + batch_size])
 
 
+def evaluate(trainer: Trainer, data: DataSets, epochs_done: int) -> dict[str, float]:
+    """Validation losses each epoch, label-free quality each --feature_eval_freq epochs, by name; all ranks call this."""
+    frequency = trainer.settings.output.feature_eval_freq
+    quality_is_due = frequency > 0 and epochs_done % frequency == 0
+    if not (data.val or quality_is_due):
+        return {}
+    model = full_model(trainer)
+    figures = validation_losses(trainer, model, data.val) if data.val else {}
+    if figures:
+        logger.info("epoch %d  %s", epochs_done, _text(figures))
+    if quality_is_due:
+        quality = from_rank0(trainer.launch, lambda: _quality_of_all(trainer, model, data))
+        if quality:
+            logger.info("epoch %d  %s", epochs_done, _text(quality))
+        figures |= quality
+    return figures
+
+
+def _text(figures: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+
+
+def _quality_of_all(trainer: Trainer, model: nn.Module, data: DataSets) -> dict[str, float]:
+    quality = label_free_quality(trainer, model, data.train, "train")
+    return quality | (label_free_quality(trainer, model, data.val, "val") if data.val else {})
+
+
 @torch.no_grad()
 def validation_losses(trainer: Trainer, model: nn.Module, dataset: AudioDataset) -> dict[str, float]:
     """Mean losses over at most VALIDATION_CLIPS clips of a data set, by name: `val_loss` and its parts."""
     model.eval()
-    launch = trainer.launch
+    launch, batch_size = trainer.launch, trainer.settings.run.batch_size
 
-    def sum_of_mine() -> torch.Tensor:
-        sums = torch.zeros(len(TERM_NAMES) + 1, dtype=torch.float64)
-        for batch in fixed_batches(dataset, VALIDATION_CLIPS, trainer.args.batch_size, launch.rank, launch.world_size):
-            terms = trainer.losses(model, batch).double().cpu()
-            clips = len(batch["index"])
-            sums[: len(terms)] += terms * clips
-            sums[-1] += clips
+    def sum_of_this_rank() -> torch.Tensor:
+        sums = torch.zeros(len(trainer.model.loss_names) + 1, dtype=torch.float64)
+        for batch in fixed_batches(dataset, VALIDATION_CLIPS, batch_size, launch.rank, launch.world_size):
+            losses = torch.stack(list(trainer.losses(model, batch).values())).double().cpu()
+            sums[:-1] += losses * len(batch)
+            sums[-1] += len(batch)
         return sums
 
-    sums = sum_over_ranks(together(launch, sum_of_mine))
-    return {f"val_{name}": float(total / sums[-1]) for name, total in zip(model.loss_names, sums, strict=False)}
+    *totals, clips = sum_over_ranks(run_on_all_ranks(launch, sum_of_this_rank))
+    return {f"val_{name}": float(total / clips) for name, total in zip(trainer.model.loss_names, totals, strict=True)}
 
 
 @torch.no_grad()
@@ -64,36 +87,13 @@ def label_free_quality(trainer: Trainer, model: nn.Module, dataset: AudioDataset
     """
     clips = min(len(dataset.clips), QUALITY_CLIPS)
     if clips < QUALITY_MIN_CLIPS:
-        logger.info("label-free quality: left out, since %d clips are fewer than %d", clips, QUALITY_MIN_CLIPS)
+        logger.info("label-free quality: not measured: %d clips are fewer than %d", clips, QUALITY_MIN_CLIPS)
         return {}
     model.eval()
     gram = GramAccumulator()
-    for batch in fixed_batches(dataset, QUALITY_CLIPS, trainer.args.batch_size):
+    for batch in fixed_batches(dataset, QUALITY_CLIPS, trainer.settings.run.batch_size):
         with trainer.autocast():
-            inputs = trainer.inputs.clean(batch)
+            inputs = trainer.transform.clean(batch)
             tokens = model.forward_encoder(inputs, mask_ratio=0.0)[0]
         gram.update(model.drop_cls_token(tokens).flatten(0, 1).float())
     return {f"{prefix}_rankme": gram.rank_me(), f"{prefix}_auc": gram.auc()}
-
-
-def hand_to_evar(script: str, checkpoint: Path, wait: bool) -> None:
-    """Start `quick_eval.sh` or `all_eval.sh` for a checkpoint; whatever becomes of it, the training goes on.
-
-    The script is taken from the working folder, where users keep their own, else from beside the m2d package.
-    """
-    here = Path(__file__).resolve().parents[2]
-    path = next((p for p in (Path(script), here / script) if p.exists()), None)
-    if path is None:
-        logger.info("%s is not here: %s is not evaluated", script, checkpoint)
-        return
-    log = checkpoint.with_suffix(".eval.txt")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER)}
-    try:
-        with log.open("w") as output:
-            command = ["bash", str(path), str(checkpoint.resolve())]
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
-        logger.info("%s %s: see %s", script, checkpoint, log)
-        if wait and process.wait():
-            logger.warning("%s ended with exit status %d: see %s", script, process.returncode, log)
-    except OSError as error:
-        logger.warning("%s could not be started: %s", script, error)

@@ -1,4 +1,4 @@
-"""Errors that speak to the person who started the program."""
+"""Errors for the person who started the program."""
 
 
 class UserError(ValueError):

@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 EXIT_USAGE = 2  # something that the user can fix: a flag, a file, a list
+EXIT_BAD_NUMBERS = 3  # a training run's loss or gradient was not finite
+EXIT_NOT_SAVED = 74  # a run ended but could not write its last checkpoint (EX_IOERR of sysexits.h)
+EXIT_REQUEUE = 75  # a run was asked to stop, or lost a rank: --auto_resume resumes it (EX_TEMPFAIL of sysexits.h)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 _UNKNOWN = "unrecognized arguments: "

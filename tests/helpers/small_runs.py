@@ -3,8 +3,8 @@
 As a program, `python small_runs.py train_audio FLAGS…` runs a training program with those models.
 """
 
+import argparse
 import hashlib
-import importlib
 import json
 import multiprocessing
 import os
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,9 @@ import pytest
 import torch
 
 from m2d.models import registry as models_mae
-from m2d.train.distributed import leave
+from m2d.train import programs
+from m2d.train.config import Settings, make_parser
+from m2d.train.distributed.launch import exit_process
 from m2d.train.pretrain import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,9 +54,20 @@ def small_builders() -> dict:
     return table
 
 
-def recipe_of(program: str):
-    """The Recipe of a program, by its module's name."""
-    return importlib.import_module(program).RECIPE
+def program_of(program: str) -> programs.Program:
+    """A training program, by its script's module name."""
+    return dict(zip(PROGRAMS, programs.PROGRAMS.values(), strict=True))[program]
+
+
+def parser_of(program: str) -> argparse.ArgumentParser:
+    """The parser of a program's flags."""
+    found = program_of(program)
+    return make_parser(found.prog, found.description, found.defaults, found.without)
+
+
+def settings_of(program: str, flags: Sequence[str]) -> Settings:
+    """The settings that a program makes of flags."""
+    return Settings.from_args(parser_of(program).parse_args(flags))
 
 
 def flags_of(program: str, more: str = "") -> list[str]:
@@ -67,7 +80,7 @@ def flags_of(program: str, more: str = "") -> list[str]:
 
 def run(program: str, more: str = "") -> int:
     """A small run in this process and its working folder; returns the exit status."""
-    return main(recipe_of(program), flags_of(program, more))
+    return main(program_of(program), flags_of(program, more))
 
 
 def command(program: str, more: str = "", processes: int = 1, agent: str = "") -> list[str]:
@@ -263,4 +276,4 @@ def same_log(first, second):
 
 if __name__ == "__main__":
     install()
-    leave(main(recipe_of(sys.argv[1]), sys.argv[2:]))
+    exit_process(main(program_of(sys.argv[1]), sys.argv[2:]))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app import finetune, segments
 from app.scores import main_score, scores, unit_probabilities
-from m2d.train.schedules import learning_rate
+from m2d.train.optim import learning_rate
 
 WEIGHTS = "m2d_vit_tiny-80x208p80x16p16k-random"
 

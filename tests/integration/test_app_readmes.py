@@ -1,14 +1,14 @@
 """The READMEs below the project's folder: their commands are the published ones, and are understood."""
 
-import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from small_runs import program_of, settings_of
 
 from app import finetune
-from m2d.train import config as options
+from m2d.train.checks import check
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("app/icbhi_sprs/README_ICBHI_SPRS.md", "app/circor/README.md")
@@ -49,10 +49,9 @@ def test_the_readmes_further_pretraining_commands_are_the_published_ones():
     ]
     found = [words for words in commands(*READMES) if words[1] == "train_audio.py"]
     assert [" ".join(words[2:]) for words in found] == expected
-    parser = options.make_parser("train_audio.py", "", {}, ())
     for words in found:
-        args = parser.parse_args(words[2:])
-        assert args.model == "m2d_x_vit_base" and args.epochs == 600 and args.loss_off == 1.0
+        settings = settings_of("train_audio", words[2:])
+        assert (settings.model.model, settings.run.epochs, settings.loss.loss_off) == ("m2d_x_vit_base", 600, 1.0)
 
 
 def test_the_readmes_fine_tuning_commands_are_understood():
@@ -79,13 +78,12 @@ def test_the_readmes_training_commands_are_understood(readme, tmp_path, monkeypa
     Path("data").mkdir()
     batches = set()
     for module, arguments in found:
-        recipe = importlib.import_module(module).RECIPE
-        args = options.make_parser(recipe.prog, recipe.description, recipe.defaults, recipe.without).parse_args(arguments)
-        for path in filter(None, (args.csv_main, args.csv_bg_noise)):
+        program, settings = program_of(module), settings_of(module, arguments)
+        for path in filter(None, (settings.data.csv_main, settings.data.csv_bg_noise)):
             Path(path).touch()
-        options.check(args, recipe.families)
-        recipe.check(args)
-        batches.add((args.batch_size, args.accum_iter))
+        check(settings, program.families)
+        program.check(settings)
+        batches.add((settings.run.batch_size, settings.run.accum_iter))
     assert found and batches <= {(512, 1), (256, 2), (128, 16)}
 
 

@@ -15,7 +15,9 @@ import pytest
 import torch
 from small_runs import LIST, M2D, Forked, digest, free_port, launch, load, log_lines, same_log, write_list
 
-from m2d.train import distributed
+from m2d.train.distributed import launch as processes
+from m2d.train.distributed.collectives import sum_over_ranks
+from m2d.train.distributed.watchdog import RankLostError
 
 pytestmark = pytest.mark.usefixtures("small_workplace")
 
@@ -24,8 +26,8 @@ def joins(rank, port):
     """Start as one of two of torchrun's workers, and talk to the other."""
     launched = dict(RANK=rank, WORLD_SIZE=2, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     os.environ.update({name: str(value) for name, value in launched.items()}, TORCHELASTIC_USE_AGENT_STORE="True")
-    distributed.start("cpu")
-    os._exit(int(distributed.sum_over_ranks(torch.tensor(rank)) != 1))
+    processes.start("cpu")
+    os._exit(int(sum_over_ranks(torch.tensor(rank)) != 1))
 
 
 def test_a_restart_is_not_misled_by_what_lost_processes_left_in_the_store_of_torchrun():
@@ -46,12 +48,11 @@ def test_a_restart_is_not_misled_by_what_lost_processes_left_in_the_store_of_tor
         assert [rank.exitcode for rank in ranks] == ([-signal.SIGKILL] if killed else [0, 0])
 
 
-def test_a_rank_whose_rank_0_never_comes_gives_up(monkeypatch):
+def test_a_rank_whose_rank_0_never_comes_ends():
     store = torch.distributed.HashStore()
-    store.set(distributed._OFFER, distributed._WITHDRAWN)
-    monkeypatch.setattr(distributed, "_TIMEOUT", timedelta(seconds=0.1))
-    with pytest.raises(TimeoutError, match="rank 1 has heard nothing of rank 0 for 0:00:00.1"):
-        distributed._answer(store, 1)
+    store.set(processes._OFFER, processes._WITHDRAWN)
+    with pytest.raises(RankLostError, match="rank 0 did not join within 0:00:00.1"):
+        processes._agree_on_prefix(store, 1, 2, timedelta(seconds=0.1))
 
 
 def reference_and_flags(epochs):

@@ -180,9 +180,9 @@ def test_a_gradient_that_is_not_finite_is_not_saved_though_the_losses_are(bad_up
 
 def test_a_report_that_cannot_be_written_does_not_hide_the_cause(monkeypatch, capsys):
     write_list(clips=16)
-    monkeypatch.setattr(Trainer, "forward_backward", lambda self, batch, synchronise: torch.tensor([float("inf")]))
+    monkeypatch.setattr(Trainer, "forward_backward", lambda self, batch, synchronize: {"loss": torch.tensor(float("inf"))})
     monkeypatch.setattr(Trainer, "update", lambda self, number: torch.tensor(1.0))
-    monkeypatch.setattr("m2d.train.nan_report.torch.save", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+    monkeypatch.setattr("m2d.train.metrics.torch.save", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
     assert run(M2D, f"{LIST} --output_dir out") == 3
     said = capsys.readouterr().out
-    assert "out/nan_report.pt could not be written" in said and "no finite number" in said
+    assert "out/nan_report.pt could not be written" in said and "not a finite number" in said

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_runs import parser_of, program_of, settings_of
 
 from app import finetune
 from m2d.checkpoint.spec import parse_sizes_by_name
 from m2d.inference import embed, tag
-from m2d.train import config as options
-from m2d.train.schedules import ema_decay
+from m2d.train.checks import check
+from m2d.train.optim import ema_decay
 from wav_to_lms import convert_wav
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,11 +24,6 @@ BLOCKS = {language: re.findall(rf"^```{language}\n(.*?)^```", GUIDE, re.M | re.S
 COMMANDS = [line for block in BLOCKS["sh"] for line in block.replace("\\\n", " ").splitlines()]
 TRAINING = ("train_audio", "audioset.train_as", "speech.train_speech", "mae_train_audio")
 EMA_INITIAL, EMA_FINAL = 0.99995, 0.99999
-
-
-def training_parser(module):
-    recipe = importlib.import_module(module).RECIPE
-    return recipe, options.make_parser(recipe.prog, recipe.description, recipe.defaults, recipe.without)
 
 
 def split_command(line):
@@ -50,14 +46,13 @@ def split_command(line):
 
 
 def check_training(module, arguments):
-    recipe, parser = training_parser(module)
-    args = parser.parse_args(arguments)
+    program, settings = program_of(module), settings_of(module, arguments)
     Path("data").mkdir(exist_ok=True)
-    for path in (args.csv_main, args.csv_bg_noise):
+    for path in (settings.data.csv_main, settings.data.csv_bg_noise):
         if path:
             Path(path).touch()
-    options.check(args, recipe.families)
-    recipe.check(args)
+    check(settings, program.families)
+    program.check(settings)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -91,7 +86,7 @@ def test_there_are_commands_of_every_kind():
 def test_its_flags_exist(capsys):
     known = {"--nproc_per_node", "--logdir"} | {f"--{name}" for name in inspect.signature(convert_wav).parameters}
     for module in TRAINING:
-        known |= set(training_parser(module)[1]._option_string_actions)
+        known |= set(parser_of(module)._option_string_actions)
     for main in (embed.main, tag.main, finetune.main):
         with pytest.raises(SystemExit):
             main(["--help"])
@@ -113,7 +108,7 @@ def test_the_numbers_of_the_known_runs():
     section = GUIDE.split("## 7.")[1]
     rows = [row.strip("|").split("|") for row in section.splitlines() if re.match(r"\| [\d,]+ ", row)]
     assert len(rows) == 3
-    _, parser = training_parser("train_audio")
+    parser = parser_of("train_audio")
     blr = parser.get_default("blr")
     for clips, batch, epochs, updates, rate, left in (map(number, row) for row in rows):
         assert updates == clips // batch * epochs

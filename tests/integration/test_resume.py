@@ -50,7 +50,7 @@ def test_a_file_cut_at_every_tenth_is_recognised(two_saves, tenths, capsys):
     capsys.readouterr()
     assert run(M2D, f"{two_saves} torn") == 0
     said = capsys.readouterr().out
-    assert "torn/last.pth is not whole: going back" in said and "going on from torn/last-previous.pth" in said
+    assert "torn/last.pth is not whole: going back" in said and "resuming from torn/last-previous.pth" in said
     assert digest(Path("torn/last.pth")) == digest(Path("whole/last.pth"))
     # What was torn has not been kept as the one to go back to.
     assert load(Path("torn/last-previous.pth"))["epoch"] == 2
@@ -135,7 +135,7 @@ def test_changed_flags_are_refused_with_both_values_and_some_may_change(two_save
     assert {path: path.stat().st_mtime_ns for path in Path("stopped").glob("*.pth")} == before
     assert run(M2D, f"{two_saves} stopped --epochs 4 --save_freq 7 --batch_size 4 --accum_iter 2 --num_workers 1") == 0
     said = capsys.readouterr().out
-    assert "going on with --epochs 4, which was 3" in said and "save_freq" not in said
+    assert "resuming with --epochs 4, which was 3" in said and "save_freq" not in said
     assert load(Path("stopped/last.pth"))["epoch"] == 4
     starts = json.loads(Path("stopped/run.json").read_text())["starts"]
     assert len(starts) == 2
@@ -170,7 +170,7 @@ def test_a_run_goes_on_where_its_name_has_yesterdays_date(capsys):
     yesterday = Path(re.sub(r"-\d{6}-", "-231231-", today.name))
     today.rename(yesterday)
     assert run(M2D, f"{flags} --auto_resume") == 0
-    assert f"going on from {yesterday}/last.pth" in capsys.readouterr().out and not today.exists()
+    assert f"resuming from {yesterday}/last.pth" in capsys.readouterr().out and not today.exists()
     assert load(yesterday / "last.pth")["epoch"] == 2
 
 

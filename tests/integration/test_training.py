@@ -19,20 +19,21 @@ from small_runs import (
     flags_of,
     load,
     log_lines,
-    recipe_of,
+    program_of,
     run,
+    settings_of,
     step_losses,
     write_data,
     write_list,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from m2d.data.batch import Batch
 from m2d.models import registry as models_mae
 from m2d.train import setup as setup_run
-from m2d.train.batch_transform import BatchInputs, MaskRule
-from m2d.train.config import make_parser
-from m2d.train.distributed import Launch
-from m2d.train.schedules import learning_rate
+from m2d.train.batch_transform import BatchTransform, MaskRule
+from m2d.train.distributed.launch import Launch
+from m2d.train.optim import learning_rate
 
 pytestmark = pytest.mark.usefixtures("small_workplace")
 
@@ -45,13 +46,11 @@ def trained(flags="", program=M2D, out="out"):
 
 def trainer_of(flags, program=M2D):
     """A trainer as a run makes it, and its data."""
-    recipe = recipe_of(program)
-    parser = make_parser(recipe.prog, recipe.description, recipe.defaults, recipe.without)
-    args = parser.parse_args(flags_of(program, flags))
+    settings = settings_of(program, flags_of(program, flags))
     launch = Launch(0, 1, 0, torch.device("cpu"))
-    data = setup_run.open_data(recipe, args, launch).train
-    plan = setup_run.make_plan(args, data, launch)
-    return setup_run.make_trainer(args, data, plan, *setup_run.normalisation(args, data, launch), launch), data
+    data = setup_run.open_data(program_of(program), settings, launch).train
+    sampler = setup_run.make_sampler(settings, data, launch)
+    return setup_run.make_trainer(settings, data, sampler, *setup_run.normalisation(settings, data, launch), launch), data
 
 
 # ---------------------------------------------------------------- what is learned
@@ -219,7 +218,7 @@ def test_validation_is_normalised_by_the_training_statistics():
     trainer, _ = trainer_of(f"{LIST} --csv_val data/files_val.csv")
     trained(f"{LIST} --epochs 1 --csv_val data/files_val.csv")
     assert not Path("data/files_val.csv.stats.json").exists()
-    assert trainer.inputs.stats[0] == pytest.approx(load(Path("out/last.pth"))["model"]["norm_stats"][0].item(), rel=1e-6)
+    assert trainer.transform.stats[0] == pytest.approx(load(Path("out/last.pth"))["model"]["norm_stats"][0].item(), rel=1e-6)
 
 
 def test_label_free_figures_are_left_out_of_few_clips(capsys):
@@ -272,7 +271,7 @@ def test_evaluation_scripts_are_called_and_never_fail_a_run(status, monkeypatch)
 
 
 def test_a_run_without_evaluation_scripts(monkeypatch, capsys):
-    monkeypatch.setattr("m2d.train.validation.__file__", "/nowhere/m2d/evaluation.py")
+    monkeypatch.setattr("m2d.run.evar.__file__", "/nowhere/m2d/run/evar.py")
     write_list(clips=16)
     trained(f"{LIST} --epochs 1")
     assert "all_eval.sh is not here" in capsys.readouterr().out
@@ -400,7 +399,7 @@ def test_statistics_of_the_resumed_checkpoint():
     assert trained(f"{more} --norm_stats resume", out="a")["model"]["norm_stats"].tolist() == [-3.0, 1.5]
     assert trained(more, out="b")["model"]["norm_stats"].tolist() != [-3.0, 1.5]
     trainer, _ = trainer_of(f"{more} --norm_stats resume")
-    assert trainer.inputs.stats == (-3.0, 1.5)
+    assert trainer.transform.stats == (-3.0, 1.5)
 
 
 def test_norm_stats_resume_of_a_checkpoint_without_statistics(capsys):
@@ -482,18 +481,14 @@ class Spy(torch.nn.Module):
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_noise_is_for_the_student_and_the_clean_clip_for_the_teacher(swapped):
-    batch = {
-        "clean": torch.randn(3, 1, 80, 32) - 7,
-        "noise": torch.randn(3, 1, 80, 32) - 5,
-        "position": torch.arange(3),
-        "epoch": torch.tensor(2),
-    }
+    clean_clips, noise_clips = torch.randn(3, 1, 80, 32) - 7, torch.randn(3, 1, 80, 32) - 5
+    batch = Batch(clean_clips, torch.arange(3), torch.arange(3), epoch=2, noise=noise_clips)
     mask = MaskRule((5, 2), 0.5, seed=0)
     spy = Spy()
-    inputs = BatchInputs(torch.device("cpu"), mask, (-7.0, 2.0), (-5.0, 3.0), 0.3, swapped, spy)
+    inputs = BatchTransform(torch.device("cpu"), mask, (-7.0, 2.0), (-5.0, 3.0), 0.3, swapped, spy)
     student, target, plan = inputs(batch)
-    clean = (batch["clean"] + 7) / 2
-    mixed = torch.log((0.3 * (batch["noise"] + 5).exp() + 0.7 * (batch["clean"] + 7).exp()).clamp(min=1e-7)) / 2
+    clean = (batch.clean + 7) / 2
+    mixed = torch.log((0.3 * (batch.noise + 5).exp() + 0.7 * (batch.clean + 7).exp()).clamp(min=1e-7)) / 2
     expected = (clean, mixed) if swapped else (mixed, clean)
     torch.testing.assert_close(student, expected[0])
     torch.testing.assert_close(spy.seen, expected[1])
@@ -508,8 +503,8 @@ def test_swap_inputs_reaches_the_training(teacher):
     write_list("noise", clips=30, seed=5)
     noise = "--csv_bg_noise data/files_noise.csv --noise_ratio 0.3"
     trainer, data = trainer_of(f"{X} --teacher {teacher} {noise} --swap_inputs")
-    assert trainer.inputs.swap_inputs and trainer.inputs.noise_ratio == 0.3 and data.noise is not None
-    assert not trainer_of(f"{X} --teacher {teacher} {noise}")[0].inputs.swap_inputs
+    assert trainer.transform.swap_inputs and trainer.transform.noise_ratio == 0.3 and data.noise is not None
+    assert not trainer_of(f"{X} --teacher {teacher} {noise}")[0].transform.swap_inputs
 
 
 def test_labels_and_classes():
@@ -523,9 +518,9 @@ def test_labels_and_classes():
 def test_weighted_sampling_draws_by_weight():
     path = write_list(clips=40, label=["/m/a"], weight=["0", "1"])
     trainer, _ = trainer_of(f"--csv_main {path} --weighted", AS)
-    assert set(trainer.plan.order(0) % 2) == {1}
+    assert set(trainer.sampler.order(0) % 2) == {1}
     trainer, _ = trainer_of(f"--csv_main {path}", AS)
-    assert set(trainer.plan.order(0) % 2) == {0, 1}
+    assert set(trainer.sampler.order(0) % 2) == {0, 1}
 
 
 def test_validation_labels_that_training_lacks(capsys):
@@ -598,10 +593,10 @@ def test_skipping_takes_the_next_clips_label():
     path = write_list(clips=16, label=[f"/m/{i:02d}" for i in range(16)])
     break_clip(15)
     trainer, data = trainer_of(f"--csv_main {path} --skip_bad_files", AS)
-    keys = next(keys for keys in trainer.plan.batches(0) if any(key.index == 15 for key in keys))
+    keys = next(keys for keys in trainer.sampler.batches(0) if any(key.index == 15 for key in keys))
     batch = data.__getitems__(keys)
     row = [key.index for key in keys].index(15)
-    assert batch["target"][row].argmax() == 0 and int(batch["skipped"]) == 1
+    assert batch.target[row].argmax() == 0 and batch.skipped == 1
 
 
 def test_a_list_without_any_readable_clip_is_refused_even_so(capsys):

@@ -30,7 +30,7 @@ def make_clips(tmp_path):
 
 
 def targets(data):
-    return data.__getitems__([SampleKey(0, i, i) for i in range(len(data))])["target"]
+    return data.__getitems__([SampleKey(0, i, i) for i in range(len(data))]).target
 
 
 def test_targets_are_multi_hot_over_the_classes_sorted_as_text(make_clips):
@@ -45,8 +45,8 @@ def test_list_keeps_its_order_and_is_not_repeated(make_clips):
     data = ASDataset(make_clips(["x", "y", "z", "x"]), input_frames=4, seed=0)
     batch = data.__getitems__([SampleKey(0, i, i) for i in range(4)])
     assert len(data) == 4
-    assert batch["clean"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]
-    assert batch["target"].argmax(dim=1).tolist() == [0, 1, 2, 0]
+    assert batch.clean[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert batch.target.argmax(dim=1).tolist() == [0, 1, 2, 0]
 
 
 def test_spaces_empty_ids_and_repeated_ids(make_clips):

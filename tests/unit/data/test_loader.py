@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from m2d.data.batch import Batch
 from m2d.data.loader import BatchLoader
 from m2d.data.sampler import EpochSampler
 
@@ -19,7 +20,8 @@ class Numbers:
         self.asked.append(keys[0].position)
         if self.bad is not None and any(key.index == self.bad for key in keys):
             raise ValueError("data/x.csv row 7: bad.npy")
-        return {"index": torch.tensor([key.index for key in keys])}
+        index = torch.tensor([key.index for key in keys])
+        return Batch(index, index, index, epoch=0)
 
 
 def plan_of(data, batch_size=4):
@@ -31,7 +33,7 @@ def test_batches_come_in_order_whatever_the_workers(workers):
     data = Numbers()
     loader = BatchLoader(data, workers)
     for epoch in range(3):
-        got = [batch["index"].tolist() for batch in loader.batches(plan_of(data).batches(epoch))]
+        got = [batch.index.tolist() for batch in loader.batches(plan_of(data).batches(epoch))]
         assert got == [[key.index for key in keys] for keys in plan_of(data).batches(epoch)]
     assert list(loader.batches([])) == []
     loader.close()
@@ -67,7 +69,7 @@ def test_an_epoch_left_early_is_not_read_to_its_end():
     next(batches)
     batches.close()
     first = next(loader.batches(plan_of(data).batches(1)))
-    assert first["index"].tolist() == [key.index for key in next(plan_of(data).batches(1))]
+    assert first.index.tolist() == [key.index for key in next(plan_of(data).batches(1))]
     assert len(data.asked) < 20
     loader.close()
 
@@ -105,5 +107,5 @@ def test_closing_ends_the_threads():
 def test_pinned_batches():
     data = Numbers()
     loader = BatchLoader(data, workers=1, pin_memory=True)
-    assert all(batch["index"].is_pinned() for batch in loader.batches(plan_of(data).batches(0)))
+    assert all(batch.index.is_pinned() for batch in loader.batches(plan_of(data).batches(0)))
     loader.close()

@@ -135,19 +135,18 @@ def test_batches_with_noise(make_store, tmp_path):
     (tmp_path / "noise.csv").write_text("file_name\nnoise.npy\n")
     data = SpeechDataset(store, 208, seed=3, noise=open_store(tmp_path / "noise.csv", tmp_path))
     batch = data.__getitems__([SampleKey(1, p, p % 3) for p in range(5)])
-    assert {name: tuple(value.shape) for name, value in batch.items()} == {
+    assert {name: tuple(value.shape) for name, value in batch.tensors().items()} == {
         "clean": (5, 1, 80, 208),
         "noise": (5, 1, 80, 208),
         "target": (5, 52, WIDTH),
-        "epoch": (),
         "position": (5,),
         "index": (5,),
     }
     assert len(data) == 3 and data.target_width == WIDTH
-    assert batch["target"].dtype == torch.float32 and torch.all(batch["noise"] == 5)
-    starts = batch["clean"][:, 0, 0, 0]
+    assert batch.target.dtype == torch.float32 and torch.all(batch.noise == 5)
+    starts = batch.clean[:, 0, 0, 0]
     assert len(set(starts.tolist())) > 1
-    torch.testing.assert_close(batch["target"][:, 0, 0], starts + 1.5)
+    torch.testing.assert_close(batch.target[:, 0, 0], starts + 1.5)
 
 
 def test_statistics_leave_the_padding_out(make_store):

@@ -1,23 +1,22 @@
-"""Names of output folders: the table of pitfalls.md, the example of system.md, and the rule on strings."""
+"""Names of output folders: published ones, and the rule on strings."""
 
 from datetime import date
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import PROGRAMS, recipe_of
+from small_runs import PROGRAMS, program_of, settings_of
 
 from m2d.run.name import PARTS, differences, run_name, short_number, short_path
-from m2d.train.config import make_parser
 
 TODAY = date(2026, 11, 22)
 
 
 def name_of(program, flags="", processes=1, today=TODAY):
-    recipe = recipe_of(program)
-    args = make_parser(recipe.prog, recipe.description, recipe.defaults, recipe.without).parse_args(flags.split())
-    effective_batch = args.batch_size * args.accum_iter * processes
-    return run_name(args, effective_batch, recipe.name_defaults, recipe.name_has_rate, recipe.name_has_epochs, today)
+    found, settings = program_of(program), settings_of(program, flags.split())
+    effective_batch = settings.run.batch_size * settings.run.accum_iter * processes
+    how = (found.name_defaults, found.name_has_rate, found.name_has_epochs)
+    return run_name(settings.as_dict(), effective_batch, *how, today)
 
 
 M2D = "m2d_vit_base-80x608p16x16p16k-261122-"

@@ -21,16 +21,18 @@ from small_runs import (
     launch,
     load,
     log_lines,
-    recipe_of,
+    program_of,
     run,
     run_ranks,
+    settings_of,
     write_data,
     write_list,
 )
 
-from m2d.train import config as options
-from m2d.train import distributed
-from m2d.train.distributed import Launch, from_rank0, in_step, together
+from m2d.train.checks import check
+from m2d.train.distributed import launch as processes
+from m2d.train.distributed.collectives import from_rank0, lockstep, run_on_all_ranks
+from m2d.train.distributed.launch import Launch
 from m2d.utils.errors import ReadError, UserError
 
 pytestmark = pytest.mark.usefixtures("small_workplace")
@@ -151,7 +153,7 @@ def test_a_dead_process_ends_the_others():
     os.kill(forked.ranks[1].pid, signal.SIGKILL)
     status = forked.wait()
     assert status == [75, -signal.SIGKILL]
-    assert "another process of the run has ended" in forked.said() and "Traceback" not in forked.said()
+    assert "rank 1 ended" in forked.said() and "Traceback" not in forked.said()
 
 
 # ---------------------------------------------------------------- programs
@@ -191,8 +193,8 @@ ALONE = Launch(0, 1, 0, torch.device("cpu"))
 
 
 LEAVE = (
-    "import atexit; from m2d.train.distributed import leave; "
-    "atexit.register(print, 'taken down'); print('said', end=' '); leave(75)"
+    "import atexit; from m2d.train.distributed.launch import exit_process; "
+    "atexit.register(print, 'taken down'); print('said', end=' '); exit_process(75)"
 )
 
 
@@ -205,19 +207,19 @@ def test_one_of_several_processes_leaves_at_once(variables, said):
 
 
 def test_one_process_passes_results_and_errors_through():
-    assert from_rank0(ALONE, lambda: 3) == together(ALONE, lambda: 3) == 3
-    for share in (from_rank0, together):
+    assert from_rank0(ALONE, lambda: 3) == run_on_all_ranks(ALONE, lambda: 3) == 3
+    for share in (from_rank0, run_on_all_ranks):
         with pytest.raises(KeyError):
             share(ALONE, lambda: {}["x"])
-    assert list(in_step([1, 2])) == [1, 2]
+    assert list(lockstep([1, 2])) == [1, 2]
 
 
-def test_in_step_turns_errors_of_reading_into_one_kind():
+def test_lockstep_turns_errors_of_reading_into_one_kind():
     def items():
         yield 1
         raise FileNotFoundError("row 3: gone")
 
-    received = in_step(items())
+    received = lockstep(items())
     assert next(received) == 1
     with pytest.raises(ReadError, match="^row 3: gone$"):
         next(received)
@@ -238,14 +240,14 @@ def test_who_launched_us(variables, ranks, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert distributed._ranks() == ranks
+    assert processes._ranks() == ranks
 
 
 def test_srun_without_an_address(monkeypatch):
     for name, value in dict(SLURM_PROCID="5", SLURM_NTASKS="8", SLURM_STEP_ID="0").items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="MASTER_ADDR"):
-        distributed.start("cpu")
+        processes.start("cpu")
 
 
 def test_tasks_of_srun_count_where_flags_need_or_refuse_several_processes(monkeypatch):
@@ -254,21 +256,16 @@ def test_tasks_of_srun_count_where_flags_need_or_refuse_several_processes(monkey
     for name, value in dict(SLURM_PROCID="0", SLURM_NTASKS="2", SLURM_STEP_ID="0").items():
         monkeypatch.setenv(name, value)
     write_list()
-    recipe = recipe_of(M2D)
-    parser = options.make_parser(recipe.prog, recipe.description, recipe.defaults, recipe.without)
-    options.check(parser.parse_args(flags_of(M2D, f"{LIST} --fsdp")), recipe.families)
-    with pytest.raises(UserError, match="one process"):
-        options.check(parser.parse_args(flags_of(M2D, f"{LIST} --cuda_graphs")), recipe.families)
+    settings = settings_of(M2D, flags_of(M2D, f"{LIST} --fsdp"))
+    check(settings, program_of(M2D).families)
+    monkeypatch.delenv("SLURM_STEP_ID")
+    with pytest.raises(UserError, match="torchrun"):
+        check(settings, program_of(M2D).families)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_devices():
-    assert (
-        distributed._device("cpu", 0).type
-        == distributed._device("cuda", 0).type
-        == distributed._device("cuda:1", 0).type
-        == "cpu"
-    )
+    assert processes._device("cpu", 0).type == processes._device("cuda", 0).type == processes._device("cuda:1", 0).type == "cpu"
     for wanted in ("tpu", "gpu0", ""):
         with pytest.raises(UserError, match="cuda, mps, cpu"):
-            distributed._device(wanted, 0)
+            processes._device(wanted, 0)

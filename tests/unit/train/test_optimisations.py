@@ -11,10 +11,11 @@ from small_models import inputs, plan, small_model
 from small_runs import ROOT, small_builders
 
 from benchmarks.train_step import PLAIN, Choices, Step, make_batch
+from m2d.data.batch import Batch
 from m2d.data.loader import on_device
 from m2d.models import registry as models_mae
 from m2d.train import device as compute
-from m2d.train.mfu import blocks_flops, step_flops
+from m2d.train.cost import blocks_flops, step_flops
 
 STEPS = 3
 
@@ -27,7 +28,7 @@ def settings(monkeypatch):
     class Settings:
         model, input_size, patch_size, mask_ratio = "m2d_vit_tiny", "80x48", "16x16", 0.6
         batch_size, device, precision = 4, "cpu", "fp32"
-        compile, cuda_graphs, activation_checkpointing = False, False, False
+        compile, activation_checkpointing = False, False
 
     return Settings
 
@@ -134,24 +135,6 @@ def test_a_model_that_does_not_compile_runs_as_it_is(caplog, monkeypatch):
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.slow
-def test_a_model_asked_for_graphs_gives_the_same_losses_and_keeps_no_gradient():
-    model = small_model("m2d")
-    x, mask = inputs(model, "m2d")[0], plan()
-    expected = model(x, mask)[0]
-    steps = []
-
-    def try_step():
-        assert all(p.grad is None for p in model.parameters())
-        steps.append(model(x, mask)[0])
-        steps[-1].backward()
-
-    assert compute.try_compile(model, try_step, cuda_graphs=True) is True
-    assert len(steps) > 2  # a graph is recorded and replayed before training relies on it
-    torch.testing.assert_close(model(x, mask)[0], expected)
-    assert all(p.grad is None for p in model.parameters())
-
-
 def test_flops_of_a_step_by_hand():
     model = models_mae.build("m2d_vit_base", img_size=(80, 608), patch_size=(16, 16))
     width, tokens = 768, 58
@@ -168,10 +151,10 @@ def test_flops_without_a_target_encoder():
 
 
 def test_batches_keep_their_order_and_their_epoch_stays_on_the_host():
-    batches = [{"clean": torch.full((2,), float(i)), "epoch": torch.tensor(i)} for i in range(4)]
+    batches = [Batch(torch.full((2,), float(i)), torch.arange(2), torch.arange(2), epoch=i) for i in range(4)]
     seen = list(on_device(batches, torch.device("cpu")))
-    assert [int(batch["epoch"]) for batch in seen] == [0, 1, 2, 3]
-    assert [batch["clean"][0].item() for batch in seen] == [0, 1, 2, 3]
+    assert [batch.epoch for batch in seen] == [0, 1, 2, 3]
+    assert [batch.clean[0].item() for batch in seen] == [0, 1, 2, 3]
 
 
 KEPT = """

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m2d.train.schedules import ema_decay, learning_rate
+from m2d.train.optim import ema_decay, learning_rate
 
 fractions = st.floats(0, 1)
 

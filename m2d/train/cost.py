@@ -1,0 +1,82 @@
+"""What a training step costs: its arithmetic, and what share of the device's peak it reaches (MFU)."""
+
+import time
+
+import torch
+from torch import nn
+
+from ..models.masking import keep_count
+from .device import synchronize
+
+#: Dense matrix products per second by device name, float16 and bfloat16 (NVIDIA's data sheets, without sparsity).
+PEAK_FLOPS = {
+    "V100": 125e12,
+    "T4": 65e12,
+    "A10": 125e12,
+    "A30": 165e12,
+    "A40": 150e12,
+    "A100": 312e12,
+    "A6000": 155e12,
+    "L4": 121e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "RTX 3090": 71e12,
+    "RTX 4090": 165e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+}
+_MEASURED_SIZE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
+
+
+def blocks_flops(blocks: nn.ModuleList, tokens: int) -> float:
+    """Operations of transformer blocks on a clip's tokens, forward: two per multiplication and addition.
+
+    Per block of width D: 24·N·D² in the matrices (at an MLP ratio of 4), 4·N²·D in attention.
+    """
+    total = 0.0
+    for block in blocks:
+        width, hidden = block.mlp.fc1.in_features, block.mlp.fc1.out_features
+        total += 2 * tokens * (4 * width * width + 2 * width * hidden) + 4 * tokens * tokens * width
+    return total
+
+
+def step_flops(model: nn.Module, mask_ratio: float) -> float:
+    """Operations of one clip's training step: forward and twice that backward, and the target encoder's forward.
+
+    Norms, activations and the loss are left out, as is a teacher.
+    """
+    rows, columns = model.grid_size()
+    length = rows * columns
+    keep = keep_count(length, mask_ratio)
+    embed = 2 * length * model.patch_embed.proj.weight.numel()
+    predictor = blocks_flops(model.decoder_blocks, length + 1)
+    ends = 2 * (keep + 1) * model.decoder_embed.weight.numel() + 2 * (length - keep) * model.decoder_pred.weight.numel()
+    trained = embed + blocks_flops(model.blocks, keep + 1) + predictor + ends
+    target = blocks_flops(model.used_target_blocks(), length - keep + 1) if model.has_ema_target else 0.0
+    return 3 * trained + target
+
+
+def peak_flops(device: torch.device, precision: torch.dtype) -> float:
+    """Floating point operations per second of the device's matrix products: from a table, else measured."""
+    if device.type == "cuda" and precision != torch.float32:
+        name = torch.cuda.get_device_name(device)
+        for key in sorted(PEAK_FLOPS, key=len, reverse=True):
+            if key in name:
+                return PEAK_FLOPS[key]
+    return measured_flops(device, precision)
+
+
+def measured_flops(device: torch.device, precision: torch.dtype, repeats: int = 5) -> float:
+    """The best of a few large matrix products, in operations per second."""
+    size = _MEASURED_SIZE.get(device.type, 1024)
+    a = torch.randn(size, size, device=device, dtype=precision)
+    best = float("inf")
+    for _ in range(repeats):
+        synchronize(device)
+        begin = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best

@@ -1,0 +1,103 @@
+"""What the ranks of a run do together: one computes for all, errors reach all, sums over all."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ...utils.errors import ReadError, UserError
+from .launch import Launch
+
+T = TypeVar("T")
+
+
+def from_rank0(launch: Launch, compute: Callable[[], T]) -> T:
+    """Compute once, on rank 0, and return the result, or raise the error, on all ranks."""
+    if launch.world_size == 1:
+        return compute()
+    outcome: list = [None, None]
+    if launch.is_main:
+        try:
+            outcome[0] = compute()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def run_on_all_ranks(launch: Launch, compute: Callable[[], T]) -> T:
+    """Compute on every rank; where it fails on some, raise the lowest such rank's error on all.
+
+    `compute` must not communicate with other ranks.
+    """
+    if launch.world_size == 1:
+        return compute()
+    result, error = None, None
+    try:
+        result = compute()
+    except Exception as failed:
+        error = failed
+    _raise_first(error)
+    return result
+
+
+def _raise_first(error: Exception | None) -> None:
+    """Raise on every rank the error of the lowest rank that has one."""
+    for found in gather(error):
+        if found is not None:
+            raise found
+
+
+def gather(value: T) -> list[T]:
+    """Every rank's value, by rank, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def lockstep(items: Iterable[T]) -> Iterator[T]:
+    """Each rank's items, equally many on each; where one rank cannot get its next one, all raise before that item.
+
+    Raises:
+        ReadError: with the message of the rank that failed.
+    """
+    items = iter(items)
+    while True:
+        item, error = None, None
+        try:
+            item = next(items, None)
+        except (OSError, ValueError) as failed:
+            error = ReadError(str(failed))
+        if sum_over_ranks(torch.tensor(int(error is not None))):
+            _raise_first(error)
+        if item is None:
+            return
+        yield item
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The element-wise sum over all ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def check_same(launch: Launch, values: Mapping[str, object]) -> None:
+    """Compare values that the ranks of a run must have in common; to be called by all ranks.
+
+    Raises:
+        UserError: on all ranks, naming the first rank that differs from rank 0, and each value that does.
+    """
+    if launch.world_size == 1:
+        return
+    first, *others = gather(dict(values))
+    for rank, other in enumerate(others, 1):
+        differing = [name for name in {**first, **other} if first.get(name) != other.get(name)]
+        if differing:
+            said = "; ".join(f"{name} is {first.get(name)!r} on rank 0, {other.get(name)!r} on rank {rank}" for name in differing)
+            raise UserError(f"the ranks of a run must learn from the same data with the same settings and code: {said}")

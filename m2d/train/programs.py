@@ -1,0 +1,170 @@
+"""The training programs: what each adds to the others, behind `m2d train [m2d|mae|as|s]` and the published scripts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..data.dataset import AudioDataset
+from ..data.feature_store import check_sizes
+from ..data.label_dataset import LIST_COLUMNS, ASDataset
+from ..data.open import open_features, open_store
+from ..data.speech_dataset import SpeechDataset
+from ..data.store import ClipStore
+from .config import Settings
+from .reconstruction_plots import draw_samples
+from .trainer import Trainer
+
+#: Opens a list of clips: (settings, the list's path, background noise, for validation the training data) to a data set.
+OpenData = Callable[[Settings, str, "ClipStore | None", "AudioDataset | None"], AudioDataset]
+
+
+@dataclass(frozen=True)
+class Program:
+    """One training program.
+
+    Attributes:
+        prog, description: for `--help`.
+        families: model families that it trains; the first is the default's.
+        open_data: opens a list of clips.
+        defaults: its own defaults, by flag.
+        without: flags that it does not have.
+        name_defaults: values at which a setting is left out of the output folder's name, where they are not the usual ones.
+        name_has_rate, name_has_epochs: whether the name holds the sampling rate and ends with the number of epochs.
+        check: refuses what cannot work, beyond what checks.check does.
+        at_checkpoint: called on rank 0 after each numbered checkpoint with the trainer and the checkpoint's path.
+    """
+
+    prog: str
+    description: str
+    families: tuple[str, ...]
+    open_data: OpenData
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    without: tuple[str, ...] = ("norm_pix_loss", "weighted")
+    name_defaults: Mapping[str, object] = field(default_factory=dict)
+    name_has_rate: bool = True
+    name_has_epochs: bool = True
+    check: Callable[[Settings], None] = lambda settings: None
+    at_checkpoint: Callable[[Trainer, Path], None] = lambda trainer, checkpoint: None
+
+
+# ---------------------------------------------------------------- M2D, M2D-X, M2D-D2V; MAE
+
+
+def open_audio(settings: Settings, path: str, noise: ClipStore | None, train: AudioDataset | None) -> AudioDataset:
+    """Unlabelled clips from a list of `.npy` files, sorted; for training repeated up to --min_ds_size."""
+    return AudioDataset(
+        open_store(path, settings.data.data_path, check=False),
+        input_frames=settings.model.frames,
+        seed=settings.run.seed,
+        noise=noise,
+        random_crop=settings.data.random_crop,
+        min_ds_size=settings.data.min_ds_size if train is None else 0,
+    )
+
+
+M2D = Program(
+    prog="train_audio.py",
+    description="Pre-train M2D, or M2D-X with --teacher, on unlabelled audio (log-mel spectrograms made by wav_to_lms.py).",
+    families=("m2d", "m2d_d2v", "m2d_x"),
+    open_data=open_audio,
+)
+
+MAE = Program(
+    prog="mae_train_audio.py",
+    description="Pre-train MAE or MSM-MAE on unlabelled audio (log-mel spectrograms made by wav_to_lms.py).",
+    families=("msm_mae", "mae"),
+    open_data=open_audio,
+    defaults=dict(
+        model="msm_mae_vit_base",
+        epochs=200,
+        save_freq=50,
+        input_size="80x208",
+        mask_ratio=0.75,
+        norm_pix_loss=False,
+        num_workers=10,
+    ),
+    without=(
+        "no_norm_pix_loss",
+        "weighted",
+        "teacher",
+        "swap_inputs",
+        "csv_bg_noise",
+        "noise_ratio",
+        "loss_fn",
+        "loss_m2d",
+        "loss_off",
+        "ema_decay_init",
+        "ema_decay",
+        "target_layers",
+        "fsdp",
+    ),
+    name_defaults=dict(effective_batch=512),
+    name_has_rate=False,
+    name_has_epochs=False,
+    at_checkpoint=draw_samples,
+)
+
+
+# ---------------------------------------------------------------- M2D-AS
+
+
+def open_labelled(settings: Settings, path: str, noise: ClipStore | None, train: AudioDataset | None) -> ASDataset:
+    """Labelled clips in the list's order; validation takes the classes of the training data."""
+    store = open_store(path, settings.data.data_path, sort=False, columns=LIST_COLUMNS, optional=("weight",), check=False)
+    classes = train.classes if isinstance(train, ASDataset) else None
+    return ASDataset(store, settings.model.frames, settings.run.seed, noise, settings.data.random_crop, classes)
+
+
+M2D_AS = Program(
+    prog="audioset/train_as.py",
+    description="Pre-train M2D-AS on labelled audio, such as AudioSet (lists by util/make_as_weighted_list.py).",
+    families=("m2d_as",),
+    open_data=open_labelled,
+    defaults=dict(model="m2d_as_vit_base", csv_main="data/files_as_weighted.csv", loss_off=0.1),
+    without=("norm_pix_loss", "teacher", "swap_inputs", "min_ds_size"),
+    name_defaults=dict(csv_main="data/files_as_weighted.csv", loss_off=1.0),
+)
+
+
+# ---------------------------------------------------------------- M2D-S
+
+_SPEECH_DEFAULTS = dict(
+    model="m2d_s_vit_base",
+    epochs=1000,
+    warmup_epochs=60,
+    eval_after=500,
+    save_freq=500,
+    input_size="80x208",
+    patch_size="80x4",
+    mask_ratio=0.6,
+    noise_ratio=0.2,
+    force_start_epoch=-1,
+)
+
+
+def open_speech(settings: Settings, path: str, noise: ClipStore | None, train: AudioDataset | None) -> SpeechDataset:
+    """Speech clips with a teacher's features."""
+    clips = open_features(path, settings.data.data_path, patch_frames=settings.model.patch_shape[1], check=False)
+    return SpeechDataset(clips, settings.model.frames, settings.run.seed, noise, settings.data.random_crop)
+
+
+def check_speech(settings: Settings) -> None:
+    """Refuse crops that do not fit features at 50 Hz."""
+    check_sizes(settings.model.frames, settings.model.patch_shape[1])
+
+
+M2D_S = Program(
+    prog="speech/train_speech.py",
+    description="Pre-train M2D-S on speech with stored features (made by speech/extract_offline_ls960.py).",
+    families=("m2d_s",),
+    open_data=open_speech,
+    defaults=dict(_SPEECH_DEFAULTS, csv_main="data/files_ls960_hybrid.csv", csv_bg_noise="data/files_audioset.csv"),
+    without=("norm_pix_loss", "weighted", "teacher", "swap_inputs", "min_ds_size"),
+    name_defaults=dict(_SPEECH_DEFAULTS, csv_main="", csv_bg_noise=""),
+    name_has_rate=False,
+    name_has_epochs=False,
+    check=check_speech,
+)
+
+#: By the word after `m2d train`.
+PROGRAMS: Mapping[str, Program] = {"m2d": M2D, "mae": MAE, "as": M2D_AS, "s": M2D_S}
