@@ -1,7 +1,7 @@
 """A checkpoint's model, built with its sizes and its weights."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,7 +10,7 @@ from ..models import registry
 from ..models.pos_embed import resize_positions, sincos_positions
 from ..models.vit import DEFAULT_NORM_STATS, AudioViT
 from .spec import EXAMPLE, PATTERN, ModelSpec, spec_of_path
-from .weights import CheckpointError, Weights, load_into
+from .weights import CheckpointError, Weights, block_count, load_into
 
 log = logging.getLogger("m2d")
 
@@ -30,11 +30,6 @@ def no_sizes(weight_file: str | Path) -> CheckpointError:
         f"{weight_file}: neither the folder's name, nor the file's, nor the file itself tells the model's sizes. "
         f"Put it into a folder named {PATTERN}, such as {EXAMPLE}"
     )
-
-
-def block_count(names: Iterable[str], part: str = "blocks") -> int:
-    """Transformer blocks of an encoder, or of a `decoder_blocks`, among the names of a state dict."""
-    return len({name.split(".")[1] for name in names if name.startswith(f"{part}.")})
 
 
 def _fit_positions(state: Mapping[str, torch.Tensor], sizes: ModelSpec, frames: int) -> dict[str, torch.Tensor]:
@@ -104,14 +99,10 @@ def loaded_backbone(weights: Weights, encoder_only: bool, dur_frames: int | None
     state.setdefault("norm_stats", torch.tensor(DEFAULT_NORM_STATS))
     suffix = "_encoder_only" if encoder_only else ""
     model = _build(sizes.model + suffix, _options(sizes, state, frames), set(state))
-    report = load_into(model, state, mapped=weights.mapped)
-    encoder = tuple(f"{part}." for part in ("patch_embed", "blocks", "norm"))
-    lacking = [name for name in report.new if name.startswith(encoder) or name == "cls_token"]
-    if lacking:
-        raise CheckpointError(f"{weights.path} lacks parts of the encoder of {sizes.model}: {', '.join(lacking[:3])}")
-    depth = block_count(weights.state)
-    if depth > len(model.blocks):
-        raise CheckpointError(f"{weights.path} has {depth} encoder blocks; {sizes.model} has {len(model.blocks)}")
+    try:
+        report = load_into(model, state, mapped=weights.mapped)
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights.path} does not fit {sizes.model}: {error}") from None
     log.info("%s: %s (%s)", weights.path, sizes, weights.layout)
     log.debug("%s: %s", weights.path, report)
     if report.new and not encoder_only:

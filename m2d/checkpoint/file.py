@@ -3,13 +3,14 @@
 import argparse
 import difflib
 import logging
-import lzma
 import pathlib
 import pickle
 import re
+import shlex
 import shutil
+import warnings
 import zipfile
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +19,10 @@ import torch
 
 from ..utils.atomic_file import open_atomic
 from ..utils.download import DownloadError
+from ..utils.read_file import ZIP_ERRORS
 from .download import MAX_BYTES, fetch
+from .errors import CheckpointError
+from .mapped import MappedFile
 
 log = logging.getLogger("m2d")
 
@@ -26,21 +30,7 @@ SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 _EPOCH = re.compile(r"checkpoint-(\d+)\.(?:pth|safetensors)$")
 _LFS = b"version https://git-lfs"
 _BLOCK = 1 << 20
-# What zipfile raises over changed bytes: a changed method of compression leads it to any of its decompressors.
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    NotImplementedError,
-    EOFError,
-    RuntimeError,
-    OSError,
-    ValueError,
-)
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: what is wrong with it, and what to do."""
+_MOST_UNPACKED, _ALWAYS_UNPACKED = 20, 1 << 28  # times the size of a compressed file; bytes
 
 
 # ---------------------------------------------------------------- finding
@@ -134,7 +124,7 @@ def _archived(path: Path) -> list[str] | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except _ZIP_ERRORS:
+    except ZIP_ERRORS:
         return None
     if any(name.endswith("data.pkl") for name in names):
         return None
@@ -176,6 +166,8 @@ _PATH_CLASSES = [name for name in pathlib.__all__ if name.endswith("Path")]
 
 def _complaint(path: Path) -> str | None:
     """What is wrong with a file, as far as its size and its first bytes tell."""
+    if not path.is_file():
+        return "is not a regular file but a pipe, a socket or a device"
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(512)
@@ -199,29 +191,69 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
     """The error for a pickle that asks for more than a checkpoint needs."""
     try:
         wanted = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except (ValueError, RuntimeError, EOFError, KeyError, AssertionError):
+    except Exception:  # as in _load_torch
         wanted = re.findall(r"GLOBAL ([\w.]+)", str(error))
     if not wanted:
+        protocol = _pickle_protocol(path)
+        if protocol > torch.serialization.DEFAULT_PROTOCOL:
+            return CheckpointError(
+                f"{path} was saved with pickle protocol {protocol}, which is not read without running code. "
+                f"If you trust where it comes from, save it with PyTorch's own protocol once: {_rewriting_command(path)}"
+            )
         return CheckpointError(f"{path} is damaged, or no checkpoint: {str(error).splitlines()[0]}")
-    snippet = (
-        f"python -c \"import torch; o = torch.load('{path}', weights_only=False, map_location='cpu'); "
-        f"torch.save(o.get('model', o), '{path.with_suffix('')}-weights.pth')\""
-    )
     return CheckpointError(
         f"{path} asks to run {', '.join(sorted(wanted))} on loading, which a checkpoint has no need of: refused. "
-        f"If you trust where it comes from, take its weights out once: {snippet}"
+        f"If you trust where it comes from, take its weights out once: {_rewriting_command(path)}"
     )
 
 
-def _load_torch(path: Path, mmap: bool) -> object:
-    # Files from before torch 1.6 are no zip archives, and cannot be mapped.
-    mmap = mmap and _is_zip(path)
+def _rewriting_command(path: Path) -> str:
+    """A shell command that loads a file, running its code, and saves its weights alone."""
+    code = (
+        f"import torch; o = torch.load({str(path)!r}, weights_only=False, map_location='cpu'); "
+        f"torch.save(o.get('model', o), {str(path.with_suffix('')) + '-weights.pth'!r})"
+    )
+    return f"python -c {shlex.quote(code)}"
+
+
+def _pickle_protocol(path: Path) -> int:
+    """The protocol of a file's pickle; 0 where its first bytes do not tell."""
+    if _is_zip(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            head = archive.read(names[0])[:2] if names else b""
+    else:
+        with path.open("rb") as file:
+            head = file.read(2)
+    return head[1] if head[:1] == pickle.PROTO and len(head) == 2 else 0
+
+
+def _is_compressed(path: Path) -> bool:
+    """Whether a .pth was zipped again: its tensors cannot be mapped.
+
+    Raises:
+        CheckpointError: it would unpack to far more than weights do.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > _MOST_UNPACKED * path.stat().st_size + _ALWAYS_UNPACKED:
+        raise CheckpointError(f"{path} would unpack to {unpacked / 1e9:.1f} GB, which weights do not: refused")
+    return any(member.compress_type != zipfile.ZIP_STORED for member in members)
+
+
+def _load_torch(path: Path, mmap: bool) -> tuple[object, bool]:
+    """What a file holds, and whether its tensors are mapped: those of files from before torch 1.6 cannot be."""
     try:
-        with torch.serialization.safe_globals(_allowed()):
-            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap)
+        mmap = _is_zip(path) and not _is_compressed(path) and mmap
+        with torch.serialization.safe_globals(_allowed()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols and sparse tensors: refused below
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=mmap), mmap
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, AssertionError) as error:
+    except Exception as error:  # changed bytes lead PyTorch to errors of nearly every class
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is damaged, or no checkpoint: {reason}; fetch or copy it again") from error
 
@@ -242,17 +274,26 @@ def load_file(source: str | Path, mmap: bool = True) -> dict:
 
     Args:
         source: as for `resolve`.
-        mmap: map the tensors from the file and read what is used (legacy formats are read whole).
+        mmap: map the tensors from the file and read what is used (legacy and compressed formats are read whole).
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: not a checkpoint, damaged, or asking for code to be run; what to do stands in the message.
+        CheckpointError: not a checkpoint, damaged, or asking for code to be run; the message says what to do.
     """
+    return load_mapped(source, mmap)[0]
+
+
+def load_mapped(source: str | Path, mmap: bool = True) -> tuple[dict, MappedFile | None]:
+    """`load_file`, and the file that the tensors are mapped from, if they are."""
     path = resolve(source)
     complaint = _complaint(path)
     if complaint:
         raise CheckpointError(f"{path} {complaint}")
-    return _load_safetensors(path) if path.suffix == ".safetensors" else _load_torch(path, mmap)
+    file = MappedFile(path)
+    saved, mapped = (_load_safetensors(path), False) if path.suffix == ".safetensors" else _load_torch(path, mmap)
+    if not isinstance(saved, Mapping):
+        raise CheckpointError(f"{path} holds a {type(saved).__name__}, not a dict of weights: no checkpoint of a model")
+    return saved, file if mapped else None
 
 
 # ---------------------------------------------------------------- writing and verifying
@@ -309,7 +350,7 @@ def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if broken:
         raise CheckpointError(f"{path} is damaged: the checksum of {broken} does not fit")

@@ -1,13 +1,16 @@
-"""A model's sizes: read from the name of a checkpoint's folder, or from what the file itself tells."""
+"""A model's sizes: read from the name of a checkpoint's folder, or from the settings in the file."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from .errors import CheckpointError
+
 PATTERN = "{model}-{mel bands}x{frames}p{patch bands}x{patch frames}[p{rate}k]-…"
 EXAMPLE = "m2d_vit_base-80x608p16x16-221006"
 _NAME = re.compile(r"(?<![A-Za-z0-9_])([A-Za-z]\w*)-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+k))?(?![A-Za-z0-9])")
+_MOST_PATCHES = 1 << 17  # of a model's input; the published ones have some hundreds
 
 
 class ModelSpec(NamedTuple):
@@ -23,21 +26,37 @@ class ModelSpec(NamedTuple):
         return f"{self.model}-{mels}x{frames}p{height}x{width}p{self.sr}"
 
 
+def _check_sizes(input_size: list[int], patch_size: list[int]) -> None:
+    """Raise ValueError for sizes that no model has: a model is built by them, whatever they are."""
+    (mels, frames), (height, width) = input_size, patch_size
+    if not (1 <= height <= mels and 1 <= width <= frames and (mels // height) * (frames // width) <= _MOST_PATCHES):
+        raise ValueError(f"an input of {str(mels)[:20]}x{str(frames)[:20]} in patches of {str(height)[:20]}x{str(width)[:20]}")
+
+
 def parse_sizes_by_name(name: str) -> ModelSpec:
-    """ModelSpec from a name such as `m2d_vit_base-80x608p16x16p32k-240413`, found anywhere in it; 16k where no rate stands.
+    """Sizes from a name such as `m2d_vit_base-80x608p16x16p32k-240413`, found anywhere in it; 16k where it has no rate.
 
     Raises:
-        ValueError: the name does not tell.
+        ValueError: the name does not tell, or tells sizes that no model has.
     """
     found = _NAME.search(str(name))
     if not found:
         raise ValueError(f"the name {str(name)!r} does not tell the model's sizes: expected {PATTERN}, such as {EXAMPLE}")
-    model, mels, frames, height, width, rate = found.groups()
-    return ModelSpec([int(mels), int(frames)], [int(height), int(width)], rate or "16k", model)
+    model, rate = found[1], found[6]
+    try:
+        mels, frames, height, width = map(int, found.groups()[1:5])
+        _check_sizes([mels, frames], [height, width])
+    except ValueError as error:
+        raise CheckpointError(f"the name {str(name)!r} tells sizes that no model has: {error}") from None
+    return ModelSpec([mels, frames], [height, width], rate or "16k", model)
 
 
 def spec_of_path(path: str | Path) -> ModelSpec | None:
-    """ModelSpec from the folder's name, else from the file's own; None where neither tells."""
+    """Sizes from the folder's name, else from the file's own; None where neither tells.
+
+    Raises:
+        CheckpointError: they are sizes that no model has.
+    """
     path = Path(path).absolute()
     for name in (path.parent.name, path.name):
         if _NAME.search(name):
@@ -45,18 +64,62 @@ def spec_of_path(path: str | Path) -> ModelSpec | None:
     return None
 
 
-def _pair(value: object) -> list[int]:
-    """`[a, b]` from "axb" or a pair."""
-    first, second = value.lower().split("x") if isinstance(value, str) else value
-    return [int(first), int(second)]
+def _pair(value: object) -> list[int] | None:
+    """`[a, b]` from "axb" or a pair of numbers; None from anything else."""
+    try:
+        first, second = value.lower().split("x") if isinstance(value, str) else value
+        return [int(first), int(second)]
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _told(settings: Mapping | None) -> dict:
+    """What settings tell of a model's sizes, by the fields of ModelSpec."""
+    if not settings:
+        return {}
+    told = {key: _pair(settings.get(key)) for key in ("input_size", "patch_size")}
+    told |= {key: settings.get(key) if isinstance(settings.get(key), str) else None for key in ("sr", "model")}
+    return {key: value for key, value in told.items() if value}
 
 
 def spec_of_settings(settings: Mapping | None) -> ModelSpec | None:
-    """ModelSpec from the settings a file carries (model, input_size, patch_size, sr); None where they do not tell."""
-    if not settings or not all(settings.get(key) for key in ("model", "input_size", "patch_size")):
+    """Sizes from the settings in a file (model, input_size, patch_size, sr); None where they do not tell.
+
+    Raises:
+        CheckpointError: they are sizes that no model has.
+    """
+    told = _told(settings)
+    if not {"model", "input_size", "patch_size"} <= told.keys():
         return None
     try:
-        input_size, patch_size = _pair(settings["input_size"]), _pair(settings["patch_size"])
-    except (TypeError, ValueError):
-        return None
-    return ModelSpec(input_size, patch_size, str(settings.get("sr") or "16k"), str(settings["model"]))
+        _check_sizes(told["input_size"], told["patch_size"])
+    except ValueError as error:
+        raise CheckpointError(f"the settings in the file tell sizes that no model has: {error}") from None
+    return ModelSpec(**{"sr": "16k"} | told)
+
+
+def agreed_spec(path: Path, settings: Mapping | None) -> ModelSpec | None:
+    """Sizes of a checkpoint by its name, else by the settings in the file; None where neither tells.
+
+    Raises:
+        CheckpointError: the two contradict each other, or are sizes that no model has.
+    """
+    try:
+        named, stored = spec_of_path(path), spec_of_settings(settings)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if named is None:
+        return stored
+    told = _told(settings)
+    for field in ("input_size", "patch_size", "sr"):
+        by_name = getattr(named, field)
+        if told.get(field, by_name) != by_name:
+            raise CheckpointError(
+                f"{path}: its name tells {field} {_shown(by_name)}, the settings in the file {_shown(told[field])}: "
+                "rename the folder (or the file) to what it holds"
+            )
+    return named
+
+
+def _shown(value: str | list[int]) -> str:
+    return ("x".join(map(str, value)) if isinstance(value, list) else value)[:40]

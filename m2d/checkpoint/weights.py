@@ -1,9 +1,8 @@
 """What checkpoints hold: every layout ever published, read to one form, and loaded with an account of it."""
 
 import argparse
-import ctypes
 import logging
-import mmap
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,16 +12,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .errors import CheckpointError
 from .file import (
-    CheckpointError,
     checkpoints_in,
     is_whole,
     load_file,
+    load_mapped,
     resolve,
     save_atomically,
     verify,
 )
-from .spec import ModelSpec, spec_of_path, spec_of_settings
+from .mapped import MappedFile
+from .spec import ModelSpec, agreed_spec
 
 __all__ = [
     "CheckpointError",
@@ -45,6 +46,16 @@ POSITIONS = ("pos_embed", "decoder_pos_embed")
 #: Layers of a task, not of the model: another task's have another shape, and start anew.
 TASK_LAYERS = ("offline_predictor.",)
 _ANCHOR = "patch_embed.proj.weight"
+_ENCODER = ("patch_embed.", "blocks.", "norm.", "cls_token")
+_DIMENSIONS = {
+    _ANCHOR: 4,
+    "pos_embed": 3,
+    "decoder_pos_embed": 3,
+    "cls_token": 3,
+    "offline_predictor.weight": 2,
+    "head.weight": 2,
+}
+_MOST_BLOCKS = 256
 _HEAD_NAMES = (
     (re.compile(r"(?:^|\.)head\.norm\.(running_mean|running_var|num_batches_tracked)$"), "head_norm."),
     (re.compile(r"(?:^|\.)head_norm\.(running_mean|running_var|num_batches_tracked)$"), "head_norm."),
@@ -67,7 +78,7 @@ class Weights:
         epoch: the epoch after which it was saved.
         path: the file.
         layout: what kind of file it is, in words.
-        mapped: the tensors' memory is the file's, mapped.
+        mapped: the file, where the tensors' memory is mapped from it.
         classes: names of the classifier's classes, where the file holds them.
         single_label: the classifier was trained for classes that exclude each other.
     """
@@ -80,19 +91,23 @@ class Weights:
     epoch: int | None
     path: Path
     layout: str
-    mapped: bool
+    mapped: MappedFile | None
     classes: list[str] | None = None
     single_label: bool = False
 
 
-def _tensors(saved: object, path: Path) -> dict[str, torch.Tensor]:
+def _tensors(saved: Mapping, path: Path) -> dict[str, torch.Tensor]:
     """The state dict inside what was saved."""
     for key in ("model", "state_dict"):
-        if isinstance(saved, Mapping) and isinstance(saved.get(key), Mapping):
+        if isinstance(saved.get(key), Mapping):
             saved = saved[key]
-    if not isinstance(saved, Mapping):
-        raise CheckpointError(f"{path} holds a {type(saved).__name__}, not a dict of weights: no checkpoint of a model")
-    tensors = {name: value for name, value in saved.items() if isinstance(value, torch.Tensor)}
+    tensors = {name: value for name, value in saved.items() if isinstance(name, str) and isinstance(value, torch.Tensor)}
+    for name, tensor in tensors.items():
+        plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+        if not plain or tensor.is_complex():
+            raise CheckpointError(f"{path}: {name} is no plain tensor of weights")
+        if tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: {name} is {list(tensor.shape)}, of which the file holds a part")
     return {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}
 
 
@@ -117,8 +132,8 @@ def _head(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return head
 
 
-def _settings(saved: object) -> dict | None:
-    args = saved.get("args") if isinstance(saved, Mapping) else None
+def _settings(saved: Mapping) -> dict | None:
+    args = saved.get("args")
     if isinstance(args, argparse.Namespace):
         return dict(vars(args))
     return dict(args) if isinstance(args, Mapping) else None
@@ -128,7 +143,41 @@ def _class_names(saved: Mapping, head: Mapping[str, torch.Tensor]) -> list[str] 
     names = saved.get("classes")
     if not isinstance(names, list) or "head.weight" not in head or len(names) != len(head["head.weight"]):
         return None
-    return [str(name) for name in names]
+    return names if all(isinstance(name, str) for name in names) else None
+
+
+def _norm_stats(state: Mapping[str, torch.Tensor], path: Path) -> tuple[float, float] | None:
+    """Mean and standard deviation; None in checkpoints of 2022."""
+    if "norm_stats" not in state:
+        return None
+    values = state["norm_stats"].flatten().tolist()
+    if len(values) != 2 or not all(map(math.isfinite, values)) or values[1] <= 0:
+        raise CheckpointError(f"{path}: norm_stats are {values[:3]}, expected a mean and a standard deviation above 0")
+    return float(values[0]), float(values[1])
+
+
+def _epoch(saved: Mapping, path: Path) -> int | None:
+    epoch = saved.get("epoch")
+    if epoch is None:
+        return None
+    if not isinstance(epoch, int) or not 0 <= epoch < 1 << 60:
+        raise CheckpointError(f"{path}: epoch is {str(epoch)[:50]}, expected a number of epochs")
+    return epoch
+
+
+def _check_shapes(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """The model is built by some tensors' sizes: they have as many dimensions as they should, and the blocks a limit."""
+    for name, ndim in _DIMENSIONS.items():
+        if name in state and (state[name].ndim != ndim or 0 in state[name].shape):
+            raise CheckpointError(f"{path}: {name} is {list(state[name].shape)}, expected {ndim} dimensions")
+    for part in ("blocks", "decoder_blocks", "target_blocks"):
+        if block_count(state, part) > _MOST_BLOCKS:
+            raise CheckpointError(f"{path}: more than {_MOST_BLOCKS} {part}: no checkpoint of an M2D model")
+
+
+def block_count(names: Iterable[str], part: str = "blocks") -> int:
+    """Transformer blocks of an encoder, or of a `decoder_blocks`, among the names of a state dict."""
+    return len({name.split(".")[1] for name in names if name.startswith(f"{part}.")})
 
 
 def _layout(saved: Mapping, path: Path, prefix: str, head: Mapping) -> str:
@@ -149,26 +198,25 @@ def read_weights(source: str | Path) -> Weights:
         FileNotFoundError, CheckpointError: as `load_file`; also for a file of something else than an M2D model.
     """
     path = resolve(source)
-    saved = load_file(path)
+    saved, mapped = load_mapped(path)
     tensors = _tensors(saved, path)
     prefix = _prefix(tensors, path)
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     head = _head({name: tensor for name, tensor in tensors.items() if not prefix or not name.startswith(prefix)})
+    _check_shapes({**state, **head}, path)
     args = _settings(saved)
-    stats = state.get("norm_stats")
-    epoch = saved.get("epoch")
     return Weights(
         state=state,
         head=head,
         args=args,
-        spec=spec_of_path(path) or spec_of_settings(args),
-        norm_stats=None if stats is None else (float(stats.flatten()[0]), float(stats.flatten()[1])),
-        epoch=int(epoch) if epoch is not None else None,
+        spec=agreed_spec(path, args),
+        norm_stats=_norm_stats(state, path),
+        epoch=_epoch(saved, path),
         path=path,
         layout=_layout(saved, path, prefix, head),
-        mapped=_is_mapped(tensors[prefix + _ANCHOR], path),
+        mapped=mapped,
         classes=_class_names(saved, head),
-        single_label=bool(saved.get("single_label")),
+        single_label=saved.get("single_label") is True,
     )
 
 
@@ -215,26 +263,6 @@ class LoadReport:
         return "; ".join(said)
 
 
-def _is_mapped(tensor: torch.Tensor, path: Path) -> bool:
-    """Whether a tensor's memory is a mapping of the file (Linux only: elsewhere the answer is no)."""
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return False
-    for line in maps.read_text().splitlines():
-        start, end = (int(address, 16) for address in line.split(" ", 1)[0].split("-"))
-        if start <= tensor.data_ptr() < end:
-            return line.endswith(str(path.resolve()))
-    return False
-
-
-def _release_pages(tensor: torch.Tensor) -> None:
-    """Give back the memory of a mapped tensor; it is read from the file again where it is used again."""
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end > start:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
-
-
 def _fits(name: str, own: torch.Tensor, stored: torch.Tensor) -> bool:
     """Whether a stored tensor can be taken; False where the model's own stands in.
 
@@ -255,7 +283,11 @@ def _fits(name: str, own: torch.Tensor, stored: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def load_into(
-    model: nn.Module, state: Mapping[str, torch.Tensor], take_norm_stats: bool = True, mapped: bool = False
+    model: nn.Module,
+    state: Mapping[str, torch.Tensor],
+    take_norm_stats: bool = True,
+    mapped: MappedFile | None = None,
+    allow_missing: bool = False,
 ) -> LoadReport:
     """Load what fits of a checkpoint's tensors, and account for the rest.
 
@@ -263,27 +295,30 @@ def load_into(
         model: one of models_mae's.
         state: tensors under the published names (`Weights.state`).
         take_norm_stats: take the checkpoint's statistics; otherwise the model keeps its own.
-        mapped: the tensors are untouched views of a mapped file (`Weights.mapped`): the memory of each is given back once
-            it is copied, so that the file does not count beside the model.
+        mapped: the file that the tensors are untouched views of (`Weights.mapped`): the memory of each is given back once
+            it is copied.
+        allow_missing: leave parts of the encoder as the model starts them where the checkpoint does not have them.
 
     Raises:
-        CheckpointError: a tensor has another shape (positions of another grid and layers of another task aside), or
-            nothing of the encoder is there.
+        CheckpointError: a tensor has another shape (positions of another grid and layers of another task aside), a part of
+            the encoder is missing, or the encoder has more blocks than the model.
     """
     report = LoadReport()
     own = model.state_dict()
     fitting = {name: _fits(name, own[name], tensor) for name, tensor in state.items() if name in own}
-    if not any(fits for name, fits in fitting.items() if name.startswith("blocks.")):
-        raise CheckpointError(f"the checkpoint holds no encoder blocks: only {_summary(state) or 'nothing'}")
+    _check_encoder(own, state, fitting, allow_missing)
     for name, tensor in own.items():
         if not fitting.get(name):
             (report.resized if name in POSITIONS and name in state else report.new).append(name)
         elif name == "norm_stats" and not take_norm_stats:
             report.kept.append(name)
-        else:
+        elif mapped is None:
             tensor.copy_(state[name])
-            if mapped:
-                _release_pages(state[name])
+            report.loaded.append(name)
+        else:
+            mapped.check()
+            tensor.copy_(state[name])
+            mapped.release(state[name])
             report.loaded.append(name)
     report.unused.extend(name for name in state if name not in own)
     targets = [name for name in report.new if name.startswith(("target_blocks.", "target_norm."))]
@@ -292,3 +327,17 @@ def load_into(
         report.copied.extend(targets)
         report.new[:] = [name for name in report.new if name not in targets]
     return report
+
+
+def _check_encoder(
+    own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], fitting: Mapping[str, bool], allow_missing: bool
+) -> None:
+    if not any(fits for name, fits in fitting.items() if name.startswith("blocks.")):
+        raise CheckpointError(f"the checkpoint holds no encoder blocks: only {_summary(state) or 'nothing'}")
+    theirs, ours = block_count(state), block_count(own)
+    if theirs > ours:
+        raise CheckpointError(f"the checkpoint has {theirs} encoder blocks, the model has {ours}")
+    missing = [name for name in own if name.startswith(_ENCODER) and not fitting.get(name)]
+    if missing and not allow_missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise CheckpointError(f"parts of the model's encoder are not in the checkpoint: {', '.join(missing[:3])}{more}")

@@ -14,8 +14,7 @@ import numpy as np
 from ..utils.errors import UserError
 from .clip_list import ClipList
 from .file_store import FileStore, check_shape
-from .npy import ArrayHeader, Scratch, read_columns
-from .npz import find_members, read_integer
+from .npy import ArrayHeader, Scratch, find_members, read_columns, read_integer
 from .rng import choice
 from .store import ClipStore, fill_short
 
