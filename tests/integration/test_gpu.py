@@ -1,6 +1,6 @@
-"""What only a CUDA device can show: run with `pytest -m gpu`."""
+"""Training on a CUDA device: run with `pytest -m gpu`. Without one, the same tests run on the CPU, so that they stay valid."""
 
-from argparse import Namespace
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -8,36 +8,44 @@ import pytest
 import torch
 from small_models import inputs, small_model
 from small_runs import digest, log_lines, run, small_builders, step_losses, write_list
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from m2d.data.batch import Batch
 from m2d.data.loader import on_device
 from m2d.data.sampler import EpochSampler
-from m2d.models import registry as models_mae
-from m2d.train.batch_transform import BatchInputs, MaskRule
-from m2d.train.distributed import Launch
-from m2d.train.trainer import LossMeter, Trainer
+from m2d.models import registry
+from m2d.train.batch_transform import BatchTransform, MaskRule
+from m2d.train.config import OptimSettings, Settings
+from m2d.train.distributed.launch import Launch
+from m2d.train.metrics import LossMeter
+from m2d.train.optim import make_optimizer
+from m2d.train.trainer import Trainer
 
-pytestmark = pytest.mark.gpu
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
-CUDA = torch.device("cuda", 0)
+
+@pytest.fixture(params=DEVICES)
+def device(request) -> torch.device:
+    return torch.device(request.param)
 
 
 @pytest.fixture
-def workplace(tmp_path, monkeypatch):
-    """A folder with a list of clips, and the small models in the place of the tiny ones."""
+def flags(device, tmp_path, monkeypatch) -> str:
+    """Flags of a run on the device in a folder with a list of clips, with the small models in the place of the tiny ones."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models_mae, "BUILDERS", {**models_mae.BUILDERS, **small_builders()})
-    return f"--csv_main {write_list()} --device cuda"
+    monkeypatch.setattr(registry, "BUILDERS", {**registry.BUILDERS, **small_builders()})
+    return f"--csv_main {write_list(clips=24)} --device {device.type}"
 
 
 @pytest.mark.parametrize("precision", ["", "--bf16"])
-def test_mixed_precision_learns(workplace, precision):
-    assert run("train_audio", f"{workplace} {precision} --no_compile --epochs 8 --output_dir run") == 0
+def test_mixed_precision_learns(flags, precision):
+    assert run("train_audio", f"{flags} {precision} --no_compile --epochs 8 --output_dir run") == 0
     losses = [line["train_loss"] for line in log_lines(Path("run"))]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(workplace, tmp_path):
-    flags = f"{workplace} --bf16 --no_compile --epochs 4"
+def test_a_stopped_run_goes_on_to_the_same_weights(flags, tmp_path):
+    flags = f"{flags} --bf16 --no_compile --epochs 4"
     assert run("train_audio", f"{flags} --output_dir whole") == 0
     assert run("train_audio", f"{flags} --stop_at 2 --output_dir parts") == 0
     assert run("train_audio", f"{flags} --auto_resume --output_dir parts") == 0
@@ -45,75 +53,95 @@ def test_a_stopped_run_goes_on_to_the_same_weights(workplace, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_compiled_run_gives_near_losses(workplace, capsys):
-    assert run("train_audio", f"{workplace} --bf16 --no_compile --output_dir eager") == 0
+def test_the_compiled_run_gives_near_losses(flags, capsys):
+    assert run("train_audio", f"{flags} --bf16 --no_compile --output_dir eager") == 0
     eager = [float(loss) for loss in step_losses(capsys.readouterr().out)]
-    assert run("train_audio", f"{workplace} --bf16 --compile --output_dir compiled") == 0
-    assert [float(loss) for loss in step_losses(capsys.readouterr().out)] == pytest.approx(eager, rel=0.02)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("program", ["train_audio", "mae_train_audio"])
-def test_cuda_graphs_give_the_compiled_runs_losses(workplace, capsys, program):
-    found = []
-    for flag in ("", "--cuda_graphs"):
-        assert run(program, f"{workplace} --bf16 --compile {flag} --epochs 3 --output_dir run{flag}") == 0
-        printed = capsys.readouterr().out
-        assert "not compiled" not in printed
-        found.append([float(loss) for loss in step_losses(printed)])
-    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert run("train_audio", f"{flags} --bf16 --compile --output_dir compiled") == 0
+    printed = capsys.readouterr().out
+    assert "not compiled" not in printed
+    assert [float(loss) for loss in step_losses(printed)] == pytest.approx(eager, rel=0.02)
 
 
 @pytest.mark.parametrize("family", ["m2d", "m2d_x", "m2d_as", "m2d_d2v", "mae"])
-def test_cuda_and_cpu_give_the_same_loss(family):
+def test_the_device_and_the_cpu_give_the_same_loss(device, family):
     model = small_model(family)
     arguments = inputs(model, family)
     rule = MaskRule(model.grid_size(), 0.7, seed=0)
-    mask = rule(0, torch.arange(2))
-    on_cpu = model(*arguments, mask)[0]
-    on_cuda = model.to(CUDA)(*(x.to(CUDA) for x in arguments), rule(0, torch.arange(2, device=CUDA)))[0]
-    torch.testing.assert_close(on_cuda.cpu(), on_cpu, rtol=2e-3, atol=2e-3)
+    on_cpu = model(*arguments, rule(0, torch.arange(2)))[0]
+    moved = copy.deepcopy(model).to(device)
+    there = moved(*(x.to(device) for x in arguments), rule(0, torch.arange(2, device=device)))[0]
+    torch.testing.assert_close(there.cpu(), on_cpu, rtol=2e-3, atol=2e-3)
 
 
-def test_masks_are_the_same_on_every_device():
+def test_masks_are_the_same_on_every_device(device):
     rule = MaskRule((5, 38), 0.7, seed=3)
     position = torch.arange(64)
-    assert torch.equal(rule(2, position).ids_restore, rule(2, position.to(CUDA)).ids_restore.cpu())
+    assert torch.equal(rule(2, position).ids_restore, rule(2, position.to(device)).ids_restore.cpu())
 
 
-def test_the_hot_loop_never_waits_for_the_device():
-    """With CUDA's synchronisation check set to raise, steps run through: forward, backward, update and target."""
-    model = small_model("m2d").to(CUDA).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3, fused=True)
-    args = Namespace(
-        mask_ratio=0.6, bf16=True, accum_iter=1, clip_grad=3.0, epochs=2, stop_at=-1, ema_decay_init=0.99, ema_decay=0.999
+class NoScalarReads(TorchDispatchMode):
+    """Raises where the host reads a tensor's value, which on a CUDA device is a wait for it."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        if name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.is_nonzero")):
+            raise RuntimeError(f"{name} waits for the device")
+        return function(*args, **(kwargs or {}))
+
+
+def small_trainer(device: torch.device) -> Trainer:
+    settings = Settings(optim=OptimSettings(bf16=True))
+    model = small_model("m2d").to(device).train()
+    return Trainer(
+        settings=settings,
+        launch=Launch(0, 1, 0, device),
+        model=model,
+        ddp_model=model,
+        optimizer=make_optimizer(model, settings.optim),
+        scaler=torch.amp.GradScaler(device.type, enabled=False),
+        transform=BatchTransform(device, MaskRule(model.grid_size(), 0.6, 0), (-7.0, 4.0)),
+        sampler=EpochSampler(8, 4),
+        peak_lr=1e-3,
     )
-    trainer = Trainer(
-        args,
-        Launch(0, 1, 0, CUDA),
-        model,
-        model,
-        optimizer,
-        torch.amp.GradScaler("cuda", enabled=False),
-        BatchInputs(CUDA, MaskRule(model.grid_size(), 0.6, 0), (-7.0, 4.0)),
-        EpochSampler(8, 4),
-        1e-3,
-    )
-    batch = {"clean": torch.randn(4, 1, 80, 115).pin_memory(), "epoch": torch.tensor(0), "position": torch.arange(4).pin_memory()}
-    meter = LossMeter()
-    for checked in (False, True):
-        torch.cuda.set_sync_debug_mode("error" if checked else "default")
-        try:
-            for moved in on_device([batch, batch], CUDA):
-                meter.add(trainer.forward_backward(moved, synchronise=True), moved["position"])
-                trainer.update(0)
-        finally:
+
+
+def make_batch(device: torch.device, value: float | None = None) -> Batch:
+    clips = torch.randn(4, 1, 80, 115) if value is None else torch.full((64, 1, 80, 608), value)
+    batch = Batch(clips, torch.arange(len(clips)), torch.arange(len(clips)), epoch=int(value or 0))
+    return batch.pin_memory() if device.type == "cuda" else batch
+
+
+def test_the_hot_loop_never_waits_for_the_device(device):
+    """Two steps (forward, backward, update and target) under CUDA's synchronisation check, and without reading a value."""
+    trainer, batch, meter = small_trainer(device), make_batch(device), LossMeter()
+
+    def two_steps():
+        for moved in on_device([batch, batch], device):
+            meter.add(trainer.forward_backward(moved, synchronize=True), moved)
+            meter.norms.append(trainer.update(0))
+
+    two_steps()
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with NoScalarReads():
+            two_steps()
+    finally:
+        if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
-    assert meter.report().isfinite().all()
+    assert meter.unreported == 4
+    means = meter.report()
+    assert np.isfinite(means["loss"]) and meter.count == 4
 
 
-def test_batches_copied_ahead_arrive_whole_and_in_order():
-    batches = [{"clean": torch.full((64, 1, 80, 608), float(i)).pin_memory(), "epoch": torch.tensor(i)} for i in range(6)]
-    for i, batch in enumerate(on_device(batches, CUDA)):
-        assert batch["clean"].is_cuda and not batch["epoch"].is_cuda
-        assert (batch["clean"] == i).all()
+def test_reading_a_loss_is_a_wait(device):
+    trainer, batch = small_trainer(device), make_batch(device)
+    with NoScalarReads(), pytest.raises(RuntimeError, match="waits for the device"):
+        trainer.forward_backward(batch, synchronize=True)["loss"].item()
+
+
+def test_batches_copied_ahead_arrive_whole_and_in_order(device):
+    batches = [make_batch(device, float(i)) for i in range(6)]
+    for i, batch in enumerate(on_device(batches, device)):
+        assert batch.clean.device.type == device.type and batch.epoch == i
+        assert (batch.clean == i).all() and batch.index.tolist() == list(range(64))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from m2d.run.checkpoint_writer import Saver
+from m2d.run.checkpoint_writer import CheckpointWriter
 from m2d.run.folder import RunFolder
 from m2d.utils.errors import UserError
 
@@ -48,7 +48,7 @@ def test_links_at_the_names_of_checkpoints_are_replaced_not_followed(tmp_path, m
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_links)
-    saver = Saver(folder, save_minutes=10)
+    saver = CheckpointWriter(folder, save_minutes=10)
     saver.save({"epoch": 1}, epoch=1, wait=True)
     assert not saver.failed and victim.read_bytes() == b"precious"
     assert sorted(os.listdir(folder)) == ["checkpoint-1.pth", "last.pth"]
