@@ -3,7 +3,8 @@
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import BinaryIO, NamedTuple
@@ -49,6 +50,24 @@ class DecodedAudio(NamedTuple):
     waveform: np.ndarray
     warnings: list[str]
     seconds_left_out: float
+
+
+@dataclass
+class WarningCount:
+    """How many files something is wrong with that were read all the same, and seconds of their sound that are left out."""
+
+    files: int = 0
+    seconds_left_out: float = 0.0
+
+    def add(self, warnings: Sequence[str], seconds_left_out: float) -> None:
+        """Count a file, given what `AudioStream` says of it."""
+        self.files += bool(warnings)
+        self.seconds_left_out += seconds_left_out
+
+    def __str__(self) -> str:
+        """What follows the counts of a closing line; empty where there were no warnings."""
+        left_out = f", {self.seconds_left_out:.1f} s of sound left out" if self.seconds_left_out else ""
+        return f", {self.files} with warnings{left_out}" if self.files else ""
 
 
 def read_audio(path: str | os.PathLike, sample_rate: int) -> DecodedAudio:

@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..audio.listing import readable_suffixes
 from ..evaluation.features import POOLINGS, EncoderFeatures, LogMelFeatures, clip_features, untrained, weights_key
 from ..evaluation.labelled_clips import LabelledClips, class_counts, judgeable, read_labelled
 from ..evaluation.probe import Judgement, Protocol
 from ..evaluation.probe_plots import confusion, draw_confusion, draw_per_class
 from ..evaluation.scores import mean_average_precision
-from ..inference.clips import SUFFIXES
 from ..inference.runtime import RuntimeM2D
 from ..utils.atomic_file import write_text
 from ..utils.device import pick_device
@@ -76,7 +76,7 @@ def probe(args: argparse.Namespace) -> int:
     """
     if min(args.folds - 1, args.workers) < 1:
         raise UserError("--folds starts from 2, --workers from 1")
-    clips = judgeable(read_labelled(args.data, SUFFIXES, args.separator, args.data_path or ""))
+    clips = judgeable(read_labelled(args.data, readable_suffixes(), args.separator, args.data_path or ""))
     if 0 < args.max_clips < len(clips):
         rows = np.random.default_rng(args.seed).permutation(len(clips))[: args.max_clips]
         clips = judgeable(clips[np.sort(rows)])

@@ -28,6 +28,7 @@ from ..audio.convert import (
     is_done,
     npy_sink,
 )
+from ..audio.decode import WarningCount
 from ..audio.listing import list_audio, readable_suffixes, walk_files, words_of_others
 from ..audio.logmel import PRESETS
 from ..utils.atomic_file import remove_leftover, write_csv
@@ -50,7 +51,7 @@ class Report:
         found: files, of which `existing` were done before.
         converted: names.
         failed: names and reasons.
-        warned: how many were converted though something is wrong with them, `seconds_left_out` of their sound missing.
+        warned: those that were converted though something is wrong with them.
         seconds: the run took.
     """
 
@@ -58,17 +59,14 @@ class Report:
     existing: int
     converted: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
-    warned: int = 0
-    seconds_left_out: float = 0.0
+    warned: WarningCount = field(default_factory=WarningCount)
     seconds: float = 0.0
 
     def __str__(self) -> str:
         rate = len(self.converted) / max(self.seconds, 1e-9)
-        left_out = f", {self.seconds_left_out:.1f} s of sound left out" if self.seconds_left_out else ""
         return (
             f"{self.found} files: {len(self.converted)} converted, {self.existing} were there already, "
-            f"{len(self.failed)} failed{f', {self.warned} with warnings{left_out}' if self.warned else ''} "
-            f"({self.seconds:.1f} s, {rate:.0f} files/s)"
+            f"{len(self.failed)} failed{self.warned} ({self.seconds:.1f} s, {rate:.0f} files/s)"
         )
 
     def add(self, outcome: Outcome) -> None:
@@ -77,8 +75,7 @@ class Report:
             self.failed[outcome.job.name] = outcome.error
             return
         self.converted.add(outcome.job.name)
-        self.warned += bool(outcome.warnings)
-        self.seconds_left_out += outcome.seconds_left_out
+        self.warned.add(outcome.warnings, outcome.seconds_left_out)
 
 
 def convert_wav(

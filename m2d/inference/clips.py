@@ -13,13 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from ..audio.decode import open_audio
-from ..audio.listing import find_audio
+from ..audio.listing import list_audio, readable_suffixes, words_of_others
 from ..data.clip_list import read_list
 from ..utils.names import shown
 
 logger = logging.getLogger("m2d")
 
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64")
 # Samples that a thread hands over at a time. A thread whose last stretch was not taken yet waits.
 _STRETCH = 1 << 18
 _POLL_SECONDS = 0.2
@@ -39,9 +38,13 @@ def list_clips(sources: Sequence[str | Path]) -> list[Path]:
         if source.suffix.lower() == ".csv":
             clips += [source.parent / name for name in read_list(source).names]
         elif source.is_dir():
-            found = find_audio(source, SUFFIXES)
+            found, others = list_audio(source, readable_suffixes())
+            not_taken = words_of_others(others)
             if not found:
-                raise ValueError(f"{shown(source)}: no audio files in it (names that end in {', '.join(SUFFIXES)})")
+                endings = ", ".join(readable_suffixes())
+                raise ValueError(f"{shown(source)}: no audio files in it (names that end in {endings})")
+            if not_taken:
+                logger.warning("%s: %s", shown(source), not_taken)
             clips += found
         elif source.exists():
             clips.append(source)
@@ -70,10 +73,15 @@ class DecodedClip:
     """An audio file that a thread decodes: iterate once for its waveform in stretches, float32 `[samples]`.
 
     Where decoding fails, the last item is the exception. What is wrong with a file that could be read is logged at its end.
+
+    Attributes:
+        warnings, seconds_left_out: as of `AudioStream`, complete after the iteration.
     """
 
     def __init__(self, path: Path, stopped: threading.Event):
         self.path = path
+        self.warnings: list[str] = []
+        self.seconds_left_out = 0.0
         self._stopped = stopped
         self._stretches: queue.Queue = queue.Queue(maxsize=1)
 
@@ -83,7 +91,7 @@ class DecodedClip:
         if isinstance(stretch, Exception):
             yield stretch
             return
-        for warning in stretch:
+        for warning in self.warnings:
             logger.warning("%s", warning)
 
     def decode(self, sample_rate: int) -> None:
@@ -99,11 +107,12 @@ class DecodedClip:
                         waiting = []
                 if waiting:
                     self._put(np.concatenate(waiting))
-            self._put(stream.warnings)
+            self.warnings, self.seconds_left_out = stream.warnings, stream.seconds_left_out
+            self._put(None)
         except Exception as error:  # of whatever kind, it costs this file alone
             self._put(error)
 
-    def _put(self, item: np.ndarray | list[str] | Exception) -> bool:
+    def _put(self, item: np.ndarray | Exception | None) -> bool:
         while not self._stopped.is_set():
             try:
                 self._stretches.put(item, timeout=_POLL_SECONDS)

@@ -131,7 +131,8 @@ def embed(
         results.remove()
     if not done:
         raise ValueError(f"none of the {len(paths)} files could be read: nothing is written")
-    logger.info("%s: %d files, %d left out, width %d", shown(out), len(done), len(left_out), runtime.cfg.feature_d)
+    counts = f"{len(done)} files, {len(left_out)} left out{sink.warned}"
+    logger.info("%s: %s, width %d", shown(out), counts, runtime.cfg.feature_d)
     return sink.left_out
 
 

@@ -11,6 +11,7 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
+from ..audio.decode import WarningCount
 from ..utils.names import shown
 from ..utils.parallel import Progress
 from .clips import decode_ahead
@@ -30,10 +31,12 @@ class Sink(ABC):
 
     Attributes:
         left_out: files that could not be read to their end, or whose embeddings are not finite.
+        warned: files that were read though something is wrong with them.
     """
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = paths
+        self.warned = WarningCount()
         self.left_out: list[Path] = []
 
     @abstractmethod
@@ -257,6 +260,7 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int, workers: int)
                 counted.add(len(stretch) / runtime.sample_rate)
             else:
                 encoder.end()
+                sink.warned.add(clip.warnings, clip.seconds_left_out)
             counted.end()
         encoder.flush()
 

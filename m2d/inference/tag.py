@@ -185,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_finite(tagger.runtime)
         sink = TagSink(clips, tagger, args)
         encode_files(tagger.runtime, sink, args.batch_size, args.workers)
+        logger.info("%d files tagged, %d left out%s", len(clips) - len(sink.left_out), len(sink.left_out), sink.warned)
         return 1 if sink.left_out else 0
 
     keep_freed_memory()

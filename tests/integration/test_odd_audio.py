@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoint_files import write_fine_tuned
 from odd_audio import OddFolder, make_odd_folder
 
 import wav_to_lms
@@ -14,6 +15,8 @@ from m2d.cli import check
 from m2d.data.clip_list import read_list
 from m2d.data.pack.format import read_info
 from m2d.data.pack.index import read_index, text_column
+from m2d.inference import embed, tag
+from m2d.utils.names import shown
 
 pytest.importorskip("av")
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names and kinds of files that other systems do not have")
@@ -83,3 +86,38 @@ def test_check_data_finds_what_the_converter_could_not_see(odd, lms, capsys):
     found = {row["file_name"]: row["problem"] for row in rows(lms.parent / "list.csv.problems.csv")}
     assert found.pop("lms/warned/loud.npy") == "beyond full scale"
     assert set(found.values()) == {"same content as another"}  # many names, one sound
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return write_fine_tuned(tmp_path_factory.mktemp("weights"), classes=4, width=192)
+
+
+def test_embed_does_or_names_each_file(odd, weights, tmp_path, caplog):
+    caplog.set_level("INFO")
+    arguments = [str(odd.path), "--weights", str(weights), "--out", str(tmp_path / "e.npz"), "--device", "cpu"]
+    assert embed.main(arguments) == 1
+    with np.load(tmp_path / "e.npz") as saved:
+        files, embeddings = list(saved["files"]), saved["embeddings"]
+    assert sorted(Path(file).relative_to(odd.path).as_posix() for file in files) == sorted(odd.seconds)
+    assert len(embeddings) == len(files) and np.isfinite(embeddings).all()
+    assert_left_out_in_log(odd, caplog.text)
+
+
+def test_tag_does_or_names_each_file(odd, weights, capsys, caplog):
+    caplog.set_level("INFO")
+    assert tag.main([str(odd.path), "--weights", str(weights), "--top", "1", "--device", "cpu"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [
+        shown(path) for path in sorted(odd.path / name for name in odd.seconds)
+    ]
+    assert_left_out_in_log(odd, caplog.text)
+
+
+def assert_left_out_in_log(odd: OddFolder, log: str) -> None:
+    for name, words in odd.refused.items():
+        assert re.search(f"left out: .*{re.escape(name)} .*{re.escape(words)}", log)
+    for name, words in odd.warned.items():
+        assert re.search(f"{re.escape(name)} {words}", log)
+    assert f"{len(odd.refused)} left out, {len(odd.warned)} with warnings, 0.5 s of sound left out" in log
+    assert not {"\x1b", "\r"} & set(log)
