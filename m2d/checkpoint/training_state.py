@@ -12,23 +12,48 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 60)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=1 << 60)]
 
 
-class _TrainingState(msgspec.Struct, forbid_unknown_fields=False):
-    """The types of a training checkpoint's values, where it has them: published ones have the first five."""
+class _Meter(msgspec.Struct):
+    sums: dict[str, float] | list[float] | None
+    count: Count
+    skipped: Count
 
-    model: dict[Any, Any]
+
+class _Published(msgspec.Struct):
+    """The types of a training checkpoint's values, where it has them."""
+
+    model: dict[Any, Any] = {}
     optimizer: dict[Any, Any] = {}
     epoch: Count = 0
     scaler: dict[Any, Any] | None = None
-    args: Any = None
     updates: Count = 0
     updates_per_epoch: Positive = 1
     effective_batch: Positive = 1
-    meter: dict[Any, Any] | None = None
+    meter: _Meter | None = None
     lists: dict[str, str] = {}
 
 
-def load_training_state(source: str | Path) -> dict:
+class _Own(msgspec.Struct):
+    """What a checkpoint of this program has at least."""
+
+    model: dict[Any, Any]
+    optimizer: dict[Any, Any]
+    epoch: Count
+    scaler: dict[Any, Any]
+    args: dict[str, Any]
+    updates: Count
+    updates_per_epoch: Positive
+    effective_batch: Positive
+    meter: _Meter
+    lists: dict[str, str]
+    stats: list[Any]
+
+
+def load_training_state(source: str | Path, own: bool = False) -> dict:
     """`load_file`, with the types and ranges checked of what a run continues from.
+
+    Args:
+        source: as for `load_file`.
+        own: it is to hold all that a run of this program needs to continue at its exact step.
 
     Raises:
         FileNotFoundError, CheckpointError: as `load_file`; also for a value that no training writes.
@@ -36,10 +61,7 @@ def load_training_state(source: str | Path) -> dict:
     path = resolve(source)
     saved = load_file(path)
     try:
-        msgspec.convert({str(key): value for key, value in saved.items()}, _TrainingState)
+        msgspec.convert({key: value for key, value in saved.items() if isinstance(key, str)}, _Own if own else _Published)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not what a training writes: {error}") from error
-    args = saved.get("args")
-    if args is not None and not isinstance(args, dict) and not hasattr(args, "__dict__"):
-        raise CheckpointError(f"{path}: not what a training writes: args is a {type(args).__name__}")
+        raise CheckpointError(f"{path}: not a checkpoint that {'this run' if own else 'a training'} wrote: {error}") from error
     return saved

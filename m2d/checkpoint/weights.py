@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, MissingWeightsError
 from .file import (
     checkpoints_in,
     is_whole,
@@ -340,4 +340,4 @@ def _check_encoder(
     missing = [name for name in own if name.startswith(_ENCODER) and not fitting.get(name)]
     if missing and not allow_missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise CheckpointError(f"parts of the model's encoder are not in the checkpoint: {', '.join(missing[:3])}{more}")
+        raise MissingWeightsError(f"parts of the model's encoder are not in the checkpoint: {', '.join(missing[:3])}{more}")

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import torch
 
 from .. import __version__
@@ -18,6 +19,7 @@ from ..checkpoint.file import checkpoints_in, is_whole
 from ..utils.atomic_file import remove_leftovers, write_text
 from ..utils.errors import UserError
 from ..utils.lock import LockedError, hold_lock
+from ..utils.read_file import read_json
 
 LAST, PREVIOUS = "last.pth", "last-previous.pth"
 
@@ -33,6 +35,13 @@ def existing_run(wanted: Path) -> Path:
     pattern = re.compile(re.escape(begin) + r"(\d{6})" + re.escape(end))
     runs = [path for path in wanted.parent.iterdir() if pattern.fullmatch(path.name) and (path / "run.json").exists()]
     return max(runs, key=lambda path: pattern.fullmatch(path.name)[1], default=wanted)
+
+
+class _RunFile(msgspec.Struct):
+    """What run.json holds."""
+
+    starts: list[dict]
+    settings: dict
 
 
 class RunFolder:
@@ -105,7 +114,7 @@ class RunFolder:
 
     def _record(self, settings: Mapping[str, object]) -> None:
         path = self.path / "run.json"
-        starts = json.loads(path.read_text())["starts"] if path.exists() else []
+        starts = read_json(path, _RunFile, "a training run").starts if path.exists() else []
         versions = {"m2d": __version__, "torch": torch.__version__, "python": platform.python_version()}
         starts.append({"time": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "command": sys.argv, **versions})
         write_text(path, json.dumps({"starts": starts, "settings": dict(settings)}, indent=1))
@@ -116,7 +125,7 @@ class RunFolder:
         (self.path / "last.new.pth").unlink(missing_ok=True)
 
     def _newest_checkpoint(self) -> Path | None:
-        """Torn files are passed over with a warning, and moved out of the way of the next ones."""
+        """The newest whole checkpoint. Torn ones are skipped with a warning, and moved out of the way of the next ones."""
         candidates = [self.path / LAST, self.path / PREVIOUS, *reversed(checkpoints_in(self.path))]
         found = [path for path in candidates if path.exists()]
         for path in found:

@@ -72,6 +72,8 @@ def _check_start(settings: Settings) -> None:
     run = settings.run
     if run.start_epoch and run.resume:
         raise UserError("--start_epoch has no effect with --resume: --force_start_epoch says where a resumed run counts from")
+    if run.resume_partial and not run.resume:
+        raise UserError("--resume_partial has no effect without --resume")
     if run.force_start_epoch > 0 and not run.resume:
         raise UserError("--force_start_epoch has no effect without --resume: --start_epoch says where a new run counts from")
     if run.force_start_epoch < -1:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from ..checkpoint.file import load_file
+from ..checkpoint.training_state import load_training_state
 from ..run.evar import evaluate_by_evar
 from ..run.folder import RunFolder, existing_run
 from ..run.log import errors_alone, start_console
@@ -74,7 +74,7 @@ def pretrain(program: Program, settings: Settings, launch: Launch) -> int:
     checkpoint = None
     if newest is not None:
         logger.info("resuming from %s", newest)
-        checkpoint = run_on_all_ranks(launch, lambda: load_file(newest))
+        checkpoint = run_on_all_ranks(launch, lambda: load_training_state(newest, own=True))
         check_same_run(checkpoint, settings, metadata)
     stats = metadata["stats"] = checkpoint["stats"] if checkpoint else normalisation(settings, data.train, launch)
     trainer = run_on_all_ranks(launch, lambda: make_trainer(settings, data.train, sampler, *stats, launch, checkpoint is None))

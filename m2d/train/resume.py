@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..checkpoint.file import load_file, resolve
+from ..checkpoint.errors import MissingWeightsError
+from ..checkpoint.training_state import load_training_state
 from ..checkpoint.weights import POSITIONS, load_into, read_weights
 from ..data.clip_list import columns_digest
 from ..data.dataset import AudioDataset
@@ -18,7 +19,7 @@ from .trainer import Trainer, TrainState
 #: Settings that may change when a run is resumed: they do not change what is learned from here on ...
 FREE = set(
     "accum_iter auto_resume batch_size csv_val eval_after feature_eval_freq force_start_epoch fsdp keep_last log_dir num_workers "
-    "output_dir pin_mem rank_timeout resume save_freq save_minutes stop_at".split()
+    "output_dir pin_mem rank_timeout resume resume_partial save_freq save_minutes stop_at".split()
 )
 #: ... or change it in a way that a user may want, if only in rounding; a warning names them.
 ALLOWED = set("activation_checkpointing clip_grad compile data_path device epochs min_lr skip_bad_files weight_decay".split())
@@ -78,7 +79,11 @@ def load_resumed_weights(model: nn.Module, settings: Settings) -> None:
         return ours[-1] == theirs[-1] if name in POSITIONS else ours == theirs
 
     state = {name: tensor for name, tensor in weights.state.items() if fits(name)}
-    report = load_into(model, state, take_norm_stats=settings.data.norm_stats == "resume")
+    take_norm_stats, allow_missing = settings.data.norm_stats == "resume", settings.run.resume_partial
+    try:
+        report = load_into(model, state, take_norm_stats, weights.mapped, allow_missing)
+    except MissingWeightsError as error:
+        raise UserError(f"--resume {path}: {error}; --resume_partial starts them at random") from None
     report.unused.extend(name for name in weights.state if name not in state)
     logger.info("--resume %s: %s", path, report)
 
@@ -115,7 +120,7 @@ def start_state(trainer: Trainer, metadata: Mapping[str, object], checkpoint: di
         return TrainState(trainer, metadata, run.start_epoch * per_epoch)
     if run.force_start_epoch >= 0:
         return TrainState(trainer, metadata, run.force_start_epoch * per_epoch)
-    checkpoint = load_file(resolve(run.resume))
+    checkpoint = load_training_state(run.resume)
     if not {"model", "optimizer", "epoch"} <= checkpoint.keys():
         raise UserError(
             f"--resume {run.resume} holds weights alone, no optimizer and epoch to continue from: "

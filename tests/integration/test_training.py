@@ -316,6 +316,29 @@ def test_resume_from_an_encoder_copies_the_target(capsys):
         torch.testing.assert_close(saved["model"][f"target_{name}"], encoder[name])
 
 
+def test_resume_of_an_encoder_without_a_block_is_refused_unless_asked_for(capsys):
+    flags = write_data(M2D)
+    source = trained(f"{flags} --epochs 1", out="source")
+    torch.save({name: value for name, value in source["model"].items() if "blocks.1." not in name}, "shallow.pth")
+    capsys.readouterr()
+    assert run(M2D, f"{flags} --resume shallow.pth --output_dir out") == 2
+    said = capsys.readouterr().out
+    assert "not in the checkpoint: blocks.1." in said and "--resume_partial" in said and not Path("out").exists()
+    saved = trained(f"{flags} --epochs 1 --batch_size 48 --resume shallow.pth --resume_partial")
+    assert "new, left as they start: blocks (" in capsys.readouterr().out
+    assert torch.equal(saved["model"]["blocks.0.mlp.fc2.weight"], source["model"]["blocks.0.mlp.fc2.weight"])
+
+
+def test_a_damaged_state_of_the_run_itself_is_named(capsys):
+    flags = write_data(M2D)
+    trained(f"{flags} --epochs 1", out="out")
+    saved = torch.load("out/last.pth")
+    torch.save(saved | {"updates": [1]}, "out/last.pth")
+    capsys.readouterr()
+    assert run(M2D, f"{flags} --epochs 2 --output_dir out --auto_resume") == 2
+    assert "last.pth: not a checkpoint that this run wrote: Expected `int`" in capsys.readouterr().out
+
+
 def test_going_on_from_weights_alone_is_refused(capsys):
     flags = write_data(M2D)
     source = trained(f"{flags} --epochs 1", out="source")

@@ -90,8 +90,8 @@ def test_epochs_are_checked(state, folder, epoch):
         {"updates": -5},
         {"updates_per_epoch": 0},
         {"meter": 3},
+        {"meter": {"sums": 5, "count": 1, "skipped": 0}},
         {"scaler": [1]},
-        {"args": 5},
         {"lists": {"csv_main": 3}},
         {"effective_batch": None},
     ],
@@ -100,6 +100,8 @@ def test_what_a_run_continues_from_is_checked(state, folder, values):
     good = {"model": state, "optimizer": {"state": {}, "param_groups": []}, "epoch": 3, "scaler": {}, "args": {"seed": 0}}
     torch.save(good, folder / "x.pth")
     assert load_training_state(folder / "x.pth")["epoch"] == 3
+    with pytest.raises(CheckpointError, match=r"x\.pth.*missing required field"):
+        load_training_state(folder / "x.pth", own=True)
     torch.save(good | values, folder / "x.pth")
     with pytest.raises(CheckpointError, match=rf"x\.pth.*{next(iter(values))}"):
         load_training_state(folder / "x.pth")

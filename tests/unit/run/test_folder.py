@@ -53,3 +53,15 @@ def test_links_at_the_names_of_checkpoints_are_replaced_not_followed(tmp_path, m
     assert not saver.failed and victim.read_bytes() == b"precious"
     assert sorted(os.listdir(folder)) == ["checkpoint-1.pth", "last.pth"]
     assert (folder / "last.pth").read_bytes() == (folder / "checkpoint-1.pth").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "", "{", "5", '{"starts": 3, "settings": {}}', '{"starts": [1], "settings": {}}', "[" * 100_000]
+)
+def test_a_run_json_of_something_else_is_named(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    run = RunFolder(tmp_path)
+    assert run.find_run(auto_resume=True) is None
+    with pytest.raises(UserError, match=r"run\.json: not what a training run writes") as caught:
+        run.begin({})
+    assert "\n" not in str(caught.value) and (tmp_path / "run.json").read_text() == text
