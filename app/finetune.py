@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from app.scores import main_score, scores, unit_probabilities
 from app.segments import SegmentDataset, read_segments, write_csv
+from m2d.checkpoint.spec import ModelSpec
 from m2d.checkpoint.weights import load_file, save_atomically
 from m2d.data.rng import Purpose, permutation
 from m2d.inference.runtime import Config, RuntimeM2D
@@ -72,16 +73,17 @@ def load_classifier(path: Path) -> SegmentClassifier:
 
 
 def save_classifier(model: SegmentClassifier, path: Path) -> None:
-    """Save a classifier so that `load_classifier` needs nothing but the file."""
+    """Save a classifier so that `load_classifier`, and the programs that embed and tag, need nothing but the file."""
     cfg = model.cfg
-    sizes = "x".join(map(str, cfg.input_size)) + "p" + "x".join(map(str, cfg.patch_size)) + f"p{cfg.sr}"
+    spec = ModelSpec(cfg.input_size, cfg.patch_size, cfg.sr, cfg.model)
     settings = {
-        "weight_file": f"{cfg.model}-{sizes}-random",
+        "weight_file": f"{spec}-random",
         "dur_frames": cfg.dur_frames,
         "freeze_embed": cfg.freeze_embed,
         "training_mask": cfg.training_mask,
     }
-    save_atomically({"model": model.state_dict(), "classes": model.classes, "settings": settings}, path)
+    saved = {"model": model.state_dict(), "classes": model.classes, "single_label": True, "settings": settings}
+    save_atomically({**saved, "args": spec._asdict()}, path)
 
 
 def precision(args: argparse.Namespace) -> torch.autocast:

@@ -1,11 +1,12 @@
 """PortableM2D: pre-trained and fine-tuned M2D encoders in one file.
 
-Copy this file anywhere. It needs torch, timm, einops, nnAudio and numpy, and nothing else of the M2D project
-(Apache License 2.0).
+Copy this file anywhere. It needs torch, timm, einops, nnAudio and numpy, torchaudio for audio of other sampling rates, and
+nothing else of the M2D project (Apache License 2.0).
 
     model = PortableM2D("m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly/weights_ep69it3124-0.48494.pth")
     frames = model(audio)                      # [B, samples] in ±1 -> [B, T, 3840], one vector per time step
     clips = model.get_scene_embeddings(audio)  # [B, 3840]
+    clips = model.get_scene_embeddings(audio, sample_rate=44100)  # resampled on the audio's device
     tagger = PortableM2D(path, num_classes=527)
     logits = tagger(audio)                     # [B, 527], with a fine-tuned checkpoint
 
@@ -36,11 +37,19 @@ FRONT_ENDS = {
     "32k": dict(sample_rate=32000, n_fft=800, window_size=800, hop_size=320, n_mels=80, f_min=50, f_max=16000),
 }
 EPS = torch.finfo(torch.float32).eps
+#: Kaiser-windowed sinc, 64 zero crossings: aliases and ripple below -80 dB up to 0.9 of the lower rate's band.
+RESAMPLING = dict(
+    lowpass_filter_width=64,
+    rolloff=0.9475937167399596,
+    resampling_method="sinc_interp_kaiser",
+    beta=14.769656459379492,
+)
 #: (mean, std) of checkpoints that bring none.
 DEFAULT_NORM_STATS = (-7.1, 4.2)
 HEAD_WIDTH = 64
 _NAME = re.compile(r"(?<![A-Za-z0-9_])([A-Za-z]\w*)-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+k))?(?![A-Za-z0-9])")
 _HEAD = re.compile(r"(?:^|\.)head(?:(?:\.|_)norm\.running_(mean|var)|\.(?:mlp\.mlp\.0\.)?(weight|bias))$")
+_OWN_HEAD = re.compile(r"^classifier\.(weight|bias)$")  # of app/finetune.py
 _ANCHOR = "patch_embed.proj.weight"
 # Frames of log-mel made, and tokens encoded at a time: a long input needs no more memory than a short one.
 _FRAMES_PER_STRETCH = 1 << 14
@@ -88,20 +97,35 @@ def _split(tensors: dict) -> tuple[dict, dict]:
     for name, tensor in tensors.items():
         if name.startswith(prefix):
             encoder[name.removeprefix(prefix)] = tensor
-        if found := _HEAD.search(name):
-            head[found[1] or found[2]] = tensor
+        if found := _HEAD.search(name) or _OWN_HEAD.search(name):
+            head[found[found.lastindex]] = tensor
     return encoder, head
 
 
-def _sizes(path: Path, settings: dict) -> tuple[int, int, str]:
-    """(mel bands, frames, rate) from the folder's name, the file's name, or the settings in the file."""
-    for name in (path.absolute().parent.name, path.name):
-        if found := _NAME.search(name):
-            return int(found[2]), int(found[3]), found[6] or "16k"
-    size = settings.get("input_size")
-    if size:
-        mels, frames = size.split("x") if isinstance(size, str) else size
-        return int(mels), int(frames), str(settings.get("sr") or "16k")
+def _sizes(path: Path, settings: dict, state: dict) -> tuple[int, int, str]:
+    """(mel bands, frames, rate) from the folder's name, the file's name, or the settings in the file.
+
+    Raises:
+        ValueError: none of them tells, or name and settings contradict each other.
+    """
+    sizes = next(filter(None, map(_NAME.search, (path.absolute().parent.name, path.name))), None)
+    named = (int(sizes[2]), int(sizes[3]), sizes[6] or "16k") if sizes else None
+    told = settings.get("input_size")
+    if told:
+        mels, frames = map(int, told.split("x") if isinstance(told, str) else told)
+        rate = settings.get("sr") or (named[2] if named else "16k")
+        if named is None:
+            return mels, frames, str(rate)
+        if (mels, rate) != (named[0], named[2]):
+            raise ValueError(
+                f"{path}: the name says {named[0]} mel bands at {named[2]}, the settings in the file say {mels} at {rate}. "
+                "Rename the folder or the file"
+            )
+        _, _, height, width = state[_ANCHOR].shape
+        fits = "pos_embed" in state and state["pos_embed"].shape[1] == 1 + (mels // height) * (frames // width)
+        return (mels, frames, named[2]) if fits else named
+    if named:
+        return named
     raise ValueError(
         f"{path}: neither the folder's name nor the file's tells the input size. Put the file into a folder named "
         "{model}-{mel bands}x{frames}p{patch bands}x{patch frames}[p{rate}k]-…, such as m2d_vit_base-80x608p16x16-221006"
@@ -203,10 +227,10 @@ class PortableM2D(nn.Module):
         super().__init__()
         path = Path(weight_file)
         tensors, settings = _read(path)
-        mels, frames, rate = _sizes(path, settings)
+        state, head = _split(tensors)
+        mels, frames, rate = _sizes(path, settings, state)
         if rate not in FRONT_ENDS:
             raise ValueError(f"{path}: a sample rate of {rate} is not known: choose from {', '.join(FRONT_ENDS)}")
-        state, head = _split(tensors)
         self.backbone = _load_encoder(state, (mels, frames), path)
         width = self.backbone.embed_dim
         narrow_head = num_classes is not None and "weight" in head and head["weight"].shape[1] == width
@@ -238,7 +262,9 @@ class PortableM2D(nn.Module):
             wanted = (self.cfg.weight_file, said, list(self.head.weight.shape))
             log.warning("%s: its classifier %s %s: a new one starts at random", *wanted)
             return
-        self.head_norm.load_state_dict({"running_mean": head["mean"], "running_var": head["var"]}, strict=False)
+        neutral = {"mean": torch.zeros(shape[1]), "var": torch.full(shape[1:], 1 - self.head_norm.eps)}
+        norm = {**neutral, **head}  # the classifier of app/finetune.py has no batch norm
+        self.head_norm.load_state_dict({"running_mean": norm["mean"], "running_var": norm["var"]}, strict=False)
         self.head.load_state_dict({"weight": head["weight"], "bias": head["bias"]})
 
     # ------------------------------------------------------------ waveforms to spectrograms
@@ -267,6 +293,15 @@ class PortableM2D(nn.Module):
         total = 1 + audio.shape[1] // self.cfg.hop_size
         starts = range(0, total, _FRAMES_PER_STRETCH)
         return torch.cat([self._stretch(audio, i, min(i + _FRAMES_PER_STRETCH, total), total) for i in starts], dim=-1)
+
+    def _resample(self, audio: torch.Tensor, rate: int | None) -> torch.Tensor:
+        """Waveforms of another rate (None: the model's) at the model's, on their device."""
+        if rate is None or rate == self.cfg.sample_rate:
+            return audio
+        from torchaudio.functional import resample  # takes long to import
+
+        with torch.autocast(audio.device.type, enabled=False):
+            return resample(audio.float(), rate, self.cfg.sample_rate, **RESAMPLING)
 
     def normalize_batch(self, x: torch.Tensor) -> torch.Tensor:
         """`(x - mean) / std` with the checkpoint's statistics."""
@@ -312,29 +347,35 @@ class PortableM2D(nn.Module):
         layers = [torch.cat(parts, dim=1) for parts in zip(*encoded, strict=True)]
         return layers if return_layers else layers[0]
 
-    def encode(self, audio: torch.Tensor, average_per_time_frame: bool = False) -> torch.Tensor:
-        """Waveforms `[B, samples]` to features, as `encode_lms` gives them."""
-        return self.encode_lms(self.to_normalized_feature(audio), average_per_time_frame=average_per_time_frame)
+    def encode(self, audio: torch.Tensor, average_per_time_frame: bool = False, sample_rate: int | None = None) -> torch.Tensor:
+        """Waveforms `[B, samples]` to features, as `encode_lms` gives them; sample_rate: theirs, in Hz (None: the model's)."""
+        lms = self.to_normalized_feature(self._resample(audio, sample_rate))
+        return self.encode_lms(lms, average_per_time_frame=average_per_time_frame)
 
-    def forward(self, audio: torch.Tensor, average_per_time_frame: bool = False) -> torch.Tensor:
+    def forward(self, audio: torch.Tensor, average_per_time_frame: bool = False, sample_rate: int | None = None) -> torch.Tensor:
         """Waveforms `[B, samples]` to features `[B, T, feature_d]`, or with `num_classes` to logits `[B, classes]`."""
-        features = self.encode(audio, average_per_time_frame)
+        features = self.encode(audio, average_per_time_frame, sample_rate)
         return features if self.num_classes is None else self.head(self.head_norm(features.mean(dim=1)))
 
-    def get_scene_embeddings(self, audio: torch.Tensor) -> torch.Tensor:
+    def get_scene_embeddings(self, audio: torch.Tensor, sample_rate: int | None = None) -> torch.Tensor:
         """Waveforms `[B, samples]` to one vector a clip, the mean over time: `[B, feature_d]`."""
-        return self.encode(audio).mean(dim=1)
+        return self.encode(audio, sample_rate=sample_rate).mean(dim=1)
 
-    def get_timestamp_embeddings(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Waveforms `[B, samples]` to features per time step `[B, T, feature_d]` and their times in ms `[B, T]`."""
+    def get_timestamp_embeddings(self, audio: torch.Tensor, sample_rate: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Waveforms `[B, samples]` to features per time step `[B, T, feature_d]` and their times in ms `[B, T]`.
+
+        The times follow the published rule, i · duration / T: a little earlier than the patches begin, where the end of a
+        clip was padded to a whole patch.
+        """
+        audio = self._resample(audio, sample_rate)
         features = self.encode(audio, average_per_time_frame=True)
         step = audio.shape[1] / self.cfg.sample_rate * 1000 / features.shape[1]
         times = torch.arange(features.shape[1], device=features.device) * step
         return features, times.expand(len(features), -1)
 
-    def forward_frames(self, audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward_frames(self, audio: torch.Tensor, sample_rate: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Waveforms `[B, samples]` to logits per time step `[B, T, classes]` and their times in ms `[B, T]`."""
         if self.num_classes is None:
             raise ValueError("logits need a classifier: give num_classes to PortableM2D")
-        features, times = self.get_timestamp_embeddings(audio)
+        features, times = self.get_timestamp_embeddings(audio, sample_rate)
         return self.head(self.head_norm(features.transpose(1, 2)).transpose(1, 2)), times

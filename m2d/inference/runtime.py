@@ -171,6 +171,7 @@ class RuntimeM2D(Reconstruction, nn.Module):
                 f"the classifier of {self.cfg.weight_file} takes {width} features; there are {self.cfg.feature_d} "
                 f"({'flat' if self.cfg.flat_features else 'stacked'} features)"
             )
+        self.head_norm.running_var.fill_(1 - self.head_norm.eps)  # no change, where the classifier has no batch norm
         for module, prefix in ((self.head_norm, "head_norm."), (self.head, "head.")):
             own = {name.removeprefix(prefix): tensor for name, tensor in head.items() if name.startswith(prefix)}
             module.load_state_dict({**module.state_dict(), **own})

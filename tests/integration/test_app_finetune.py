@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from app_data import KINDS, prepared_lungs, write_circor
 from hypothesis import given
@@ -13,6 +14,9 @@ from hypothesis import strategies as st
 
 from app import finetune, segments
 from app.scores import main_score, scores, unit_probabilities
+from examples.portable_m2d import PortableM2D
+from m2d.inference import embed, tag
+from m2d.inference.runtime import RuntimeM2D
 from m2d.train.optim import learning_rate
 
 WEIGHTS = "m2d_vit_tiny-80x208p80x16p16k-random"
@@ -111,6 +115,29 @@ def test_a_saved_classifier_gives_the_same_predictions(prepared, tmp_path):
     train = segments.SegmentDataset(table[table["split"] == "train"], prepared, model.classes, 96)
     values = np.concatenate([train[i][0].numpy().ravel() for i in range(len(train))])
     np.testing.assert_allclose([model.cfg.mean, model.cfg.std], [values.mean(), values.std()], rtol=1e-4)
+
+
+@pytest.mark.parametrize("flags", [(), ("--training_mask", 0.3)])
+def test_every_program_reads_a_fine_tuned_checkpoint(prepared, tmp_path, flags, capsys):
+    """With the names of its classes; --training_mask: a classifier of flat features."""
+    assert run(prepared / "segments.csv", tmp_path / "run", "--epochs", 1, *flags) == 0
+    path = tmp_path / "run/checkpoint.pth"
+    model = finetune.load_classifier(path)
+    audio = 0.1 * torch.randn(1, 15_200, generator=torch.Generator().manual_seed(0))  # the model's 96 frames
+    with torch.inference_mode():
+        expected = model(model.to_feature(audio)).softmax(dim=1)[0]
+        for runtime in (RuntimeM2D, PortableM2D):
+            logits = runtime(weight_file=path, num_classes=len(model.classes))(audio)
+            torch.testing.assert_close(logits.softmax(dim=1)[0], expected, rtol=1e-4, atol=1e-5)
+    soundfile.write(tmp_path / "x.wav", audio[0].numpy(), 16000, subtype="FLOAT")
+    assert tag.main([str(tmp_path / "x.wav"), "--weights", str(path), "--device", "cpu", "--top", "9"]) == 0
+    printed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [name for _, name in printed] == [model.classes[i] for i in expected.argsort(descending=True)]
+    np.testing.assert_allclose([float(value) for value, _ in printed], expected.sort(descending=True)[0], atol=1e-3)
+    arguments = [str(tmp_path / "x.wav"), "--weights", str(tmp_path / "run"), "--out", str(tmp_path / "e.npz"), "--device", "cpu"]
+    assert embed.main(arguments) == 0
+    with np.load(tmp_path / "e.npz") as saved:
+        assert saved["embeddings"].shape == (1, RuntimeM2D(weight_file=path).cfg.feature_d)
 
 
 def test_a_batch_in_parts_gives_the_same_update(prepared):

@@ -59,7 +59,7 @@ def test_it_runs_alone_in_an_empty_folder(weight_file, tmp_path):
 def test_its_imports_are_those_it_names():
     lines = [line.split() for line in FILE.read_text().splitlines()]
     imported = {words[1].split(".")[0] for words in lines if words and words[0] in ("import", "from")}
-    assert imported - sys.stdlib_module_names == {"torch", "timm", "einops", "nnAudio", "numpy"}
+    assert imported - sys.stdlib_module_names == {"torch", "timm", "einops", "nnAudio", "numpy", "torchaudio"}
 
 
 @torch.no_grad()
@@ -80,6 +80,27 @@ def test_it_gives_the_runtimes_numbers(weight_file, audio):
             assert_same(ours, theirs)
         for name in ("feature_d", "mean", "std", "sample_rate", "n_fft", "hop_size", "input_size", "patch_size", "sr"):
             assert getattr(model.cfg, name) == getattr(runtime.cfg, name), name
+
+
+@torch.no_grad()
+def test_other_sampling_rates(folder, audio):
+    path = write_fine_tuned(folder / "rates", classes=6, width=960)
+    model, runtime = PortableM2D(path, num_classes=6), RuntimeM2D(weight_file=path, num_classes=6)
+    assert_same(model(audio, sample_rate=44100), runtime(audio, sample_rate=44100))
+    assert_same(model.encode(audio, sample_rate=8000), runtime.encode(audio, sample_rate=8000))
+    assert_same(model.get_scene_embeddings(audio, sample_rate=16000), runtime.get_scene_embeddings(audio))
+    for ours, theirs in zip(model.forward_frames(audio, 48000), runtime.forward_frames(audio, 48000), strict=True):
+        assert_same(ours, theirs)
+
+
+def test_a_name_that_contradicts_the_file(weight_file, tmp_path):
+    saved = torch.load(weight_file, weights_only=False)
+    saved["args"] = argparse.Namespace(input_size=[80, 208], sr="16k")
+    path = tmp_path / published_name(rate="p32k") / "w.pth"
+    path.parent.mkdir()
+    torch.save(saved, path)
+    with pytest.raises(ValueError, match="the name says 80 mel bands at 32k, the settings in the file say 80 at 16k"):
+        PortableM2D(path)
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base", "large"])

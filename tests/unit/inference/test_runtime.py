@@ -438,6 +438,35 @@ def test_a_name_that_does_not_fit_what_is_inside(files, tmp_path, name, words):
         RuntimeM2D(weight_file=tmp_path / name / "w.pth")
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        (published_name(rate="p32k"), {}, "name tells sr 32k, the settings in the file 16k"),
+        (published_name(), {"patch_size": "16x8"}, "name tells patch_size 16x16, the settings in the file 16x8"),
+        (published_name(), {"input_size": "64x208"}, "name tells input_size 80x208, the settings in the file 64x208"),
+    ],
+)
+def test_a_name_that_contradicts_the_settings_in_the_file(files, tmp_path, name, settings, words):
+    saved = torch.load(files(), weights_only=False)
+    saved["args"] = dict(model="m2d_vit_tiny", input_size="80x208", patch_size="16x16", sr="16k") | settings
+    path = tmp_path / name / "w.pth"
+    path.parent.mkdir()
+    torch.save(saved, path)
+    with pytest.raises(CheckpointError, match=words):
+        RuntimeM2D(weight_file=path)
+
+
+def test_of_two_lengths_the_one_that_fits_the_positions_counts(files, tmp_path):
+    """A fine-tuned model of another length, kept in a folder named after the weights it started from, and the reverse."""
+    saved = torch.load(files(), weights_only=False)
+    for i, (name, told) in enumerate([((80, 608), "80x208"), ((80, 208), "80x608")]):
+        saved["args"] = dict(model="m2d_vit_tiny", input_size=told, patch_size="16x16", sr="16k")
+        path = tmp_path / str(i) / published_name(size=name) / "w.pth"
+        path.parent.mkdir(parents=True)
+        torch.save(saved, path)
+        assert RuntimeM2D(weight_file=path).cfg.input_size == [80, 208]
+
+
 def test_an_encoder_that_is_not_whole_is_refused(files, tmp_path):
     path = tmp_path / published_name() / "w.pth"
     path.parent.mkdir()
