@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from app.scores import main_score, scores, unit_probabilities
 from app.segments import SegmentDataset, read_segments, write_csv
-from m2d.checkpoint.spec import ModelSpec
+from m2d.checkpoint.spec import ModelSpec, agreed_spec
 from m2d.checkpoint.weights import load_file, save_atomically
 from m2d.data.rng import Purpose, permutation
 from m2d.inference.runtime import Config, RuntimeM2D
@@ -53,6 +53,11 @@ class SegmentClassifier(RuntimeM2D):
         self.classes = list(classes)
         self.classifier = nn.Linear(self.cfg.feature_d, len(self.classes))
 
+    @property
+    def spec(self) -> ModelSpec:
+        """The encoder's sizes, as programs that read the saved classifier need them."""
+        return ModelSpec(self.cfg.input_size, self.cfg.patch_size, self.cfg.sr, self.cfg.model)
+
     def set_statistics(self, mean: float, std: float) -> None:
         """Normalise by these from now on; they are saved with the weights."""
         self.cfg.mean, self.cfg.std = mean, std
@@ -74,8 +79,7 @@ def load_classifier(path: Path) -> SegmentClassifier:
 
 def save_classifier(model: SegmentClassifier, path: Path) -> None:
     """Save a classifier so that `load_classifier`, and the programs that embed and tag, need nothing but the file."""
-    cfg = model.cfg
-    spec = ModelSpec(cfg.input_size, cfg.patch_size, cfg.sr, cfg.model)
+    cfg, spec = model.cfg, model.spec
     settings = {
         "weight_file": f"{spec}-random",
         "dur_frames": cfg.dur_frames,
@@ -163,6 +167,7 @@ def fine_tune(args: argparse.Namespace) -> None:
     frames = model.cfg.input_size[1]
     sets = {split: SegmentDataset(rows, data_path, classes, frames) for split, rows in table.groupby("split", sort=False)}
     model.set_statistics(*sets["train"].statistics())
+    agreed_spec(args.output_dir / "checkpoint.pth", model.spec._asdict())  # refuses a folder whose name tells other sizes
     args.output_dir.mkdir(parents=True, exist_ok=True)
     train(model, sets, args)
     model.load_state_dict(load_file(args.output_dir / "checkpoint.pth")["model"])

@@ -102,30 +102,25 @@ def _split(tensors: dict) -> tuple[dict, dict]:
     return encoder, head
 
 
-def _sizes(path: Path, settings: dict, state: dict) -> tuple[int, int, str]:
+def _sizes(path: Path, settings: dict) -> tuple[int, int, str]:
     """(mel bands, frames, rate) from the folder's name, the file's name, or the settings in the file.
 
     Raises:
         ValueError: none of them tells, or name and settings contradict each other.
     """
-    sizes = next(filter(None, map(_NAME.search, (path.absolute().parent.name, path.name))), None)
-    named = (int(sizes[2]), int(sizes[3]), sizes[6] or "16k") if sizes else None
+    found = next(filter(None, map(_NAME.search, (path.absolute().parent.name, path.name))), None)
+    named = (int(found[2]), int(found[3]), found[6] or "16k") if found else None
     told = settings.get("input_size")
     if told:
         mels, frames = map(int, told.split("x") if isinstance(told, str) else told)
-        rate = settings.get("sr") or (named[2] if named else "16k")
-        if named is None:
-            return mels, frames, str(rate)
-        if (mels, rate) != (named[0], named[2]):
+        told = mels, frames, str(settings.get("sr") or (named[2] if named else "16k"))
+        if named not in (None, told):
             raise ValueError(
-                f"{path}: the name says {named[0]} mel bands at {named[2]}, the settings in the file say {mels} at {rate}. "
-                "Rename the folder or the file"
+                f"{path}: its name tells {named[0]}x{named[1]} at {named[2]}, the settings in the file {mels}x{frames} at "
+                f"{told[2]}: rename the folder (or the file) to what it holds"
             )
-        _, _, height, width = state[_ANCHOR].shape
-        fits = "pos_embed" in state and state["pos_embed"].shape[1] == 1 + (mels // height) * (frames // width)
-        return (mels, frames, named[2]) if fits else named
-    if named:
-        return named
+    if named or told:
+        return named or told
     raise ValueError(
         f"{path}: neither the folder's name nor the file's tells the input size. Put the file into a folder named "
         "{model}-{mel bands}x{frames}p{patch bands}x{patch frames}[p{rate}k]-…, such as m2d_vit_base-80x608p16x16-221006"
@@ -227,10 +222,10 @@ class PortableM2D(nn.Module):
         super().__init__()
         path = Path(weight_file)
         tensors, settings = _read(path)
-        state, head = _split(tensors)
-        mels, frames, rate = _sizes(path, settings, state)
+        mels, frames, rate = _sizes(path, settings)
         if rate not in FRONT_ENDS:
             raise ValueError(f"{path}: a sample rate of {rate} is not known: choose from {', '.join(FRONT_ENDS)}")
+        state, head = _split(tensors)
         self.backbone = _load_encoder(state, (mels, frames), path)
         width = self.backbone.embed_dim
         narrow_head = num_classes is not None and "weight" in head and head["weight"].shape[1] == width

@@ -98,11 +98,8 @@ def spec_of_settings(settings: Mapping | None) -> ModelSpec | None:
     return ModelSpec(**{"sr": "16k"} | told)
 
 
-def agreed_spec(path: Path, settings: Mapping | None, positions: int | None = None) -> ModelSpec | None:
+def agreed_spec(path: Path, settings: Mapping | None) -> ModelSpec | None:
     """Sizes of a checkpoint by its name, else by the settings in the file; None where neither tells.
-
-    Of two input lengths the one that fits the number of `positions` in the file counts: a fine-tuned model of another length
-    may be in a folder named after the weights that it started from.
 
     Raises:
         CheckpointError: the two contradict each other, or are sizes that no model has.
@@ -114,10 +111,6 @@ def agreed_spec(path: Path, settings: Mapping | None, positions: int | None = No
     if named is None:
         return stored
     told = _told(settings)
-    length = _fitting_length(named, told.get("input_size", named.input_size), positions)
-    if length is not None:
-        named = named._replace(input_size=length)
-        told["input_size"] = length
     for field in ("input_size", "patch_size", "sr"):
         by_name = getattr(named, field)
         if told.get(field, by_name) != by_name:
@@ -126,15 +119,6 @@ def agreed_spec(path: Path, settings: Mapping | None, positions: int | None = No
                 "rename the folder (or the file) to what it holds"
             )
     return named
-
-
-def _fitting_length(named: ModelSpec, told: list[int], positions: int | None) -> list[int] | None:
-    """The input size, by name or as told, that has so many positions; None where their mel bands differ or neither has."""
-    height, width = named.patch_size
-    for size in (named.input_size, told):
-        if named.input_size[0] == told[0] and positions == (size[0] // height) * (size[1] // width):
-            return size
-    return None
 
 
 def _shown(value: str | list[int]) -> str:

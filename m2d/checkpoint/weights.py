@@ -209,7 +209,7 @@ def read_weights(source: str | Path) -> Weights:
         state=state,
         head=head,
         args=args,
-        spec=agreed_spec(path, args, state["pos_embed"].shape[1] - 1 if "pos_embed" in state else None),
+        spec=agreed_spec(path, args),
         norm_stats=_norm_stats(state, path),
         epoch=_epoch(saved, path),
         path=path,

@@ -140,6 +140,12 @@ def test_every_program_reads_a_fine_tuned_checkpoint(prepared, tmp_path, flags, 
         assert saved["embeddings"].shape == (1, RuntimeM2D(weight_file=path).cfg.feature_d)
 
 
+def test_an_output_folder_whose_name_tells_another_length_is_refused_before_training(prepared, tmp_path, caplog):
+    out = tmp_path / "m2d_vit_tiny-80x208p80x16-lungs"
+    assert run(prepared / "segments.csv", out, "--epochs", 1) == 2
+    assert "its name tells input_size 80x208, the settings in the file 80x96" in caplog.text and not out.exists()
+
+
 def test_a_batch_in_parts_gives_the_same_update(prepared):
     table = segments.read_segments(prepared / "segments.csv")
     base = [str(prepared), "--weights", WEIGHTS, *"--output_dir x --device cpu --num_workers 0 --batch_size 10".split()]

@@ -99,7 +99,7 @@ def test_a_name_that_contradicts_the_file(weight_file, tmp_path):
     path = tmp_path / published_name(rate="p32k") / "w.pth"
     path.parent.mkdir()
     torch.save(saved, path)
-    with pytest.raises(ValueError, match="the name says 80 mel bands at 32k, the settings in the file say 80 at 16k"):
+    with pytest.raises(ValueError, match="its name tells 80x208 at 32k, the settings in the file 80x208 at 16k"):
         PortableM2D(path)
 
 

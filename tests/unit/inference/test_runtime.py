@@ -456,17 +456,6 @@ def test_a_name_that_contradicts_the_settings_in_the_file(files, tmp_path, name,
         RuntimeM2D(weight_file=path)
 
 
-def test_of_two_lengths_the_one_that_fits_the_positions_counts(files, tmp_path):
-    """A fine-tuned model of another length, kept in a folder named after the weights it started from, and the reverse."""
-    saved = torch.load(files(), weights_only=False)
-    for i, (name, told) in enumerate([((80, 608), "80x208"), ((80, 208), "80x608")]):
-        saved["args"] = dict(model="m2d_vit_tiny", input_size=told, patch_size="16x16", sr="16k")
-        path = tmp_path / str(i) / published_name(size=name) / "w.pth"
-        path.parent.mkdir(parents=True)
-        torch.save(saved, path)
-        assert RuntimeM2D(weight_file=path).cfg.input_size == [80, 208]
-
-
 def test_an_encoder_that_is_not_whole_is_refused(files, tmp_path):
     path = tmp_path / published_name() / "w.pth"
     path.parent.mkdir()
