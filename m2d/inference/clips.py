@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,6 @@ import numpy as np
 
 from ..audio.decode import open_audio
 from ..audio.listing import list_audio, readable_suffixes, words_of_others
-from ..data.clip_list import read_list
 from ..utils.names import shown
 
 logger = logging.getLogger("m2d")
@@ -36,7 +35,7 @@ def list_clips(sources: Sequence[str | Path]) -> list[Path]:
     clips: list[Path] = []
     for source in map(Path, sources):
         if source.suffix.lower() == ".csv":
-            clips += [source.parent / name for name in read_list(source).names]
+            clips += [source.parent / name for name in _listed(source)]
         elif source.is_dir():
             found, others = list_audio(source, readable_suffixes())
             not_taken = words_of_others(others)
@@ -51,6 +50,14 @@ def list_clips(sources: Sequence[str | Path]) -> list[Path]:
         else:
             raise FileNotFoundError(f"there is no file or folder {shown(source)}")
     return clips
+
+
+def _listed(path: Path) -> Iterable[str]:
+    try:
+        from ..data.clip_list import read_list  # with pyarrow, which a program on files and folders needs not
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{shown(path)}: lists need {error.name}: pip install 'm2d-audio[train]'") from None
+    return read_list(path).names
 
 
 def add_audio(parser: argparse.ArgumentParser) -> None:

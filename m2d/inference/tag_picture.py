@@ -64,8 +64,10 @@ def draw_tags(
         names: of the classes.
         top: classes to draw.
     """
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{shown(out)}: pictures need {error.name}: pip install 'm2d-audio[train]'") from None
     best = np.argsort(-values.max(axis=0), kind="stable")[:top]
     best = best[np.argsort(values[:, best].argmax(axis=0), kind="stable")]
     figure = Figure(figsize=(12, 3.2 + 0.3 * len(best)), layout="constrained")
