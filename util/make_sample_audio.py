@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from m2d.utils.atomic_file import open_atomic
+from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
 from m2d.utils.program import ArgumentParser
 
 SAMPLE_RATE = 16000
@@ -26,20 +28,28 @@ def main() -> None:
     parser.add_argument("dest", type=Path, metavar="DEST", help="the folder to write to")
     parser.add_argument("--clips", type=int, default=60, help="clips per class")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args()
     if args.clips < 1:
         parser.error("--clips must be at least 1")
-    write_sample_audio(args.dest, args.clips, args.seed)
+    try:
+        check_outputs([path for path, _, _ in planned(args.dest, args.clips)], (), args.overwrite)
+        write_sample_audio(args.dest, args.clips, args.seed)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     print(f"{len(CLASSES) * args.clips} clips of {len(CLASSES)} classes in {args.dest}")
+
+
+def planned(dest: Path, clips: int) -> list[tuple[Path, str, int]]:
+    """The files of `clips` clips of every class, with class and number."""
+    return [(dest / name / f"{name}_{number:02d}.wav", name, number) for name in CLASSES for number in range(clips)]
 
 
 def write_sample_audio(dest: Path, clips: int = 60, seed: int = 0) -> None:
     """Write `clips` wav files of every class below `dest`, over what is there."""
-    for name in CLASSES:
-        folder = Path(dest) / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for number in range(clips):
-            _write_wav(folder / f"{name}_{number:02d}.wav", make_clip(name, number, seed))
+    for path, name, number in planned(Path(dest), clips):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_wav(path, make_clip(name, number, seed))
 
 
 def make_clip(name: str, number: int, seed: int = 0) -> np.ndarray:
@@ -79,7 +89,7 @@ def _decibel(x):
 
 
 def _write_wav(path: Path, x: np.ndarray) -> None:
-    with wave.open(str(path), "wb") as f:
+    with open_atomic(path, durable=False) as file, wave.open(file, "wb") as f:
         f.setnchannels(1)
         f.setsampwidth(2)
         f.setframerate(SAMPLE_RATE)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..utils.atomic_file import open_atomic
-from ..utils.download import DownloadError
+from ..utils.errors import UserError
 from ..utils.read_file import ZIP_ERRORS
 from .download import MAX_BYTES, fetch
 from .errors import CheckpointError
@@ -90,7 +90,7 @@ def resolve(source: str | Path) -> Path:
 def _fetched(address: str) -> Path:
     try:
         path = fetch(address, _check_fetched)
-    except DownloadError as error:
+    except UserError as error:
         raise CheckpointError(str(error)) from error
     return path if _archived(path) is None else _unpack(path)
 

@@ -23,17 +23,19 @@ from ..audio.listing import readable_suffixes
 from ..evaluation.features import POOLINGS, EncoderFeatures, LogMelFeatures, clip_features, untrained, weights_key
 from ..evaluation.labelled_clips import LabelledClips, class_counts, judgeable, read_labelled
 from ..evaluation.probe import Judgement, Protocol
-from ..evaluation.probe_plots import confusion, draw_confusion, draw_per_class
+from ..evaluation.probe_plots import PROGRAM, confusion, draw_confusion, draw_per_class
 from ..evaluation.scores import mean_average_precision
 from ..inference.runtime import RuntimeM2D
 from ..utils.atomic_file import write_text
 from ..utils.device import pick_device
 from ..utils.errors import UserError
 from ..utils.names import shown
+from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by
 from ..utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
 
+_REPORT = "probe.json"
 LOGMEL = "log-mel statistics"
 
 
@@ -54,8 +56,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=_cache_folder(), help="folder that keeps features by the clips' content")
     parser.add_argument("--no_cache", dest="cache", action="store_const", const=None, help="keep no features")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--workers", type=int, default=2, help="threads that read and decode")
     return parser
+
+
+def _is_own(path: Path) -> bool:
+    """Whether an earlier run wrote this report or picture."""
+    try:
+        return drawn_by(path, PROGRAM) or {"data", "weights", "pooling", "figures"} <= json.loads(path.read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _cache_folder() -> Path:
@@ -76,6 +87,9 @@ def probe(args: argparse.Namespace) -> int:
     """
     if min(args.folds - 1, args.workers) < 1:
         raise UserError("--folds starts from 2, --workers from 1")
+    if args.out:
+        pictures = [*args.out.glob("confusion*.png"), *args.out.glob("per_class*.png")]
+        check_outputs([args.out / _REPORT, *pictures], (), args.overwrite, _is_own)
     clips = judgeable(read_labelled(args.data, readable_suffixes(), args.separator, args.data_path or ""))
     if 0 < args.max_clips < len(clips):
         rows = np.random.default_rng(args.seed).permutation(len(clips))[: args.max_clips]
@@ -186,7 +200,7 @@ def write_report(folder: Path, judgements: dict[str, Judgement], protocol: Proto
             for what, other in comparisons(judgements)
         },
     }
-    write_text(folder / "probe.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / _REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     targets = clips.targets[protocol.judged]
     trained = [what for what in judgements if not _is_baseline(what)]
     for number, what in enumerate(trained):

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..utils.atomic_file import write_figure
 
-_PROGRAM = "m2d probe"  # in the pictures' metadata
+PROGRAM = "m2d probe"  # in the pictures' metadata
 _MOST_CLASSES = 60  # that a picture can show by name
 _INK, _ACCENT, _MUTED = "#222222", "#c0392b", "#9aa5b1"
 
@@ -34,7 +34,7 @@ def draw_confusion(path: Path, counts: np.ndarray, classes: list[str], title: st
             colour = "black" if shares[i, j] > 0.6 else "white"
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, label="share of the class's clips", shrink=0.8)
-    write_figure(path, figure, _PROGRAM, dpi=110)
+    write_figure(path, figure, PROGRAM, dpi=110)
 
 
 def _most_confused(counts: np.ndarray, classes: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -61,4 +61,4 @@ def draw_per_class(path: Path, values: np.ndarray, counts: np.ndarray, classes: 
     axes.set(xlim=(0, 108), xlabel=f"{what} (%)", title=f"{what} by class (clips){more}")
     axes.grid(axis="x", color=_MUTED, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    write_figure(path, figure, _PROGRAM, dpi=110)
+    write_figure(path, figure, PROGRAM, dpi=110)

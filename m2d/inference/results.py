@@ -12,7 +12,10 @@ from types import TracebackType
 
 import numpy as np
 
+from ..utils.atomic_file import write_text
+from ..utils.errors import UserError
 from ..utils.names import shown
+from ..utils.own_file import open_own
 
 # What was done since the last flush is what a kill costs.
 _FLUSH_SECONDS = 5.0
@@ -70,11 +73,14 @@ class PartialResults:
         self.width = width
         self.done: dict[str, FileResult] = {}
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._list = (self.folder / "files.jsonl").open("a+")
+        if self.folder.is_symlink():
+            raise UserError(f"{shown(self.folder)} is a link: move it away")
+        self._list = open_own(self.folder / "files.jsonl", "a+")
         try:
             self._lock(out)
             self._check(out, json.dumps({**settings, "width": width}, sort_keys=True), start_over)
-            self._rows = open(self.folder / "rows.f32", "r+b" if (self.folder / "rows.f32").exists() else "w+b")
+            open_own(self.folder / "rows.f32").close()
+            self._rows = open_own(self.folder / "rows.f32", "r+b")
         except BaseException:
             self._list.close()
             raise
@@ -100,7 +106,7 @@ class PartialResults:
                 )
             self._list.truncate(0)
             (self.folder / "rows.f32").unlink(missing_ok=True)
-        path.write_text(settings)
+        write_text(path, settings)
 
     def _read_done(self) -> None:
         held = os.fstat(self._rows.fileno()).st_size // (4 * self.width)

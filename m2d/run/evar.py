@@ -5,6 +5,11 @@ import os
 import subprocess
 from pathlib import Path
 
+from ..utils.errors import UserError
+from ..utils.own_file import open_own
+
+#: The project's own folder, where its scripts are; those of the working folder are somebody's.
+PROJECT = Path(__file__).resolve().parents[2]
 #: Variables of torchrun that would make a program started from here take itself for one of the run's processes.
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_")
 
@@ -14,21 +19,20 @@ logger = logging.getLogger("m2d")
 def evaluate_by_evar(script: str, checkpoint: Path, wait: bool) -> None:
     """Start `quick_eval.sh` or `all_eval.sh` for a checkpoint; training continues whether it succeeds or not.
 
-    The script is taken from the working folder, where users keep their own, else from beside the m2d package.
+    The script is the project's own, beside the m2d package, wherever the working folder is.
     """
-    here = Path(__file__).resolve().parents[2]
-    path = next((p for p in (Path(script), here / script) if p.exists()), None)
-    if path is None:
-        logger.info("%s is not here: %s is not evaluated", script, checkpoint)
+    path = PROJECT / script
+    if not path.is_file():
+        logger.info("%s is not in %s: %s is not evaluated", script, PROJECT, checkpoint)
         return
     log = checkpoint.with_suffix(".eval.txt")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER)}
     try:
-        with log.open("w") as output:
+        with open_own(log, "wb") as output:
             command = ["bash", str(path), str(checkpoint.resolve())]
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
         logger.info("%s %s: see %s", script, checkpoint, log)
         if wait and process.wait():
             logger.warning("%s ended with exit status %d: see %s", script, process.returncode, log)
-    except OSError as error:
+    except (OSError, UserError) as error:
         logger.warning("%s could not be started: %s", script, error)

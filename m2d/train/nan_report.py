@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from ..checkpoint.file import save_atomically
 from ..data.dataset import AudioDataset
 from .trainer import LossMeter, NonFiniteLoss
 
@@ -38,7 +39,7 @@ def report_bad_numbers(folder: Path, update: int, meter: LossMeter, data: AudioD
         "gradient_norms": torch.stack(meter.norms).tolist() if meter.norms else [],
     }
     try:
-        torch.save(report, folder / REPORT)
+        save_atomically(report, folder / REPORT)
     except (OSError, RuntimeError) as failed:
         logger.error("%s could not be written: %s", folder / REPORT, failed)
     logger.error(

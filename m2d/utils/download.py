@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from .atomic_file import write_text
 from .errors import UserError
+from .own_file import open_own
 
 STALL_SECONDS = 60
 _LEAST_BYTES = 10_000  # within STALL_SECONDS
@@ -83,7 +84,7 @@ def _held(part: Path, path: Path) -> Iterator[BinaryIO]:
     if part.parent.is_symlink():
         raise DownloadError(f"{part.parent} is a link: remove it")
     while True:
-        file = _open_part(part)
+        file = open_own(part)
         _wait_for_lock(file, path)
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), part.stat()):
@@ -97,16 +98,6 @@ def _held(part: Path, path: Path) -> Iterator[BinaryIO]:
                 part.unlink(missing_ok=True)
             if not part.exists():
                 _Resume.path(part).unlink(missing_ok=True)
-
-
-def _open_part(part: Path) -> BinaryIO:
-    try:
-        file = open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666), "r+b")
-    except OSError as error:
-        raise DownloadError(f"{part} cannot be written: {error.strerror or error}") from error
-    if os.fstat(file.fileno()).st_nlink > 1:
-        raise DownloadError(f"{part} is a link: remove it")
-    return file
 
 
 def _wait_for_lock(file: BinaryIO, path: Path) -> None:

@@ -1,11 +1,9 @@
 """One process at a time: a lock file that the operating system frees when its holder ends, however it ends."""
 
-import errno
 import fcntl
 import logging
 import os
 import platform
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .errors import UserError
+from .own_file import open_own
 
 _BEGIN = b"process "
 
@@ -62,21 +61,12 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _open_lock(path: Path) -> BinaryIO:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise _not_a_lock(path) from None
-        raise
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or os.pread(descriptor, len(_BEGIN), 0) not in (b"", _BEGIN):
-        os.close(descriptor)
-        raise _not_a_lock(path)
-    return open(descriptor, "r+b")
-
-
-def _not_a_lock(path: Path) -> UserError:
-    return UserError(f"{path} is there as something else than the lock file of this program: move it away")
+    file = open_own(path)
+    if os.pread(file.fileno(), len(_BEGIN), 0) not in (b"", _BEGIN):
+        file.close()
+        raise UserError(f"{path} is there and is no lock file of this program: move it away")
+    file.seek(0)
+    return file
 
 
 def _lock(path: Path, file: BinaryIO) -> None:

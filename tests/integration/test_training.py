@@ -257,8 +257,11 @@ def test_evaluation_scripts_are_called_and_never_fail_a_run(status, monkeypatch)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setattr("m2d.run.evar.PROJECT", Path.cwd() / "project")
+    Path("project").mkdir()
     for name in ("quick_eval.sh", "all_eval.sh"):
-        Path(name).write_text(f'echo "{name} $1 ${{RANK:-alone}}" >> calls.txt; sleep 0.1; echo said; exit {status}')
+        Path(name).write_text("touch somebody_elses")
+        Path("project", name).write_text(f'echo "{name} $1 ${{RANK:-alone}}" >> calls.txt; sleep 0.1; echo said; exit {status}')
     write_list(clips=16)
     trained(f"{LIST} --epochs 4 --save_freq 1 --eval_after 3")
     here = Path.cwd()
@@ -267,14 +270,14 @@ def test_evaluation_scripts_are_called_and_never_fail_a_run(status, monkeypatch)
         f"quick_eval.sh {here}/out/checkpoint-3.pth alone",
         f"all_eval.sh {here}/out/checkpoint-4.pth alone",
     ]
-    assert "said" in Path("out/checkpoint-4.eval.txt").read_text()
+    assert "said" in Path("out/checkpoint-4.eval.txt").read_text() and not Path("somebody_elses").exists()
 
 
 def test_a_run_without_evaluation_scripts(monkeypatch, capsys):
-    monkeypatch.setattr("m2d.run.evar.__file__", "/nowhere/m2d/run/evar.py")
+    monkeypatch.setattr("m2d.run.evar.PROJECT", Path("/nowhere"))
     write_list(clips=16)
     trained(f"{LIST} --epochs 1")
-    assert "all_eval.sh is not here" in capsys.readouterr().out
+    assert "all_eval.sh is not in /nowhere" in capsys.readouterr().out
 
 
 def test_default_folder_names_the_run():

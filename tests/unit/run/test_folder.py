@@ -32,7 +32,7 @@ def test_a_link_at_the_locks_name_is_not_followed(tmp_path):
     victim.write_bytes(b"precious")
     folder.mkdir()
     (folder / "run.lock").symlink_to(victim)
-    with pytest.raises(UserError, match="something else than the lock file"):
+    with pytest.raises(UserError, match="is there as a link"):
         RunFolder(folder).begin({})
     assert victim.read_bytes() == b"precious" and os.listdir(folder) == ["run.lock"]
 

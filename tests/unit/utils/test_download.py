@@ -12,6 +12,7 @@ from web_server import WebServer, breaking, content, dripping, redirect, trust
 
 from m2d.utils import download as module
 from m2d.utils.download import DownloadError, download
+from m2d.utils.errors import UserError
 
 BODY = os.urandom(300_000)
 FETCH = """
@@ -189,10 +190,10 @@ def test_a_link_at_the_place_of_a_part_is_not_followed(server, path, tmp_path):
     victim.write_bytes(b"precious")
     (path.parent / ".download").mkdir(parents=True)
     (path.parent / ".download/file.bin").symlink_to(victim)
-    with pytest.raises(DownloadError, match="cannot be written"):
+    with pytest.raises(UserError, match="is there as a link"):
         get(server, path)
     (path.parent / ".download/file.bin").unlink()
     os.link(victim, path.parent / ".download/file.bin")
-    with pytest.raises(DownloadError, match="is a link"):
+    with pytest.raises(UserError, match="is there as a link"):
         get(server, path)
     assert victim.read_bytes() == b"precious"
