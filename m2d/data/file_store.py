@@ -35,7 +35,7 @@ class FileStore(ClipStore):
         """Path of clip i's file."""
         return os.path.join(self.data_path, self.name(i))
 
-    def fingerprint(self, indices: np.ndarray) -> str:
+    def file_marks(self, indices: np.ndarray) -> str:
         marks = []
         for i in indices.tolist():
             try:
@@ -43,7 +43,10 @@ class FileStore(ClipStore):
                 marks.append(f"{i}:{stat.st_size}:{stat.st_mtime_ns}")
             except OSError:
                 marks.append(f"{i}:missing")
-        return f"{self.clip_list.digest()} {self.data_path.resolve()} {self.n_mels} {' '.join(marks)}"
+        return " ".join(marks)
+
+    def fingerprint(self, indices: np.ndarray) -> str:
+        return f"{self.clip_list.digest()} {self.data_path.resolve()} {self.n_mels} {self.file_marks(indices)}"
 
     def check_present(self, limit: int = 50_000) -> None:
         """Look whether the files are there: all, or `limit` of them evenly spread over the list.

@@ -38,6 +38,10 @@ class ClipStore(ABC):
         """Clip i for an error message: "data/x.csv row 17: fsd/17.npy"."""
 
     @abstractmethod
+    def file_marks(self, indices: np.ndarray) -> str:
+        """Sizes and times of the files that hold these clips, as a text."""
+
+    @abstractmethod
     def fingerprint(self, indices: np.ndarray) -> str:
         """A text that changes when the list, or the files of these clips, change."""
 

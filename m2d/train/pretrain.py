@@ -16,6 +16,7 @@ from ..utils.program import EXIT_BAD_NUMBERS, EXIT_INTERRUPTED, EXIT_NOT_SAVED, 
 from .checks import check
 from .config import Settings, make_parser
 from .distributed import launch as processes
+from .distributed.agreement import check_same, shared_values
 from .distributed.collectives import from_rank0, run_on_all_ranks
 from .distributed.launch import Launch
 from .distributed.watchdog import Watchdog, ranks_text
@@ -23,7 +24,7 @@ from .loop import Stopped, train
 from .metrics import NonFiniteLoss
 from .output import RunOutput
 from .programs import Program
-from .resume import check_same_run, list_digests, start_state
+from .resume import check_same_run, file_digests, list_digests, start_state
 from .setup import DataSets, TrainingBatches, make_sampler, make_trainer, normalisation, open_data, wrap_distributed
 from .trainer import TrainState
 
@@ -41,6 +42,7 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
         is_main = launch.is_main
         if not is_main:
             errors_alone()
+        check_same(launch, shared_values(settings))
         check(settings, program.families)
         program.check(settings)
         return pretrain(program, settings, launch)
@@ -67,8 +69,10 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
 def pretrain(program: Program, settings: Settings, launch: Launch) -> int:
     """One run of checked settings; returns the exit status."""
     data = open_data(program, settings, launch)
+    lists = list_digests(data.train)
+    check_same(launch, {f"the list of --{flag} (its digest)": digest for flag, digest in lists.items()})
     sampler = make_sampler(settings, data.train, launch)
-    metadata = {"effective_batch": sampler.per_update, "lists": list_digests(data.train), **data.train.metadata}
+    metadata = {"effective_batch": sampler.per_update, "lists": lists, "files": file_digests(data.train), **data.train.metadata}
     folder = RunFolder(from_rank0(launch, lambda: _wanted_folder(program, settings, sampler.per_update)))
     newest = from_rank0(launch, lambda: folder.find_run(settings.output.auto_resume))
     checkpoint = None
@@ -77,6 +81,7 @@ def pretrain(program: Program, settings: Settings, launch: Launch) -> int:
         checkpoint = run_on_all_ranks(launch, lambda: load_training_state(newest, own=True))
         check_same_run(checkpoint, settings, metadata)
     stats = metadata["stats"] = checkpoint["stats"] if checkpoint else normalisation(settings, data.train, launch)
+    check_same(launch, {"statistics": stats, "updates done": checkpoint["updates"] if checkpoint else 0})
     trainer = run_on_all_ranks(launch, lambda: make_trainer(settings, data.train, sampler, *stats, launch, checkpoint is None))
     state = run_on_all_ranks(launch, lambda: start_state(trainer, metadata, checkpoint))
     wrap_distributed(trainer, data.train)

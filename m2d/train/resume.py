@@ -1,5 +1,6 @@
 """Resuming a run: from its own newest checkpoint (--auto_resume), or from any checkpoint (--resume)."""
 
+import hashlib
 import logging
 from collections.abc import Mapping
 
@@ -10,6 +11,8 @@ from ..checkpoint.training_state import load_training_state
 from ..checkpoint.weights import POSITIONS, load_into, read_weights
 from ..data.clip_list import columns_digest
 from ..data.dataset import AudioDataset
+from ..data.norm_stats import drawn_clips
+from ..data.store import ClipStore
 from ..utils.errors import UserError
 from .config import Settings
 from .metrics import LossMeter
@@ -24,6 +27,8 @@ FREE = set(
 #: ... or change it in a way that a user may want, if only in rounding; a warning names them.
 ALLOWED = set("activation_checkpointing clip_grad compile data_path device epochs min_lr skip_bad_files weight_decay".split())
 
+#: How many files of a list are compared when a run is resumed.
+FILES_COMPARED = 64
 _PREDICTOR = ("decoder_", "mask_token")
 
 logger = logging.getLogger("m2d")
@@ -31,8 +36,21 @@ logger = logging.getLogger("m2d")
 
 def list_digests(data: AudioDataset) -> dict[str, str]:
     """A hash of each list that is learned from, by the flag that names it."""
+    return {flag: columns_digest(store.columns) for flag, store in _stores(data).items()}
+
+
+def file_digests(data: AudioDataset) -> dict[str, str]:
+    """A hash of sizes and times of a sample of each list's files, by the flag that names the list."""
+    digests = {}
+    for flag, store in _stores(data).items():
+        marks = store.file_marks(drawn_clips(store, FILES_COMPARED))
+        digests[flag] = hashlib.sha256(marks.encode()).hexdigest()
+    return digests
+
+
+def _stores(data: AudioDataset) -> dict[str, ClipStore]:
     stores = {"csv_main": data.clips, "csv_bg_noise": data.noise}
-    return {flag: columns_digest(store.columns) for flag, store in stores.items() if store is not None}
+    return {flag: store for flag, store in stores.items() if store is not None}
 
 
 def check_same_run(checkpoint: Mapping[str, object], settings: Settings, metadata: Mapping[str, object]) -> None:
@@ -41,7 +59,7 @@ def check_same_run(checkpoint: Mapping[str, object], settings: Settings, metadat
     Args:
         checkpoint: the run's own, with its settings and metadata.
         settings: the settings given now.
-        metadata: as in the checkpoint: `effective_batch` and `lists` now.
+        metadata: as in the checkpoint: `effective_batch`, `lists` and `files` now.
 
     Raises:
         UserError: naming each such setting with both values, or the list that has changed.
@@ -59,6 +77,14 @@ def check_same_run(checkpoint: Mapping[str, object], settings: Settings, metadat
             raise UserError(
                 f"the run in the output folder cannot be resumed: --{flag} {now[flag]} has changed since it began. "
                 f"Restore that list, or start a new run from its weights (--resume, with another --output_dir)"
+            )
+    for flag, digest in metadata["files"].items():
+        if digest != checkpoint.get("files", {}).get(flag, digest):
+            logger.warning(
+                "files of --%s %s have other sizes or times than when this run was saved (a sample was compared): "
+                "where their content has changed, the resumed run is not the run that began",
+                flag,
+                now[flag],
             )
     for flag, (was, is_now) in changed.items():
         logger.warning("resuming with --%s %s, which was %s", flag, is_now, was)

@@ -107,14 +107,15 @@ class Forked:
     """A small run in processes forked from this one, so that nothing is imported anew.
 
     Args:
-        program, more: as for `run`.
+        program, more: as for `run`; several texts of flags are one for each rank.
         processes: ranks of the run, talking by gloo.
         out: file that rank 0's output goes to; the others' go to `{out}.1`, …
     """
 
-    def __init__(self, program: str, more: str = "", processes: int = 1, out: str = "said.txt"):
+    def __init__(self, program: str, more: str | Sequence[str] = "", processes: int = 1, out: str = "said.txt"):
+        flags = [more] * processes if isinstance(more, str) else more
         context, port, self.out = multiprocessing.get_context("fork"), free_port(), Path(out)
-        self.ranks = [context.Process(target=_rank, args=(program, more, r, processes, port, out)) for r in range(processes)]
+        self.ranks = [context.Process(target=_rank, args=(program, flags[r], r, processes, port, out)) for r in range(processes)]
         for rank in self.ranks:
             rank.start()
 
@@ -170,7 +171,7 @@ def _status(program: str, more: str) -> int:
         return 1
 
 
-def run_ranks(program: str, more: str = "", processes: int = 2) -> tuple[list[int], list[str]]:
+def run_ranks(program: str, more: str | Sequence[str] = "", processes: int = 2) -> tuple[list[int], list[str]]:
     """A small run in forked processes: exit status and output of each."""
     forked = Forked(program, more, processes)
     return forked.wait(), [forked.said(rank) for rank in range(processes)]

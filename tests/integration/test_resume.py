@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_runs import LIST, M2D, Forked, digest, load, log_lines, run, write_list
 
@@ -147,6 +148,16 @@ def test_a_changed_list_is_refused(two_saves, capsys):
     path.write_text("\n".join([*lines, lines[-1]]) + "\n")
     assert run(M2D, f"{two_saves} stopped") == 2
     assert "--csv_main data/files_main.csv has changed" in capsys.readouterr().out
+
+
+def test_changed_files_of_the_same_names_are_named(two_saves, capsys):
+    assert "files" in load(Path("stopped/last.pth"))
+    shutil.copytree("stopped", "again")
+    assert run(M2D, f"{two_saves} again") == 0
+    assert "other sizes or times" not in capsys.readouterr().out
+    np.save("data/main_lms/003.npy", np.full((1, 80, 41), -8, np.float32))
+    assert run(M2D, f"{two_saves} stopped") == 0
+    assert "files of --csv_main data/files_main.csv have other sizes or times" in capsys.readouterr().out
 
 
 def test_a_finished_run_is_finished_and_the_same_command_is_refused(capsys):

@@ -150,10 +150,13 @@ class PackStore(ClipStore):
     def where(self, i: int) -> str:
         return f"{self.source} clip {self.order[i] + 1}: {self.name(i)}"
 
-    def fingerprint(self, indices: np.ndarray) -> str:
+    def file_marks(self, indices: np.ndarray) -> str:
         marks = [chunk_path(self.source, k, "index.npz").stat() for k in range(self.info.chunks)]
-        times = " ".join(f"{mark.st_size}:{mark.st_mtime_ns}" for mark in marks)
-        return f"{self.info.to_json()} {self.source.resolve()} {self.order[indices].tolist()} {times}"
+        return " ".join(f"{mark.st_size}:{mark.st_mtime_ns}" for mark in marks)
+
+    def fingerprint(self, indices: np.ndarray) -> str:
+        places = self.order[indices].tolist()
+        return f"{self.info.to_json()} {self.source.resolve()} {places} {self.file_marks(indices)}"
 
     def starts(self, indices: np.ndarray, u: np.ndarray, frames: int) -> np.ndarray:
         """First frames of crops, int64 `[B]`."""

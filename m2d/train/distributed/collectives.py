@@ -1,12 +1,12 @@
 """What the ranks of a run do together: one computes for all, errors reach all, sums over all."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from ...utils.errors import ReadError, UserError
+from ...utils.errors import ReadError
 from .launch import Launch
 
 T = TypeVar("T")
@@ -85,19 +85,3 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
-
-
-def check_same(launch: Launch, values: Mapping[str, object]) -> None:
-    """Compare values that the ranks of a run must have in common; to be called by all ranks.
-
-    Raises:
-        UserError: on all ranks, naming the first rank that differs from rank 0, and each value that does.
-    """
-    if launch.world_size == 1:
-        return
-    first, *others = gather(dict(values))
-    for rank, other in enumerate(others, 1):
-        differing = [name for name in {**first, **other} if first.get(name) != other.get(name)]
-        if differing:
-            said = "; ".join(f"{name} is {first.get(name)!r} on rank 0, {other.get(name)!r} on rank {rank}" for name in differing)
-            raise UserError(f"the ranks of a run must learn from the same data with the same settings and code: {said}")

@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from small_runs import (
     command,
     environment,
     flags_of,
+    free_port,
     launch,
     load,
     log_lines,
@@ -30,9 +33,11 @@ from small_runs import (
 )
 
 from m2d.train.checks import check
+from m2d.train.distributed import agreement
 from m2d.train.distributed import launch as processes
 from m2d.train.distributed.collectives import from_rank0, lockstep, run_on_all_ranks
 from m2d.train.distributed.launch import Launch
+from m2d.train.distributed.watchdog import RankLostError
 from m2d.utils.errors import ReadError, UserError
 
 pytestmark = pytest.mark.usefixtures("small_workplace")
@@ -154,6 +159,67 @@ def test_a_dead_process_ends_the_others():
     status = forked.wait()
     assert status == [75, -signal.SIGKILL]
     assert "rank 1 ended" in forked.said() and "Traceback" not in forked.said()
+
+
+# ---------------------------------------------------------------- ranks that differ, stop or never come
+
+
+def test_ranks_with_different_data_settings_or_code_end_before_training(monkeypatch):
+    write_list(clips=16)
+    other = write_list("other", clips=16, seed=5)
+    shorter = Path("data/files_shorter.csv")
+    shorter.write_text("\n".join(Path("data/files_main.csv").read_text().splitlines()[:-1]) + "\n")
+    same = f"{LIST} --epochs 1 --output_dir out"
+    needs = "the ranks of a run need the same data, settings and code"
+    for csv in (other, shorter):
+        ended_alike(*run_ranks(M2D, [same, f"{same} --csv_main {csv}"]), 2, needs, "--csv_main", "on rank 1")
+    ended_alike(*run_ranks(M2D, [same, f"{same} --blr 0.01"]), 2, needs, "--blr is 0.05 on rank 0, 0.01 on rank 1")
+    monkeypatch.setattr(agreement, "code_digest", lambda: f"version {os.environ['RANK']}")
+    ended_alike(*run_ranks(M2D, same), 2, "the code of m2d is 'version 0' on rank 0, 'version 1' on rank 1")
+    assert not Path("out").exists()
+
+
+def test_ranks_may_have_their_own_paths_and_workers():
+    write_list(clips=16)
+    paths = ("data", "elsewhere")
+    Path(paths[1]).symlink_to(paths[0])
+    same = "--epochs 1 --norm_stats [-8,2] --output_dir out"
+    own = [
+        f"--csv_main {path}/files_main.csv --data_path {path} --num_workers {n}" for n, path in enumerate(("data", "elsewhere"))
+    ]
+    status, said = run_ranks(M2D, [f"{same} {more}" for more in own])
+    assert status == [0, 0], said
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_rank_ends_the_run_and_is_named(stopped):
+    """Rank 0 hosts the ranks' store, so that rank 1 hears of nothing any more when it is stopped."""
+    write_list(clips=16)
+    forked = Forked(M2D, f"{LIST} --epochs 100000 --rank_timeout 0.1 --output_dir out", 2)
+    forked.wait_until(lambda: "epoch 3/" in forked.said())
+    begin = time.monotonic()
+    os.kill(forked.ranks[stopped].pid, signal.SIGSTOP)
+    other = forked.ranks[1 - stopped]
+    other.join(60)
+    os.kill(forked.ranks[stopped].pid, signal.SIGKILL)
+    forked.wait()
+    assert other.exitcode == 75 and time.monotonic() - begin > 5
+    assert f"rank {stopped} did not answer for 0:00:06 (--rank_timeout)" in forked.said(1 - stopped)
+
+
+def test_a_rank_that_never_comes_is_named():
+    store = torch.distributed.HashStore()
+    with pytest.raises(RankLostError, match="^ranks 1, 2 did not join within 0:00:00.1"):
+        processes._agree_on_prefix(store, 0, 3, timedelta(seconds=0.1))
+
+
+def test_a_rank_0_that_is_not_reached_is_named(monkeypatch):
+    launched = dict(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    with pytest.raises(RankLostError, match="^rank 0 is not reached at 127.0.0.1:"):
+        processes.start("cpu", rank_timeout=0.02)
 
 
 # ---------------------------------------------------------------- programs
