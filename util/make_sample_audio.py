@@ -7,15 +7,16 @@ Classes share pitch ranges and tempi, and every clip has an equaliser, a gain an
 average spectrum says only a part: what differs is how the sound moves in time.
 """
 
+import sys
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from m2d.utils.atomic_file import open_atomic
 from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
-from m2d.utils.program import ArgumentParser
+from m2d.utils.program import ArgumentParser, run_program
 
 SAMPLE_RATE = 16000
 SECONDS = (2.0, 3.0)
@@ -23,21 +24,23 @@ SECONDS = (2.0, 3.0)
 Rng = np.random.Generator
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("dest", type=Path, metavar="DEST", help="the folder to write to")
     parser.add_argument("--clips", type=int, default=60, help="clips per class")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.clips < 1:
         parser.error("--clips must be at least 1")
-    try:
+
+    def work() -> None:
         check_outputs([path for path, _, _ in planned(args.dest, args.clips)], (), args.overwrite)
         write_sample_audio(args.dest, args.clips, args.seed)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    print(f"{len(CLASSES) * args.clips} clips of {len(CLASSES)} classes in {args.dest}")
+        print(f"{len(CLASSES) * args.clips} clips of {len(CLASSES)} classes in {args.dest}")
+
+    return run_program(work)
 
 
 def planned(dest: Path, clips: int) -> list[tuple[Path, str, int]]:
@@ -301,4 +304,4 @@ CLASSES: dict[str, Callable[[Rng, int], np.ndarray]] = {
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

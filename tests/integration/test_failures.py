@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from limits import small_disk
 from small_runs import LIST, M2D, Forked, digest, load, log_lines, run, write_list
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -49,21 +50,6 @@ def test_a_disk_that_cannot_be_written(number, monkeypatch, capsys):
     assert {path.name: path.read_bytes() for path in Path("out").glob("*.pth")} == before
     assert run(M2D, f"{flags} --auto_resume") == 0
     assert digest(Path("out/last.pth")) == digest(Path("whole/last.pth"))
-
-
-@contextmanager
-def small_disk(folder, size):
-    """A tmpfs of so many bytes mounted on a folder."""
-    folder.mkdir()
-    mounted = shutil.which("mount") and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("a file system can be mounted by root alone")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_disk_that_is_really_full(capsys):

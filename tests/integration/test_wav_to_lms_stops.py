@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from audio_files import targets, temporary_files, write
+from limits import file_size_limit
 
 from m2d.audio import convert
 from m2d.data import convert_folder
@@ -29,14 +29,8 @@ def src(tmp_path) -> Path:
 
 def test_a_full_disk_is_recognised(src, tmp_path):
     """A limit on file size stands in for a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    with file_size_limit(5000):
         report = convert_wav(src, tmp_path / "out", workers=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
     assert "a.npy cannot be written: File too large" in report.failed["a.wav"]
     assert targets(tmp_path / "out") == set() and not temporary_files(tmp_path)
 

@@ -7,8 +7,6 @@ import os
 import pathlib
 import pickle
 import random
-import resource
-import signal
 import subprocess
 import sys
 import zipfile
@@ -20,6 +18,7 @@ import torch
 import trustme
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from limits import file_size_limit
 from web_server import WebServer, breaking, content, redirect, trust
 
 from m2d.checkpoint.spec import parse_sizes_by_name, spec_of_path, spec_of_settings
@@ -388,15 +387,9 @@ def test_a_full_disk_is_an_oserror_and_leaves_nothing_aside(tmp_path):
     """A limit on file size stands in for a full disk: writing fails in the midst of a tensor."""
     path = tmp_path / "checkpoint-1.pth"
     save_atomically({"epoch": 1}, path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    with file_size_limit(100_000):
         with pytest.raises(OSError, match="File too large"):
             save_atomically({"a": torch.zeros(100_000)}, path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
     assert os.listdir(tmp_path) == [path.name] and load_file(path) == {"epoch": 1}
 
 

@@ -2,8 +2,6 @@
 
 import csv
 import os
-import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from limits import file_size_limit
 from small_runs import environment, write_list, write_pairs
 
 from m2d.audio.logmel import PRESETS, NumpyLogMel
@@ -195,14 +194,8 @@ def test_its_own_reports_are_replaced():
 
 
 def test_a_full_disk_is_an_error_before_the_work(monkeypatch, caplog):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    with file_size_limit(500):
         assert check() == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)
     assert "File too large" in caplog.text
     assert sorted(path.name for path in Path("data").iterdir()) == ["files_main.csv", "main_lms"]
 
