@@ -4,6 +4,11 @@
 # What is there already is kept. Each file is checked; what failed is named at the end, and a second call tries it again.
 set -euo pipefail
 unset CDPATH
+case ${1:-} in
+    "") ;;
+    -h | --help) sed -n "2,/^set /{/^set /d;s/^# \{0,1\}//;p}" "${BASH_SOURCE[0]}"; exit ;;
+    *) echo "usage: bash util/setup_evar.sh" >&2; exit 2 ;;
+esac
 PYTHON=${PYTHON:-python}
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 evar=$root/evar

@@ -4,10 +4,10 @@
     m2d convert SRC --pack OUT.pack [flags]
 
 SRC/sub/a.wav becomes DEST/sub/a.npy, float32 [1, 80, frames], 100 frames a second. Files that exist are skipped, so that
-the same command goes on after an interruption. Files that cannot be converted are listed in DEST/failed.csv.
+the same command continues after an interruption. Files that cannot be converted are listed in DEST/failed.csv.
 
 With --pack OUT.pack in the place of DEST, all go into a few large files, which training takes as --csv_main OUT.pack. The
-same command goes on with the chunks that lack. Files that cannot be converted are left out, and listed in
+same command continues with the chunks that are missing. Files that cannot be converted are left out, and listed in
 OUT.pack/failed.csv; to try them again, remove the chunk-N.* files that it names.
 
 Exit status: 0 all converted; 1 some failed, or the run was stopped; 2 nothing was started.
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("from_dir", metavar="SRC", help="the folder to walk; its files are taken in sorted order")
     parser.add_argument("to_dir", metavar="DEST", nargs="?", help="the folder to write to; not with --pack")
+    parser.add_argument("--out", metavar="DEST", help="the same as DEST")
     parser.add_argument(
         "--suffix",
         default=".wav",
@@ -73,10 +74,15 @@ def seconds(text: str) -> float | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    options = vars(build_parser().parse_args(argv))
+    parser = build_parser()
+    options = vars(parser.parse_args(argv))
+    out = options.pop("out")
+    if out is not None and options["to_dir"] is not None:
+        parser.error(f"the folder to write to is given twice: {options['to_dir']} and --out {out}")
+    options["to_dir"] = options["to_dir"] if out is None else out
     keep_freed_memory(*KEPT_MEMORY)
     return run_program(
-        lambda: _convert(options), interrupted="interrupted: the files written are whole, and the same command goes on from here"
+        lambda: _convert(options), interrupted="interrupted: the files written are whole; the same command continues from here"
     )
 
 

@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from ..utils.program import EXIT_USAGE, did_you_mean
+from ..utils.program import EXIT_USAGE, did_you_mean, run_program
 
 #: Each command: the module, relative to m2d, whose `main(argv)` returns an exit status; what it is for.
 COMMANDS = {
@@ -31,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
+        return run_program(lambda: print(usage()))
     if words[0] == "--version":
         from .. import __version__
 

@@ -212,7 +212,7 @@ class OutputSettings:
 class MachineSettings:
     """machine"""
 
-    device: str = flag("cuda", "cuda (the CPU where there is none), mps or cpu")
+    device: str = flag("cuda", "auto, cuda (the CPU where there is none), mps or cpu")
     num_workers: int = flag(8, "threads that read ahead, per training process", alias="workers", low=0)
     pin_mem: bool = switch(True, "pin the loader's memory (CUDA)", "do not pin it")
     compile: bool | None = switch(None, "compile the model; none: on CUDA", "do not compile it")

@@ -59,10 +59,12 @@ def world_size() -> int:
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:
-    """The device of a flag: cuda (where there is one, else the CPU with a warning), mps or cpu."""
+    """The device of a flag: cuda (where there is one, else the CPU with a warning), mps, cpu, or auto (cuda or cpu)."""
     kind, _, index = wanted.partition(":")
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind not in ("cuda", "mps", "cpu"):
-        raise UserError(f"--device {wanted}: choose from cuda, mps, cpu")
+        raise UserError(f"--device {wanted}: choose from auto, cuda, mps, cpu")
     if kind == "cuda" and not torch.cuda.is_available():
         if local_rank == 0:
             logger.warning("no CUDA device here: running on the CPU (--device cpu: without this warning)")

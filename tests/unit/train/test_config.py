@@ -247,7 +247,7 @@ LIST = "--csv_main data/files_main.csv "
         ("--norm_stats resume", ["--norm_stats resume", "--resume"]),
         ("--csv_main data/files_maim.csv", ["--csv_main data/files_maim.csv", "no such"]),
         ("--csv_val data/none.csv", ["--csv_val data/none.csv"]),
-        ("--device tpu", ["--device tpu", "cuda, mps, cpu"]),
+        ("--device tpu", ["--device tpu", "auto, cuda, mps, cpu"]),
         ("--batch_size 21", ["20 samples", "21", "--batch_size", "--min_ds_size"]),
         ("--batch_size 8 --accum_iter 3", ["24", "accum_iter 3"]),
         ("--resume nowhere/checkpoint-3.pth", ["nowhere/checkpoint-3.pth"]),
