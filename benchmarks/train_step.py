@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from benchmarks.plain_model import with_torchs_products, without_fused_attention
-from m2d.models import registry as models_mae
+from benchmarks.plain_model import without_fused_attention
+from m2d.models import registry
 from m2d.models.m2d_x import M2D_X_ViT
 from m2d.models.masking import MaskPlan, random_plan
+from m2d.models.onednn import use_onednn
 from m2d.train import cost
 from m2d.train import device as compute
 from m2d.train.config import as_pair, size_pair
@@ -72,11 +73,11 @@ class Step:
         torch.manual_seed(0)
         self.args, self.choices, self.device = args, choices, torch.device(args.device)
         sizes = dict(img_size=as_pair(args.input_size), patch_size=as_pair(args.patch_size))
-        self.model = models_mae.build(args.model, **sizes).to(self.device).train()
+        self.model = registry.build(args.model, **sizes).to(self.device).train()
         if not choices.fused_attention:
             without_fused_attention(self.model)
-        if not choices.onednn_products:
-            with_torchs_products(self.model)
+        if choices.onednn_products and self.device.type == "cpu":
+            use_onednn(self.model)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         how = dict(fused=True) if choices.fused_optimizer else dict(foreach=False)
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **how)
@@ -90,7 +91,7 @@ class Step:
     def forward(self, x: torch.Tensor, target: torch.Tensor | None, plan: MaskPlan) -> torch.Tensor:
         """The loss."""
         arguments = (x, plan) if target is None else (x, target, plan)
-        if self.choices.hidden_tokens_only or not hasattr(self.model, "target_blocks"):
+        if self.choices.hidden_tokens_only or not self.model.has_ema_target:
             return self.model(*arguments)[0]
         keep = plan.keep
         latent, x_target, _, ids_restore = self.model.forward_encoder(x, plan)
@@ -103,7 +104,7 @@ class Step:
 
     def update_target(self) -> None:
         """The EMA step."""
-        if not hasattr(self.model, "target_blocks"):
+        if not self.model.has_ema_target:
             return
         if self.choices.foreach_ema:
             self.model.update_target_network(0.999)

@@ -12,7 +12,7 @@ __all__ = ["EPS", "PRESETS", "SILENCE", "FrontEnd", "LogMel", "nnaudio_mel", "pa
 def nnaudio_mel(front_end: FrontEnd) -> nn.Module:
     """nnAudio's MelSpectrogram: `[B, samples]` to power `[B, n_mels, frames]`, without the logarithm.
 
-    Its buffers (mel_basis, stft.wsin, stft.wcos, stft.window_mask) stand in the state dicts of fine-tuned models.
+    Its buffers (mel_basis, stft.wsin, stft.wcos, stft.window_mask) are part of fine-tuned models' state dicts.
     """
     from nnAudio.features import MelSpectrogram  # takes seconds to import, and most programs never call it
 

@@ -18,7 +18,7 @@ class Prediction(NamedTuple):
     """What a model made of a masked batch, before any loss.
 
     Attributes:
-        pred: predictions for the hidden patches `[B, L - keep, D]`, in shuffled order.
+        pred: predictions for the masked patches `[B, L - keep, D]`, in shuffled order.
         latent: the online encoder's outputs, class token first `[B, 1 + keep, D]`.
         x_target: the target encoder's input.
         ids_restore, mask: the mask, as `forward_encoder` returns it.
@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 
 
 class M2DViT(MaskedPredictorViT):
-    """Masked Modeling Duo: predict the target encoder's output for the hidden patches from the visible ones.
+    """Masked Modeling Duo: predict the target encoder's output for the masked patches from the visible ones.
 
     The target encoder has its own blocks and norm, randomly initialised and moved by `update_target_network`; it shares
     patch embedding, positions and class token with the online encoder.
@@ -77,7 +77,7 @@ class M2DViT(MaskedPredictorViT):
     # ------------------------------------------------------------------ target encoder
 
     def target_input(self, patches: torch.Tensor, ids_shuffle: torch.Tensor, keep: int) -> torch.Tensor:
-        """The hidden patches alone `[B, L - keep, D]`, in shuffled order."""
+        """The masked patches alone `[B, L - keep, D]`, in shuffled order."""
         return take_tokens(patches, ids_shuffle[:, keep:])
 
     def used_target_blocks(self) -> list[torch.nn.Module]:
@@ -115,7 +115,7 @@ class M2DViT(MaskedPredictorViT):
     # ------------------------------------------------------------------ prediction and loss
 
     def forward_decoder(self, x: torch.Tensor, ids_restore: torch.Tensor, keep_cls: bool = False) -> torch.Tensor:
-        """Predictions for the hidden patches `[B, L - keep, D]` in shuffled order, from encoder outputs `[B, 1 + keep, D]`.
+        """Predictions for the masked patches `[B, L - keep, D]` in shuffled order, from encoder outputs `[B, 1 + keep, D]`.
 
         With `keep_cls` the class token's output comes first.
         """
@@ -133,19 +133,19 @@ class M2DViT(MaskedPredictorViT):
         return 2 - 2 * F.cosine_similarity(pred, target, dim=-1, eps=1e-12).mean()
 
     def predict(self, imgs: torch.Tensor, mask_ratio: Masking) -> Prediction:
-        """Encode the visible patches of `[B, C, mels, frames]` and predict the hidden ones.
+        """Encode the visible patches of `[B, C, mels, frames]` and predict the masked ones.
 
         Raises:
-            ValueError: no patch is hidden, or none visible.
+            ValueError: no patch is masked, or none visible.
         """
         latent, x_target, mask, ids_restore = self.forward_encoder(imgs, mask_ratio)
         keep, length = latent.shape[1] - 1, ids_restore.shape[1]
         if x_target is None or not 0 < keep < length:
-            raise ValueError(f"M2D needs hidden and visible patches, and the mask leaves {keep} of {length} patches visible")
+            raise ValueError(f"M2D needs masked and visible patches, and the mask leaves {keep} of {length} patches visible")
         return Prediction(self.forward_decoder(latent, ids_restore), latent, x_target, ids_restore, mask)
 
     def target_of(self, x_target: torch.Tensor, ids_restore: torch.Tensor, keep: int) -> torch.Tensor:
-        """The target vectors of the hidden patches `[B, L - keep, D]`."""
+        """The target vectors of the masked patches `[B, L - keep, D]`."""
         return self.forward_target_encoder(x_target)
 
     def losses(self, step: Prediction) -> dict[str, torch.Tensor]:
@@ -154,23 +154,23 @@ class M2DViT(MaskedPredictorViT):
         return {"loss": self.forward_loss(target, step.pred)}
 
     def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.7):
-        """Returns `(loss, pred [B, hidden, D], (ids_restore [B, L], mask [B, L]))` for inputs `[B, C, mels, frames]`."""
+        """Returns `(loss, pred [B, L - keep, D], (ids_restore [B, L], mask [B, L]))` for inputs `[B, C, mels, frames]`."""
         step = self.predict(imgs, mask_ratio)
         return self.losses(step)["loss"], step.pred, (step.ids_restore, step.mask)
 
 
 class M2D_D2ViT(M2DViT):
-    """M2D whose target encoder sees all patches, as data2vec's does; its outputs at the hidden places are the target."""
+    """M2D whose target encoder sees all patches, as data2vec's does; its outputs at the masked patches are the target."""
 
     def target_input(self, patches: torch.Tensor, ids_shuffle: torch.Tensor, keep: int) -> torch.Tensor:
         """All patches `[B, L, D]`."""
         return patches
 
     def target_of(self, x_target: torch.Tensor, ids_restore: torch.Tensor, keep: int) -> torch.Tensor:
-        """The target vectors of the hidden patches `[B, L - keep, D]`."""
+        """The target vectors of the masked patches `[B, L - keep, D]`."""
         return take_tokens(self.forward_target_encoder(x_target), ids_restore.argsort(dim=1)[:, keep:])
 
     def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.7):
-        """Returns `(loss, pred [B, hidden, D], ids_restore [B, L])`."""
+        """Returns `(loss, pred [B, L - keep, D], ids_restore [B, L])`."""
         loss, pred, (ids_restore, _) = super().forward(imgs, mask_ratio)
         return loss, pred, ids_restore

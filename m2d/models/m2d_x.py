@@ -33,7 +33,7 @@ class M2D_X_ViT(M2DViT):
         nn.init.zeros_(self.offline_predictor.bias)
 
     def forward_offline(self, latent: torch.Tensor, pred: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
-        """Predicted offline targets `[B, T, E]` from visible tokens `[B, 1 + keep, D]` and predictions `[B, hidden, D]`."""
+        """Predicted offline targets `[B, T, E]` from visible tokens `[B, 1 + keep, D]` and predictions `[B, L - keep, D]`."""
         tokens = torch.cat([self.drop_cls_token(latent), pred.to(latent.dtype)], dim=1)
         patches = take_tokens(tokens, ids_restore)
         return self.offline_predictor(rearrange(patches, "b (f t) d -> b t (f d)", f=self.grid_size()[0]))
@@ -65,10 +65,10 @@ class M2D_X_ViT(M2DViT):
         Args:
             imgs: normalised log-mel `[B, C, mels, frames]`.
             target: offline target `[B, T, E]` (M2D-AS: labels `[B, classes]`); None leaves the offline task out.
-            mask_ratio: share of hidden patches, or a fixed plan.
+            mask_ratio: share of masked patches, or a fixed plan.
 
         Returns:
-            `(loss, pred [B, hidden, D], (ids_restore, mask, M2D loss, offline loss))`.
+            `(loss, pred [B, L - keep, D], (ids_restore, mask, M2D loss, offline loss))`.
         """
         step = self.predict(imgs, mask_ratio)
         losses = self.losses(step, target)

@@ -1,4 +1,4 @@
-"""MAE and MSM-MAE: reconstruct the hidden patches' values (He et al., 2022; Niizumi et al., 2022)."""
+"""MAE and MSM-MAE: reconstruct the masked patches' values (He et al., 2022; Niizumi et al., 2022)."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ class MaskedAutoencoderViT(MaskedPredictorViT):
         self.init_weights()
 
     def patchify(self, imgs: torch.Tensor) -> torch.Tensor:
-        """`[B, C, mels, frames]` to `[B, L, patch height · patch width · C]`; what is beyond whole patches is left out."""
+        """`[B, C, mels, frames]` to `[B, L, patch height · patch width · C]`; incomplete patches are left out."""
         height, width = self.patch_size()
         imgs = imgs[:, :, : imgs.shape[2] // height * height, : imgs.shape[3] // width * width]
         return rearrange(imgs, "b c (f h) (t w) -> b (f t) (h w c)", h=height, w=width)
@@ -39,7 +39,7 @@ class MaskedAutoencoderViT(MaskedPredictorViT):
         return torch.cat([self.get_cls_token(x), patches], dim=1) if keep_cls else patches
 
     def forward_loss(self, imgs: torch.Tensor, pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Mean squared error over the hidden patches, a scalar."""
+        """Mean squared error over the masked patches, a scalar."""
         errors = (pred.float() - self.standardize(self.patchify(imgs))).square().mean(dim=-1)
         return (errors * mask).sum() / mask.sum()
 
@@ -47,23 +47,23 @@ class MaskedAutoencoderViT(MaskedPredictorViT):
         """Returns `(loss, pred [B, L, values], mask [B, L])` for inputs `[B, C, mels, frames]`.
 
         Raises:
-            ValueError: no patch is hidden.
+            ValueError: no patch is masked.
         """
         latent, _, mask, ids_restore = self.forward_encoder(imgs, mask_ratio)
         keep, length = latent.shape[1] - 1, ids_restore.shape[1]
         if keep == length:
-            raise ValueError(f"the loss is over hidden patches, and the mask leaves {keep} of {length} patches visible")
+            raise ValueError(f"the loss is over masked patches, and the mask leaves {keep} of {length} patches visible")
         pred = self.forward_decoder(latent, ids_restore)
         return self.forward_loss(imgs, pred, mask), pred, mask
 
     def forward_viz(self, imgs: torch.Tensor, mask_ratio: Masking = 0.75):
-        """Returns what a picture shows: loss, reconstruction, absolute error (both `[B, C, mels, frames]`) and mask `[B, F, T]`.
+        """Returns loss, reconstruction, absolute error (both `[B, C, mels, frames]`) and mask `[B, F, T]`, for pictures.
 
         Visible patches of the reconstruction are the input's own.
         """
         loss, pred, mask = self.forward(imgs, mask_ratio)
-        hidden = mask[:, :, None].bool()
+        masked = mask[:, :, None].bool()
         patches = self.patchify(imgs)
-        recons = self.unpatchify(torch.where(hidden, pred, patches))
+        recons = self.unpatchify(torch.where(masked, pred, patches))
         errormap = (recons - self.unpatchify(patches)).abs()
         return loss, recons, errormap, mask.unflatten(1, self.grid_size())

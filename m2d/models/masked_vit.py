@@ -11,10 +11,10 @@ from .vit import AudioViT, take_tokens
 
 
 class MaskedPredictorViT(AudioViT):
-    """Encodes the visible patches and predicts from them, with mask tokens for the hidden ones (He et al., 2022, section 3).
+    """Encodes the visible patches and predicts from them, with mask tokens for the masked ones (He et al., 2022, section 3).
 
     Each token has its own position, so the predictor is equivariant to their order. It keeps them shuffled, visible first
-    and hidden last: the predictions for the hidden patches are the last rows, without any reordering.
+    and masked last: the predictions for the masked patches are the last rows, without any reordering.
 
     Args:
         output_dim: width of a prediction.

@@ -1,4 +1,4 @@
-"""The audio ViT encoder that every model shares."""
+"""The audio ViT encoder: the base of every model."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from .block import Attention, Block, LayerNorm, make_blocks
 from .masking import Masking, MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
 from .pos_embed import resize_positions, sincos_positions
 
-#: Statistics of log-mel spectrograms that stand in where a checkpoint of 2022 brings none: (mean, std).
+#: Statistics of log-mel spectrograms for checkpoints of 2022, which have none: (mean, std).
 DEFAULT_NORM_STATS = (-7.1, 4.2)
 
 
@@ -64,13 +64,13 @@ class PatchEmbed(nn.Module):
 
 
 class AudioViT(nn.Module):
-    """ViT encoder of log-mel spectrograms (system of Niizumi et al., 2024, section III; ViT: Dosovitskiy et al., 2021).
+    """ViT encoder of log-mel spectrograms (Niizumi et al., 2024, section III; ViT: Dosovitskiy et al., 2021).
 
     Tokens run frequency-major: index f·T + t, with the class token at index 0.
 
     Args:
         img_size: input (mels, frames).
-        patch_size: patch (mels, frames); a remainder of frames shorter than a patch is not seen.
+        patch_size: patch (mels, frames); frames beyond the last whole patch are ignored.
         in_chans: input channels.
         embed_dim, depth, num_heads, mlp_ratio, norm_layer: the transformer's sizes.
         norm_stats: (mean, std) of the log-mel values the model was trained on, stored with the weights.
@@ -164,18 +164,22 @@ class AudioViT(nn.Module):
     # ------------------------------------------------------------------ masking
 
     def set_random_mask(self) -> None:
-        """Hide a uniform random subset of the patches (the default)."""
+        """Mask a uniform random subset of the patches (the default)."""
         self.draw_plan = draw_random_plan
 
     def set_random_structured_mask(self) -> None:
-        """Hide whole frequency rows and time columns, as in fine-tuning."""
+        """Mask whole frequency rows and time columns, as in fine-tuning."""
         self.draw_plan = draw_structured_plan
 
     def set_random_1d_mask(self, frames: int) -> None:
-        """Hide whole time columns in runs of `frames` columns of patches (not spectrogram frames)."""
+        """Mask whole time columns in runs of `frames` columns of patches (not spectrogram frames).
+
+        Raises:
+            ValueError: runs longer than the input.
+        """
         columns = self.grid_size()[1]
         if not 0 < frames <= columns:
-            raise ValueError(f"runs of {frames} columns cannot be hidden: an input has {columns} columns of patches")
+            raise ValueError(f"runs of {frames} columns cannot be masked: an input has {columns} columns of patches")
         self.draw_plan = partial(draw_continuous_plan, run=frames)
 
     def mask_plan(self, x: torch.Tensor, mask_ratio: Masking) -> MaskPlan | None:
@@ -189,8 +193,8 @@ class AudioViT(nn.Module):
             ids_restore, keep = mask_ratio
             if ids_restore.shape != (batch, rows * columns) or not 0 <= keep <= rows * columns:
                 raise ValueError(
-                    f"needed is a mask plan for {batch} clips of {rows * columns} patches, "
-                    f"given is one of {list(ids_restore.shape)} with {keep} visible"
+                    f"the mask plan is {list(ids_restore.shape)} with {keep} visible patches; "
+                    f"needed is a mask plan for {batch} clips of {rows * columns} patches"
                 )
             return MaskPlan(ids_restore.to(x.device), keep)
         if not 0 <= mask_ratio <= 1:
@@ -239,13 +243,13 @@ class AudioViT(nn.Module):
 
         Args:
             x: normalised log-mel `[B, C, mels, frames]`.
-            mask_ratio: share of hidden patches, or a fixed plan `(ids_restore [B, L], keep)`; 0 hides none.
-            return_layers: give every block's output.
-            adjust_short: take an input shorter than the model's, with the first positions.
+            mask_ratio: share of masked patches, or a fixed plan `(ids_restore [B, L], keep)`; 0 masks none.
+            return_layers: return every block's output.
+            adjust_short: accept an input shorter than the model's, and use the first positions.
 
         Returns:
-            tokens with the class token `[B, 1 + keep, D]` (`[depth, B, 1 + keep, D]` with `return_layers`), what the
-            target encoder is to see (None here), the mask `[B, L]` (1: hidden), and `ids_restore` `[B, L]`.
+            tokens with the class token `[B, 1 + keep, D]` (`[depth, B, 1 + keep, D]` with `return_layers`), the
+            target encoder's input (None here), the mask `[B, L]` (1: masked), and `ids_restore` `[B, L]`.
         """
         patches = self.embed(x, adjust_short)
         plan = self.mask_plan(x, mask_ratio)
@@ -261,12 +265,12 @@ class AudioViT(nn.Module):
         return tokens, x_target, mask, ids_restore
 
     def target_input(self, patches: torch.Tensor, ids_shuffle: torch.Tensor, keep: int) -> torch.Tensor | None:
-        """What a target encoder is to see of the embedded patches: nothing, for a model that has none."""
+        """The target encoder's input, from the embedded patches: None, for a model without one."""
         return None
 
 
 class M2DEncoderViT(AudioViT):
-    """The encoder alone: what evaluation needs of any model."""
+    """The encoder alone, for evaluation; it loads the encoder of any model."""
 
     def __init__(self, **sizes):
         super().__init__(**sizes)

@@ -103,7 +103,7 @@ def test_clips_of_a_batch_and_draws_differ_and_the_seed_repeats_them():
 
 
 def counts_by_hand(rows, columns, ratio, u):
-    """NF and NT of system.md, section 3; one column at least stays, so that there is something to see at ratios near 1."""
+    """NF and NT as published; at least one column stays visible at ratios near 1."""
     nf = int(np.floor(rows * (ratio + 1 / rows) * u))
     nf = rows - 1 if nf > rows - 1 else nf
     share_left = ratio + 0.5 / columns - nf / rows

@@ -14,7 +14,7 @@ GRIDS = st.tuples(st.integers(1, 6), st.integers(1, 20))
 
 
 def axis_by_hand(dim, position):
-    """`[sin(p·w), cos(p·w)]`, w_i = 10000^(-i/(D/4)), for one axis: D/2 values (system.md, section 3)."""
+    """`[sin(p·w), cos(p·w)]`, w_i = 10000^(-i/(D/4)), for one axis: D/2 values."""
     w = [10000 ** (-i / (dim / 4)) for i in range(dim // 4)]
     return [math.sin(position * v) for v in w] + [math.cos(position * v) for v in w]
 
