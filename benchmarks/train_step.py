@@ -57,6 +57,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of what autocast covers")
     parser.add_argument("--compile", action="store_true", help="compile the fast step's model")
+    parser.add_argument("--short_attention", action="store_true", help="the fast step's attention by our Triton kernels")
     parser.add_argument("--activation_checkpointing", action="store_true", help="recompute the fast step's activations")
     parser.add_argument("--steps", type=int, default=2, help="of each round")
     parser.add_argument("--warmup", type=int, default=1, help="steps before, in each round")
@@ -85,6 +86,7 @@ class Step:
         self.trained = trained
         if compiled:
             self.model.recompute_activations(args.activation_checkpointing)
+            self.model.use_short_attention(args.short_attention)
             if args.compile:
                 compute.compile_in_place(self.model)
 

@@ -32,7 +32,7 @@ def suits(qkv: torch.Tensor, heads: int) -> bool:
         and qkv.dtype in (torch.bfloat16, torch.float16)
         and 0 < qkv.shape[1] <= MAX_TOKENS
         and qkv.shape[2] // (3 * heads) in HEAD_WIDTHS
-        and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
+        and torch.cuda.get_device_properties(qkv.device).major >= 8
     )
 
 

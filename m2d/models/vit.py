@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from ..utils.errors import UserError
 from .block import Attention, Block, LayerNorm, make_blocks
 from .masking import Masking, MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
 from .pos_embed import resize_positions, sincos_positions
@@ -143,10 +145,10 @@ class AudioViT(nn.Module):
         """Compute attention by our own kernels where they fit (CUDA, half precision, up to 256 tokens); else by torch's.
 
         Raises:
-            ImportError: triton is not installed.
+            UserError: triton is not installed.
         """
-        if on:
-            from . import short_attention  # noqa: F401
+        if on and find_spec("triton") is None:
+            raise UserError("short attention needs triton, which is not installed: pip install triton, or turn it off")
         for module in self.modules():
             if isinstance(module, Attention):
                 module.short = on

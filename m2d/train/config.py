@@ -221,6 +221,7 @@ class MachineSettings:
         10.0, "minutes after which a run of several processes ends if one of them does not answer", low=0.01
     )
     activation_checkpointing: bool = switch(False, "recompute activations in the backward pass, to save memory")
+    short_attention: bool = switch(False, "attention by our Triton kernels where they fit: CUDA, half precision, <= 256 tokens")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,10 @@ FREE = set(
     "output_dir pin_mem rank_timeout resume resume_partial save_freq save_minutes stop_at".split()
 )
 #: ... or change it in a way that a user may want, if only in rounding; a warning names them.
-ALLOWED = set("activation_checkpointing clip_grad compile data_path device epochs min_lr skip_bad_files weight_decay".split())
+ALLOWED = set(
+    "activation_checkpointing clip_grad compile data_path device epochs min_lr short_attention "
+    "skip_bad_files weight_decay".split()
+)
 
 #: How many files of a list are compared when a run is resumed.
 FILES_COMPARED = 64

@@ -171,6 +171,7 @@ def make_trainer(
     if device.type == "cpu":
         use_onednn_if_faster(model)
     model.recompute_activations(machine.activation_checkpointing)
+    model.use_short_attention(machine.short_attention)
     mask = MaskRule(model.grid_size(), settings.model.mask_ratio, settings.run.seed, settings.model.cont_mask)
     noise = (noise_stats, settings.data.noise_ratio, settings.data.swap_inputs)
     trainer = Trainer(

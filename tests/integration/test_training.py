@@ -30,6 +30,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from m2d.data.batch import Batch
 from m2d.models import registry as models_mae
+from m2d.models.block import Attention
 from m2d.train import setup as setup_run
 from m2d.train.batch_transform import BatchTransform, MaskRule
 from m2d.train.distributed.launch import Launch
@@ -114,6 +115,13 @@ def test_weight_decay_is_for_matrices():
     assert plain["betas"] == decayed["betas"] == (0.9, 0.95)
     assert all(p.ndim == 1 for p in plain["params"]) and all(p.ndim > 1 for p in decayed["params"])
     assert len(plain["params"]) + len(decayed["params"]) == sum(p.requires_grad for p in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("flag, on", [("", False), ("--short_attention", True)])
+def test_short_attention_is_off_unless_asked_for(flag, on):
+    write_list(clips=16)
+    trainer, _ = trainer_of(f"{LIST} {flag}")
+    assert {module.short for module in trainer.model.modules() if isinstance(module, Attention)} == {on}
 
 
 def test_accumulation_is_the_larger_batch():

@@ -10,6 +10,9 @@ import pytest
 import torch
 from small_models import inputs, plan, small_model
 
+from m2d.models import vit
+from m2d.utils.errors import UserError
+
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]
 
@@ -31,6 +34,14 @@ def test_on_a_cpu_torchs_attention_stays():
     compiled = torch.compile(model.blocks[0], backend="aot_eager", fullgraph=True)
     tokens = torch.randn(2, 7, 32).bfloat16()
     torch.testing.assert_close(compiled(tokens), model.blocks[0](tokens))
+
+
+def test_without_triton_it_is_refused(monkeypatch):
+    monkeypatch.setattr(vit, "find_spec", lambda name: None)
+    model = small_model("encoder")
+    model.use_short_attention(False)
+    with pytest.raises(UserError, match="needs triton, which is not installed"):
+        model.use_short_attention()
 
 
 @pytest.mark.gpu

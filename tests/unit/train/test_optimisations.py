@@ -28,7 +28,7 @@ def settings(monkeypatch):
     class Settings:
         model, input_size, patch_size, mask_ratio = "m2d_vit_tiny", "80x48", "16x16", 0.6
         batch_size, device, precision = 4, "cpu", "fp32"
-        compile, activation_checkpointing = False, False
+        compile, activation_checkpointing, short_attention = False, False, False
 
     return Settings
 
