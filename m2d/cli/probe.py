@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..audio.listing import readable_suffixes
 from ..evaluation.features import POOLINGS, EncoderFeatures, LogMelFeatures, clip_features, untrained, weights_key
 from ..evaluation.labelled_clips import LabelledClips, class_counts, judgeable, read_labelled
 from ..evaluation.probe import Judgement, Protocol
-from ..evaluation.probe_plots import PROGRAM, confusion, draw_confusion, draw_per_class
+from ..evaluation.probe_plots import confusion, draw_confusion, draw_per_class
 from ..evaluation.scores import mean_average_precision
 from ..inference.runtime import RuntimeM2D
 from ..utils.atomic_file import write_text
@@ -37,6 +36,7 @@ logger = logging.getLogger("m2d")
 
 _REPORT = "probe.json"
 LOGMEL = "log-mel statistics"
+_PROGRAM = "m2d probe"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -47,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--weights", nargs="+", required=True, metavar="CKPT", help="checkpoints: files, folders or https addresses"
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write probe.json and pictures here")
+    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--data_path", type=Path, help="the folder that a list's names start from; default: the list's own")
     parser.add_argument("--separator", default=";", help="between several labels of a clip in a list")
     parser.add_argument("--folds", type=int, default=5, help="parts of the cross-validation (without a column split)")
@@ -56,7 +57,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--cache", type=Path, default=_cache_folder(), help="folder that keeps features by the clips' content")
     parser.add_argument("--no_cache", dest="cache", action="store_const", const=None, help="keep no features")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
-    parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--workers", type=int, default=2, help="threads that read and decode")
     return parser
 
@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _is_own(path: Path) -> bool:
     """Whether an earlier run wrote this report or picture."""
     try:
-        return drawn_by(path, PROGRAM) or {"data", "weights", "pooling", "figures"} <= json.loads(path.read_text()).keys()
+        return drawn_by(path, _PROGRAM) or {"data", "weights", "pooling", "figures"} <= json.loads(path.read_text()).keys()
     except (OSError, ValueError, AttributeError):
         return False
 
@@ -90,7 +90,7 @@ def probe(args: argparse.Namespace) -> int:
     if args.out:
         pictures = [*args.out.glob("confusion*.png"), *args.out.glob("per_class*.png")]
         check_outputs([args.out / _REPORT, *pictures], (), args.overwrite, _is_own)
-    clips = judgeable(read_labelled(args.data, readable_suffixes(), args.separator, args.data_path or ""))
+    clips = judgeable(read_labelled(args.data, args.separator, args.data_path or ""))
     if 0 < args.max_clips < len(clips):
         rows = np.random.default_rng(args.seed).permutation(len(clips))[: args.max_clips]
         clips = judgeable(clips[np.sort(rows)])
@@ -213,10 +213,10 @@ def write_report(folder: Path, judgements: dict[str, Judgement], protocol: Proto
             sizes = targets.sum(axis=0)
         else:
             matrix = confusion(scores.argmax(axis=1), targets, len(clips.classes))
-            draw_confusion(folder / f"confusion{suffix}.png", matrix, clips.classes, f"Linear probe of\n{what}")
+            draw_confusion(folder / f"confusion{suffix}.png", matrix, clips.classes, f"Linear probe of\n{what}", _PROGRAM)
             sizes = matrix.sum(axis=1)
             values, measure = np.diag(matrix) / np.maximum(sizes, 1), "clips named correctly"
-        draw_per_class(folder / f"per_class{suffix}.png", values, sizes, clips.classes, measure)
+        draw_per_class(folder / f"per_class{suffix}.png", values, sizes, clips.classes, measure, _PROGRAM)
     logger.info("written: %s", shown(folder))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..audio.listing import find_audio
+from ..audio.listing import list_audio, readable_suffixes, words_of_others
 from ..utils.errors import UserError
 from ..utils.names import shown
 
@@ -40,6 +40,19 @@ class LabelledClips:
     groups: np.ndarray
     splits: np.ndarray | None = None
 
+    @classmethod
+    def from_table(
+        cls, source: Path, table: pd.DataFrame, paths: list[Path], classes: list[str], targets: np.ndarray
+    ) -> "LabelledClips":
+        """Clips of a list's rows, with its columns split and group where it has them.
+
+        Raises:
+            UserError: none of the files is there, or the splits make no sense.
+        """
+        _check_present(source, paths)
+        groups = _numbered(table["group"] if "group" in table else table["file_name"])
+        return cls(paths, classes, targets, groups, _splits(source, table))
+
     @property
     def multi_label(self) -> bool:
         """Whether a clip may have several labels."""
@@ -53,7 +66,7 @@ class LabelledClips:
         return LabelledClips([self.paths[i] for i in rows], self.classes, self.targets[rows], self.groups[rows], splits)
 
 
-def read_labelled(source: str | Path, suffixes: Sequence[str], separator: str = ";", data_path: str | Path = "") -> LabelledClips:
+def read_labelled(source: str | Path, separator: str = ";", data_path: str | Path = "") -> LabelledClips:
     """Clips of a folder or a list.
 
     A folder's first level of folders are the classes; a second level, if there is one, the groups. A list is a CSV with the
@@ -61,7 +74,6 @@ def read_labelled(source: str | Path, suffixes: Sequence[str], separator: str = 
 
     Args:
         source: the folder or the list.
-        suffixes: what audio files of a folder end in.
         separator: between several labels of a clip.
         data_path: the folder that a list's names start from; the list's own by default.
 
@@ -70,7 +82,7 @@ def read_labelled(source: str | Path, suffixes: Sequence[str], separator: str = 
     """
     source = Path(source)
     if source.is_dir():
-        clips = _from_folder(source, suffixes)
+        clips = _from_folder(source)
     elif source.exists():
         clips = _from_list(source, separator, Path(data_path or source.parent))
     else:
@@ -80,17 +92,26 @@ def read_labelled(source: str | Path, suffixes: Sequence[str], separator: str = 
     return clips
 
 
-def _from_folder(folder: Path, suffixes: Sequence[str]) -> LabelledClips:
-    paths = [p for p in find_audio(folder, tuple(suffixes)) if len(p.relative_to(folder).parts) > 1]
+def _from_folder(folder: Path) -> LabelledClips:
+    found, others = list_audio(folder, readable_suffixes())
+    paths = [p for p in found if len(p.relative_to(folder).parts) > 1]
+    if others or len(paths) < len(found):
+        loose = f"{len(found) - len(paths)} files outside of class folders not taken" if len(paths) < len(found) else ""
+        logger.warning("%s: %s", shown(folder), "; ".join(filter(None, (words_of_others(others), loose))))
     if not paths:
-        raise UserError(f"{shown(folder)}: no audio files in folders named after their classes ({', '.join(suffixes)})")
+        raise UserError(f"{shown(folder)}: no audio files in folders named after their classes")
     parts = [p.relative_to(folder).parts for p in paths]
     groups = [p[1] if len(p) > 2 else str(Path(*p)) for p in parts]
     classes, targets = np.unique([p[0] for p in parts], return_inverse=True)
     return LabelledClips(paths, classes.tolist(), targets.astype(np.int64), _numbered(groups))
 
 
-def _from_list(path: Path, separator: str, folder: Path) -> LabelledClips:
+def read_table(path: Path) -> pd.DataFrame:
+    """A list as text, one row per line.
+
+    Raises:
+        UserError: not a CSV with the columns file_name and label, or an empty one.
+    """
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, pd.errors.ParserError) as error:
@@ -103,11 +124,14 @@ def _from_list(path: Path, separator: str, folder: Path) -> LabelledClips:
             )
     if table.empty:
         raise UserError(f"{shown(path)}: no clips")
+    return table
+
+
+def _from_list(path: Path, separator: str, folder: Path) -> LabelledClips:
+    table = read_table(path)
     unlabelled = table.index[table["label"].str.strip() == ""]
     if len(unlabelled):
         raise UserError(f"{shown(path)}, line {unlabelled[0] + 2}: no label")
-    paths = [folder / name for name in table["file_name"]]
-    _check_present(path, paths)
     labels = [[part.strip() for part in text.split(separator) if part.strip()] for text in table["label"]]
     classes = sorted({label for row in labels for label in row})
     index = {name: i for i, name in enumerate(classes)}
@@ -117,8 +141,7 @@ def _from_list(path: Path, separator: str, folder: Path) -> LabelledClips:
         targets = np.zeros((len(labels), len(classes)), dtype=bool)
         for i, row in enumerate(labels):
             targets[i, [index[label] for label in row]] = True
-    groups = _numbered(table["group"] if "group" in table else table["file_name"])
-    return LabelledClips(paths, classes, targets, groups, _splits(path, table))
+    return LabelledClips.from_table(path, table, [folder / name for name in table["file_name"]], classes, targets)
 
 
 def _check_present(path: Path, paths: Sequence[Path]) -> None:

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from ..utils.atomic_file import write_figure
 
-PROGRAM = "m2d probe"  # in the pictures' metadata
 _MOST_CLASSES = 60  # that a picture can show by name
 _INK, _ACCENT, _MUTED = "#222222", "#c0392b", "#9aa5b1"
 
@@ -17,8 +16,12 @@ def confusion(predicted: np.ndarray, targets: np.ndarray, classes: int) -> np.nd
     return np.bincount(targets * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def draw_confusion(path: Path, counts: np.ndarray, classes: list[str], title: str) -> None:
-    """Write the confusion matrix, each row as shares of its class's clips; of many classes the most confused ones."""
+def draw_confusion(path: Path, counts: np.ndarray, classes: list[str], title: str, program: str) -> None:
+    """Write the confusion matrix, each row as shares of its class's clips; of many classes the most confused ones.
+
+    Args:
+        program: in the picture's metadata.
+    """
     counts, classes = _most_confused(counts, classes)
     size = 2.5 + 0.28 * len(classes)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
@@ -34,7 +37,7 @@ def draw_confusion(path: Path, counts: np.ndarray, classes: list[str], title: st
             colour = "black" if shares[i, j] > 0.6 else "white"
             axes.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, label="share of the class's clips", shrink=0.8)
-    write_figure(path, figure, PROGRAM, dpi=110)
+    write_figure(path, figure, program, dpi=110)
 
 
 def _most_confused(counts: np.ndarray, classes: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -43,13 +46,14 @@ def _most_confused(counts: np.ndarray, classes: list[str]) -> tuple[np.ndarray, 
     return counts[np.ix_(shown, shown)], [classes[i] for i in shown]
 
 
-def draw_per_class(path: Path, values: np.ndarray, counts: np.ndarray, classes: list[str], what: str) -> None:
+def draw_per_class(path: Path, values: np.ndarray, counts: np.ndarray, classes: list[str], what: str, program: str) -> None:
     """Write a bar for each class, worst first; of many classes the worst.
 
     Args:
         values: a figure of each class, from 0 to 1.
         counts: clips of each class.
         what: the figure's name.
+        program: in the picture's metadata.
     """
     shown = np.argsort(values, kind="stable")[:_MOST_CLASSES]
     figure = Figure(figsize=(7, 1.2 + 0.25 * len(shown)), layout="constrained")
@@ -61,4 +65,4 @@ def draw_per_class(path: Path, values: np.ndarray, counts: np.ndarray, classes: 
     axes.set(xlim=(0, 108), xlabel=f"{what} (%)", title=f"{what} by class (clips){more}")
     axes.grid(axis="x", color=_MUTED, alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    write_figure(path, figure, PROGRAM, dpi=110)
+    write_figure(path, figure, program, dpi=110)

@@ -9,7 +9,16 @@ import m2d
 
 ROOT = Path(m2d.__file__).parent
 #: Each package imports from earlier rows, and from itself. Packages of one row do not import each other.
-LAYERS = [{"utils"}, {"audio", "models"}, {"data", "checkpoint"}, {"inference", "run"}, {"evaluation"}, {"train"}, {"cli"}]
+LAYERS = [
+    {"utils"},
+    {"audio", "models"},
+    {"data", "checkpoint"},
+    {"inference", "run"},
+    {"evaluation"},
+    {"train"},
+    {"finetune"},
+    {"cli"},
+]
 SHIMS = {"embed", "engine_pretrain_m2d", "models_mae", "pos_embed", "runtime_audio", "tag"}
 
 

@@ -53,6 +53,13 @@ def test_two_checkpoints_beside_untrained_ones_and_statistics(sounds, weights, t
         assert (tmp_path / "out" / picture).stat().st_size > 5000
 
 
+def test_results_of_another_probe_stay(sounds, weights, tmp_path, caplog):
+    (tmp_path / "probe.json").write_text("mine")
+    arguments = [str(sounds), "--weights", str(weights[0]), "--no_cache", "--out", str(tmp_path), "--device", "cpu"]
+    assert main(arguments) == 2 and "--overwrite" in caplog.messages[-1]
+    assert (tmp_path / "probe.json").read_text() == "mine"
+
+
 def test_features_are_kept_by_content(sounds, weights, tmp_path, monkeypatch, capsys):
     """The same clips elsewhere, one of them changed: that one alone is encoded."""
     arguments = ["--weights", str(weights[0]), "--folds", "2", "--device", "cpu", "--cache", str(tmp_path / "cache")]

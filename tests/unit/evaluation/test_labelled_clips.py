@@ -8,8 +8,6 @@ import pytest
 from m2d.evaluation.labelled_clips import class_counts, judgeable, read_labelled
 from m2d.utils.errors import UserError
 
-SUFFIXES = (".wav", ".flac")
-
 
 def write(folder: Path, *names: str) -> None:
     for name in names:
@@ -26,7 +24,7 @@ def test_a_folder_of_class_folders(tmp_path):
     write(
         tmp_path, "dog/1.wav", "dog/2.FLAC", "cat/kit a/1.wav", "cat/kit a/2.wav", "cat/kit b/1.wav", "loose.wav", "dog/notes.txt"
     )
-    clips = read_labelled(tmp_path, SUFFIXES)
+    clips = read_labelled(tmp_path)
     assert clips.classes == ["cat", "dog"] and class_counts(clips) == {"cat": 3, "dog": 2}
     groups = {p.relative_to(tmp_path).as_posix(): g for p, g in zip(clips.paths, clips.groups, strict=True)}
     assert groups["cat/kit a/1.wav"] == groups["cat/kit a/2.wav"]
@@ -36,7 +34,7 @@ def test_a_folder_of_class_folders(tmp_path):
 def test_a_list_with_groups_splits_and_several_labels(tmp_path):
     write(tmp_path, "a.wav", "b.wav", "c.wav")
     path = listed(tmp_path, "file_name,label,split,group\na.wav,dog;bark,train,1\nb.wav,cat,Validation,1\nc.wav,dog,test,2\n")
-    clips = read_labelled(path, SUFFIXES)
+    clips = read_labelled(path)
     assert clips.classes == ["bark", "cat", "dog"] and clips.multi_label
     assert clips.targets.tolist() == [[True, False, True], [False, True, False], [False, False, True]]
     assert clips.groups.tolist() == [0, 0, 1] and clips.splits.tolist() == ["train", "val", "test"]
@@ -58,13 +56,13 @@ def test_a_list_with_groups_splits_and_several_labels(tmp_path):
 def test_unfit_lists_are_refused_in_one_line(tmp_path, text, message):
     write(tmp_path, "a.wav", "b.wav")
     with pytest.raises(UserError, match=message) as error:
-        read_labelled(listed(tmp_path, text), SUFFIXES)
+        read_labelled(listed(tmp_path, text))
     assert "\n" not in str(error.value)
 
 
 def test_a_class_that_cannot_be_held_out_is_left_out_and_named(tmp_path, caplog):
     write(tmp_path, "dog/1.wav", "dog/2.wav", "cat/1.wav", "cat/2.wav", "emu/kit/1.wav", "emu/kit/2.wav")
-    clips = judgeable(read_labelled(tmp_path, SUFFIXES))
+    clips = judgeable(read_labelled(tmp_path))
     assert clips.classes == ["cat", "dog"] and len(clips) == 4 and clips.targets.max() == 1
     assert "1 classes left out, in one group alone" in caplog.text and "emu" in caplog.text
 
@@ -73,12 +71,12 @@ def test_labels_in_one_split_alone_cannot_be_judged(tmp_path):
     write(tmp_path, "a.wav", "b.wav", "c.wav")
     path = listed(tmp_path, "file_name,label,split\na.wav,dog,train\nb.wav,cat,train\nc.wav,emu,test\n")
     with pytest.raises(UserError, match="fewer than two classes.*only one of the splits"):
-        judgeable(read_labelled(path, SUFFIXES))
+        judgeable(read_labelled(path))
 
 
 def test_labels_of_several_classes_lose_those_that_cannot_be_judged(tmp_path):
     write(tmp_path, "a.wav", "b.wav", "c.wav", "d.wav")
     path = listed(tmp_path, "file_name,label\na.wav,dog;emu\nb.wav,cat\nc.wav,dog\nd.wav,cat;dog\n")
-    clips = judgeable(read_labelled(path, SUFFIXES))
+    clips = judgeable(read_labelled(path))
     assert clips.classes == ["cat", "dog"]
     np.testing.assert_array_equal(clips.targets, [[False, True], [True, False], [False, True], [True, True]])

@@ -1,0 +1,192 @@
+"""A classifier of your own sounds from a pre-trained encoder.
+
+    m2d finetune sounds/ --weights m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth --out classifier/
+    m2d tag street.wav --weights classifier/checkpoint-best.pth
+
+DATA is a folder of class folders (a second level of folders are groups), or a list: a CSV with the columns file_name and label,
+and optionally split (train, val, test) and group; several labels of a clip are separated by ';'. A list with the columns onset
+and offset (s) as well holds sound events: the classifier then gives logits for every time step. Without the column split, a fifth
+of the groups is held out to validate by.
+
+In --out: checkpoint-best.pth (the epoch with the best validation score), last.pth, log.txt, a learning curve and, for single
+labels, the confusion matrix. The same command resumes a run that was stopped, at the last finished epoch; Ctrl-C is safe. Under
+torchrun every process takes --batch_size clips a step.
+"""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from types import UnionType
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from ..evaluation.labelled_clips import LabelledClips, read_labelled, read_table
+from ..evaluation.probe_plots import confusion, draw_confusion
+from ..finetune.clips import Events, FineTuneSet, class_weights, read_events, split_clips
+from ..finetune.training import BEST, LOG, FineTuning, Settings
+from ..inference.runtime import RuntimeM2D
+from ..train.distributed.collectives import from_rank0
+from ..train.distributed.launch import exit_process, start
+from ..utils.atomic_file import write_figure
+from ..utils.errors import UserError
+from ..utils.names import shown
+from ..utils.program import ArgumentParser, run_program
+
+logger = logging.getLogger("m2d")
+
+_PROGRAM = "m2d finetune"
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags."""
+    parser = ArgumentParser("m2d finetune", description=__doc__)
+    parser.add_argument("data", type=Path, metavar="DATA", help="a folder of class folders, or a list (.csv)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the run")
+    parser.add_argument("--data_path", type=Path, help="the folder that a list's names start from; default: the list's own")
+    parser.add_argument("--separator", default=";", help="between several labels of a clip in a list")
+    parser.add_argument("--device", default="cuda", help="cuda (the CPU where there is none), mps or cpu")
+    parser.add_argument("--workers", type=int, default=4, help="threads that read and decode")
+    group = parser.add_argument_group("how to train")
+    for setting in fields(Settings):
+        _add_setting(group, setting)
+    return parser
+
+
+def _add_setting(group: argparse._ArgumentGroup, setting: Field) -> None:
+    optional = isinstance(setting.type, UnionType)
+    kind = next(t for t in get_args(setting.type) if t is not type(None)) if optional else setting.type
+    options = {"help": setting.metadata["help"], "default": setting.default}
+    if setting.default is MISSING:
+        options = {"help": setting.metadata["help"], "required": True}
+    elif setting.default is not None:
+        options["help"] += f" (default: {setting.default})"
+    if kind is bool:
+        group.add_argument(f"--{setting.name}", action=argparse.BooleanOptionalAction, **options)
+    else:
+        group.add_argument(f"--{setting.name}", type=kind, choices=setting.metadata.get("choices"), **options)
+
+
+def check(settings: Settings, workers: int) -> None:
+    """Refuse settings that cannot work.
+
+    Raises:
+        UserError: names the flag.
+    """
+    for name in ("epochs", "batch_size"):
+        if getattr(settings, name) < 1:
+            raise UserError(f"--{name} starts from 1")
+    if workers < 1:
+        raise UserError("--workers starts from 1")
+    for name in ("warmup_epochs", "mixup", "freq_mask", "time_mask", "patience", "weight_decay"):
+        if getattr(settings, name) < 0:
+            raise UserError(f"--{name} is 0 or more")
+    if settings.training_mask is not None and not 0 <= settings.training_mask < 1:
+        raise UserError(f"--training_mask {settings.training_mask}: from 0 to below 1")
+    if not 0 < settings.layer_decay <= 1:
+        raise UserError(f"--layer_decay {settings.layer_decay}: above 0, at most 1")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    args = make_parser().parse_args(argv)
+    return run_program(lambda: finetune(args), "interrupted: the same command resumes after the last finished epoch")
+
+
+def finetune(args: argparse.Namespace) -> None:
+    """Fine-tune and report.
+
+    Raises:
+        OSError, UserError: it cannot be done; names the reason.
+    """
+    settings = Settings(**{setting.name: getattr(args, setting.name) for setting in fields(Settings)})
+    check(settings, args.workers)
+    clips, events = _read(args)
+    train, validation = split_clips(clips, settings.seed)
+    launch = start(args.device)
+    if not launch.is_main:
+        logger.setLevel(logging.ERROR)
+    from_rank0(launch, lambda: args.out.mkdir(parents=True, exist_ok=True))
+    targets = clips.targets if clips.multi_label else np.eye(len(clips.classes), dtype=bool)[clips.targets]
+
+    def opened(rows: np.ndarray) -> Callable[[RuntimeM2D], FineTuneSet]:
+        def for_model(runtime: RuntimeM2D) -> FineTuneSet:
+            wanted: np.ndarray | list[Events] = targets[rows] if events is None else [events[i] for i in rows]
+            frames, patch = runtime.backbone.patch_embed.img_size[1], runtime.backbone.patch_size()[1]
+            return FineTuneSet([clips.paths[i] for i in rows], wanted, len(clips.classes), runtime.cfg.sr, frames, patch)
+
+        return for_model
+
+    logger.info("%d clips to train on, %d to validate by, %d classes", len(train), len(validation), len(clips.classes))
+    run = FineTuning(
+        settings,
+        opened(train),
+        opened(validation),
+        clips.classes,
+        single_label=not clips.multi_label,
+        per_step=events is not None,
+        weights=class_weights(clips, train) if settings.balanced else None,
+        folder=args.out,
+        launch=launch,
+        workers=args.workers,
+    )
+    best = run.run()
+    if launch.is_main:
+        _finish(run, args.out, best)
+    if launch.world_size > 1:
+        exit_process(0)
+
+
+def _read(args: argparse.Namespace) -> tuple[LabelledClips, list[Events] | None]:
+    """Clips with labels; for a list of events, recordings with the labels of their events, and the events."""
+    if not args.data.is_dir() and args.data.exists():
+        table = read_table(args.data)
+        if {"onset", "offset"} <= set(table):
+            return _recordings(table, args)
+    return read_labelled(args.data, args.separator, args.data_path or ""), None
+
+
+def _recordings(table: pd.DataFrame, args: argparse.Namespace) -> tuple[LabelledClips, list[Events]]:
+    paths, events, classes, firsts = read_events(table, args.data_path or args.data.parent, shown(args.data))
+    targets = np.zeros((len(paths), len(classes)), dtype=bool)
+    for i, event in enumerate(events):
+        targets[i, event.spans[:, 2].astype(int)] = True
+    return LabelledClips.from_table(args.data, firsts, paths, classes, targets), events
+
+
+def _finish(run: FineTuning, out: Path, best: float) -> None:
+    entries = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+    draw_curve(out / "learning_curve.png", entries, run.metric_name)
+    done = run.progress
+    logger.info("best %s %.4f after epoch %d of %d: %s", run.metric_name, best, done.best_epoch, done.epoch, shown(out / BEST))
+    if run.single_label:
+        run.load_best()
+        scores, targets = run.predict()
+        matrix = confusion(scores.argmax(axis=1), targets.argmax(axis=1), len(run.classes))
+        draw_confusion(out / "confusion.png", matrix, run.classes, "Validation clips, best epoch", _PROGRAM)
+    logger.info("m2d tag FILE --weights %s names new sounds with it", shown(out / BEST))
+
+
+def draw_curve(path: Path, entries: list[dict], metric: str) -> None:
+    """Write the training loss and the validation score by epoch."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    epochs = [entry["epoch"] for entry in entries]
+    axes.plot(epochs, [entry["train_loss"] for entry in entries], color="#9aa5b1", label="training loss")
+    axes.set(xlabel="epoch", ylabel="training loss")
+    right = axes.twinx()
+    right.plot(epochs, [entry[metric] for entry in entries], color="#c0392b", label=f"validation {metric}")
+    right.set(ylabel=metric, ylim=(0, 1.02))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    write_figure(path, figure, _PROGRAM, dpi=110)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,338 @@
+"""Fine-tuning: an encoder and a linear classifier, trained together on labelled clips or on events in time."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..checkpoint.weights import load_file, save_atomically
+from ..data.rng import Purpose, random_bits
+from ..data.sampler import EpochSampler
+from ..evaluation.scores import accuracy, macro_f1, mean_average_precision
+from ..inference.runtime import Config, RuntimeM2D
+from ..train.distributed.collectives import from_rank0, gather
+from ..train.distributed.launch import Launch
+from ..train.optim import learning_rate
+from ..utils.errors import UserError
+from ..utils.names import shown
+from .augment import mixup, random_resize_crop, spec_augment
+from .clips import FineTuneSet
+
+logger = logging.getLogger("m2d")
+
+BEST, LAST, LOG = "checkpoint-best.pth", "last.pth", "log.txt"
+_PEAK_LR = {"sgd": 0.5, "adamw": 5e-4}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to fine-tune. The defaults are the published recipe's for small data sets of short clips."""
+
+    weights: str = field(metadata={"help": "checkpoint to start from: a file, a folder, or an https address"})
+    epochs: int = field(default=50, metadata={"help": "epochs of the full run"})
+    warmup_epochs: int = field(default=5, metadata={"help": "epochs of linear warm-up"})
+    batch_size: int = field(default=64, metadata={"help": "clips per process and step"})
+    optim: str = field(default="sgd", metadata={"help": "the optimizer", "choices": ("sgd", "adamw")})
+    lr: float | None = field(default=None, metadata={"help": "peak learning rate; default: 0.5 for sgd, 5e-4 for adamw"})
+    weight_decay: float = field(default=0.0, metadata={"help": "of matrices"})
+    layer_decay: float = field(default=1.0, metadata={"help": "each block's learning rate is the next one's times this"})
+    freeze_embed: bool = field(default=True, metadata={"help": "do not train the patch embedding"})
+    training_mask: float | None = field(
+        default=None, metadata={"help": "share of patches hidden in training, whole rows and columns; default: 0.5, events 0"}
+    )
+    mixup: float = field(default=0.3, metadata={"help": "mix clips by shares of a beta distribution of this parameter; 0: never"})
+    freq_mask: int = field(default=30, metadata={"help": "longest run of mel bands that is masked"})
+    time_mask: int = field(default=48, metadata={"help": "longest run of frames that is masked"})
+    rrc: bool = field(default=True, metadata={"help": "random resize crop (clip labels only)"})
+    balanced: bool = field(default=False, metadata={"help": "draw every class equally often"})
+    dur_frames: int | None = field(default=None, metadata={"help": "frames of the model's input, in place of the checkpoint's"})
+    patience: int = field(default=0, metadata={"help": "end after so many epochs without a better validation score; 0: never"})
+    bf16: bool = field(default=False, metadata={"help": "compute in bfloat16 where it is safe"})
+    seed: int = field(default=0, metadata={"help": "a run is a function of data, settings and seed"})
+
+
+class ClipClassifier(nn.Module):
+    """An encoder with a classifier: normalised log-mel `[B, 1, bands, frames]` to logits `[B, C]`, or per time step `[B, T, C]`.
+
+    Args:
+        runtime: a RuntimeM2D with `num_classes`.
+        per_step: logits for each time step.
+    """
+
+    def __init__(self, runtime: RuntimeM2D, per_step: bool):
+        super().__init__()
+        self.runtime, self.per_step = runtime, per_step
+
+    def forward(self, lms: torch.Tensor) -> torch.Tensor:
+        """Logits of a batch."""
+        features = self.runtime.encode_lms(lms, average_per_time_frame=self.per_step)
+        if not self.per_step:
+            return self.runtime.classify(features.mean(dim=1))
+        return self.runtime.classify(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+
+
+def build(settings: Settings, classes: int, per_step: bool) -> ClipClassifier:
+    """The model to train: the checkpoint's encoder and a classifier that starts at random."""
+    hidden = settings.training_mask if settings.training_mask is not None else (0.0 if per_step else 0.5)
+    if per_step and hidden:
+        raise UserError("--training_mask hides whole time steps, which events need: leave it out")
+    torch.manual_seed(settings.seed)
+    cfg = Config(training_mask=hidden, dur_frames=settings.dur_frames, freeze_embed=settings.freeze_embed)
+    return ClipClassifier(RuntimeM2D(cfg, weight_file=settings.weights, num_classes=classes), per_step)
+
+
+def parameter_groups(model: ClipClassifier, settings: Settings) -> list[dict]:
+    """Groups of parameters by learning rate and weight decay; `scale` is the rate's share of the head's.
+
+    Block i of n is scaled by layer_decay^(n - i), the embedding by layer_decay^(n + 1), the final norm by layer_decay.
+    """
+    depth = len(model.runtime.backbone.blocks)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        name = name.removeprefix("runtime.")
+        if not name.startswith("backbone."):
+            layer = depth + 1
+        elif name.startswith("backbone.blocks."):
+            layer = int(name.split(".")[2]) + 1
+        else:
+            layer = depth if name.startswith("backbone.norm") else 0
+        decay = settings.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((settings.layer_decay ** (depth + 1 - layer), decay), []).append(parameter)
+    return [{"params": members, "scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
+
+
+def make_optimizer(model: ClipClassifier, settings: Settings) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9, or AdamW."""
+    groups = parameter_groups(model, settings)
+    if settings.optim == "sgd":
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
+    return torch.optim.AdamW(groups, lr=0.0)
+
+
+@dataclass
+class Progress:
+    """How far a run is; what `last.pth` keeps beside the model."""
+
+    epoch: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+
+
+class FineTuning:
+    """A fine-tuning run.
+
+    Args:
+        settings: how to train.
+        train, validation: what to train on and to validate by.
+        classes: names.
+        single_label: classes exclude each other.
+        weights: sampling weights of the training clips; none: each clip once an epoch.
+        folder: where checkpoints and the log are written.
+        launch: this process among the run's.
+        workers: threads that read ahead.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        train: Callable[[RuntimeM2D], FineTuneSet],
+        validation: Callable[[RuntimeM2D], FineTuneSet],
+        classes: list[str],
+        single_label: bool,
+        per_step: bool,
+        weights: np.ndarray | None,
+        folder: Path,
+        launch: Launch,
+        workers: int,
+    ):
+        self.settings, self.classes, self.single_label = settings, classes, single_label
+        self.folder, self.launch, self.workers = folder, launch, workers
+        self.model = build(settings, len(classes), per_step).to(launch.device)
+        self.train_set, self.validation_set = train(self.model.runtime), validation(self.model.runtime)
+        size = min(settings.batch_size, max(1, len(self.train_set) // launch.world_size))
+        self.sampler = EpochSampler(len(self.train_set), size, 1, launch.rank, launch.world_size, settings.seed, weights)
+        self.optimizer = make_optimizer(self.model, settings)
+        self.peak = _PEAK_LR[settings.optim] if settings.lr is None else settings.lr
+        self.progress = Progress()
+        self.metric_name = "accuracy" if single_label else "map"
+        self._resume()
+        self.parallel = self.model
+        if launch.world_size > 1:
+            self.parallel = DistributedDataParallel(
+                self.model, device_ids=[launch.device.index] if launch.device.type == "cuda" else None
+            )
+
+    # ------------------------------------------------------------------ training
+
+    def run(self) -> float:
+        """Train to the end; returns the best validation score (accuracy, or mean average precision)."""
+        while self.progress.epoch < self.settings.epochs and not self._is_stale():
+            begin = time.monotonic()
+            loss = self._train_epoch(self.progress.epoch)
+            scores = from_rank0(self.launch, self.validate)
+            self.progress.epoch += 1
+            if scores[self.metric_name] > self.progress.best:
+                self.progress.best, self.progress.best_epoch = scores[self.metric_name], self.progress.epoch
+                self._save(BEST)
+            entry = {"epoch": self.progress.epoch, "train_loss": loss, **scores, "seconds": round(time.monotonic() - begin, 1)}
+            self._report(entry)
+            self._save(LAST)
+        return self.progress.best
+
+    def _is_stale(self) -> bool:
+        patience = self.settings.patience
+        return 0 < patience <= self.progress.epoch - self.progress.best_epoch
+
+    def _train_epoch(self, epoch: int) -> float:
+        self.model.train()
+        runtime, device = self.model.runtime, self.launch.device
+        total = torch.zeros((), device=device)
+        batches = self.train_set.training_batches(self.sampler.batches(epoch), self.settings.seed, self.workers)
+        for step, batch in enumerate(batches):
+            rng = self._seed(epoch, step)
+            lms = runtime.normalize_batch(batch.lms.to(device, non_blocking=True))
+            lms, targets = self._augmented(lms, batch.targets.to(device, non_blocking=True), rng)
+            rate = learning_rate(
+                epoch + step / self.sampler.steps_per_epoch, self.peak, 0.0, self.settings.warmup_epochs, self.settings.epochs
+            )
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            with self._precision():
+                logits = self.parallel(lms)
+            loss = self._loss(logits.float(), targets)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            total += loss.detach()
+        mean = float(np.mean(gather((total / self.sampler.steps_per_epoch).item())))
+        if not np.isfinite(mean):
+            raise UserError(f"the loss of epoch {epoch + 1} is not finite: lower --lr (it is {self.peak:g})")
+        return mean
+
+    def _seed(self, epoch: int, step: int) -> np.random.Generator:
+        """Make masks and augmentation of a step a function of the seed, epoch, step and rank."""
+        position = torch.tensor([step * self.launch.world_size + self.launch.rank])
+        bits = random_bits(self.settings.seed, epoch, position, Purpose.MASK).item()
+        torch.manual_seed(bits)
+        return np.random.default_rng(bits)
+
+    def _augmented(self, lms: torch.Tensor, targets: torch.Tensor, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        lms, targets = mixup(lms, targets, self.settings.mixup, rng)
+        if self.settings.rrc and not self.model.per_step:
+            lms = random_resize_crop(lms, rng)
+        return spec_augment(lms, self.settings.freq_mask, self.settings.time_mask, rng), targets
+
+    def _loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.single_label:
+            return F.cross_entropy(logits, targets)
+        return F.binary_cross_entropy_with_logits(logits, targets)
+
+    def _precision(self) -> torch.autocast | nullcontext:
+        return torch.autocast(self.launch.device.type, torch.bfloat16) if self.settings.bf16 else nullcontext()
+
+    # ------------------------------------------------------------------ validation
+
+    @torch.inference_mode()
+    def predict(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and targets of the validation clips, or of their time steps: `[n, C]` each."""
+        self.model.eval()
+        scores, targets = [], []
+        for rows, logits, wanted in self._validation_logits():
+            if self.model.per_step:
+                scores.append(logits)
+                targets.append(wanted)
+                continue
+            rows = np.array(rows)
+            for row in np.unique(rows):  # a long clip's stretches are averaged
+                scores.append(logits[rows == row].mean(axis=0, keepdims=True))
+                targets.append(wanted[rows == row][:1])
+        return np.concatenate(scores), np.concatenate(targets)
+
+    def _validation_logits(self) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+        patch = self.train_set.patch_frames
+        for batch in self.validation_set.validation_batches(self.sampler.batch_size, self.workers):
+            with self._precision():
+                logits = self.model(self.model.runtime.normalize_batch(batch.lms.to(self.launch.device)))
+            logits, targets = logits.float().cpu().numpy(), batch.targets.numpy()
+            if self.model.per_step:
+                filled = np.arange(logits.shape[1]) * patch < batch.frames[:, None]  # steps of padding do not count
+                logits, targets = logits[filled], targets[filled]
+            yield batch.rows, logits, targets
+
+    def validate(self) -> dict[str, float]:
+        """Figures of the validation clips."""
+        scores, targets = self.predict()
+        once = np.ones((1, len(scores)))
+        if self.single_label:
+            index = targets.argmax(axis=1)
+            return {"accuracy": float(accuracy(scores, index, once)[0]), "macro_f1": float(macro_f1(scores, index, once)[0])}
+        return {"map": float(mean_average_precision(scores, targets > 0.5, once)[0])}
+
+    # ------------------------------------------------------------------ files
+
+    def _report(self, entry: dict) -> None:
+        if not self.launch.is_main:
+            return
+        logger.info("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()))
+        with (self.folder / LOG).open("a") as log:
+            log.write(json.dumps(entry) + "\n")
+
+    def _save(self, name: str) -> None:
+        if not self.launch.is_main:
+            return
+        cfg = self.model.runtime.cfg
+        state = {prefix + key: value for module, prefix in self._parts() for key, value in module.state_dict().items()}
+        spec = {
+            "model": cfg.model.removesuffix("_encoder_only"),
+            "input_size": list(cfg.input_size),
+            "patch_size": list(cfg.patch_size),
+            "sr": cfg.sr,
+        }
+        saved = {"model": state, "args": spec, "classes": self.classes, "single_label": self.single_label}
+        saved |= {"epoch": self.progress.epoch, "finetune": asdict(self.settings)}
+        if name == LAST:
+            saved |= {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}
+        save_atomically(saved, self.folder / name)
+
+    def _resume(self) -> None:
+        path = self.folder / LAST
+        if not path.exists():
+            return
+        saved = load_file(path)
+        differing = [name for name, value in asdict(self.settings).items() if saved["finetune"].get(name) != value]
+        if saved["classes"] != self.classes:
+            differing.append("the classes of the data")
+        if differing:
+            raise UserError(f"{shown(self.folder)} holds a run with other settings ({', '.join(differing)}): give another --out")
+        self._load(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.progress = Progress(**saved["progress"])
+        logger.info("resuming after epoch %d", self.progress.epoch)
+
+    def load_best(self) -> None:
+        """Take the weights of the best epoch."""
+        self._load(load_file(self.folder / BEST)["model"])
+
+    def _load(self, state: dict[str, torch.Tensor]) -> None:
+        for module, prefix in self._parts():
+            module.load_state_dict({key: state[prefix + key] for key in module.state_dict()})
+
+    def _parts(self) -> list[tuple[nn.Module, str]]:
+        """The modules of the model with the prefixes of their names in a checkpoint: those under which EVAR saves."""
+        runtime = self.model.runtime
+        return [
+            (runtime.backbone, "module.ar.runtime.backbone."),
+            (runtime.head_norm, "module.head.norm."),
+            (runtime.head, "module.head.mlp.mlp.0."),
+        ]

@@ -1,0 +1,155 @@
+"""`m2d finetune`: learns, resumes exactly, and writes checkpoints that the other programs read."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from checkpoint_files import write_checkpoint
+from small_runs import ROOT, environment
+
+from m2d.checkpoint.weights import read_weights
+from m2d.cli.finetune import main
+from m2d.finetune import training
+from m2d.inference import tag
+from m2d.inference.runtime import RuntimeM2D
+
+FAST = "--epochs 6 --warmup_epochs 1 --batch_size 8 --optim adamw --lr 2e-3 --training_mask 0.3 --mixup 0.1 --no-rrc".split()
+FAST += "--workers 1 --device cpu".split()
+
+
+def tone(pitch: float, seconds: float, seed: int) -> np.ndarray:
+    t = np.arange(int(16000 * seconds)) / 16000
+    return 0.3 * np.sin(2 * np.pi * pitch * t) + 0.01 * np.random.default_rng(seed).normal(size=len(t))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    return str(write_checkpoint(tmp_path_factory.mktemp("weights"), size=(80, 64)))
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sounds")
+    for name, pitch in (("low", 250), ("high", 2500)):
+        (folder / name).mkdir()
+        for i in range(15):
+            soundfile.write(folder / name / f"{i}.wav", tone(pitch * (1 + i / 60), 0.5 + i / 20, i), 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(sounds, weights, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "classifier"
+    assert main([str(sounds), "--weights", weights, "--out", str(out), *FAST]) == 0
+    return out
+
+
+def test_classes_are_learned_and_drawn(classifier):
+    entries = [json.loads(line) for line in (classifier / "log.txt").read_text().splitlines()]
+    assert [entry["epoch"] for entry in entries] == [1, 2, 3, 4, 5, 6]
+    assert max(entry["accuracy"] for entry in entries) == 1 and entries[-1]["train_loss"] < entries[0]["train_loss"]
+    assert all((classifier / name).stat().st_size > 5000 for name in ("learning_curve.png", "confusion.png"))
+
+
+def test_the_checkpoint_names_new_sounds_in_the_other_programs(classifier, sounds, tmp_path, capsys):
+    soundfile.write(tmp_path / "new.wav", tone(2600, 1.5, 99), 16000)
+    checkpoint = classifier / "checkpoint-best.pth"
+    read = read_weights(checkpoint)
+    assert read.classes == ["high", "low"] and read.single_label
+    runtime = RuntimeM2D(weight_file=checkpoint, num_classes=2)
+    waveform = torch.from_numpy(tone(2600, 1.5, 99).astype(np.float32))[None]
+    assert runtime(waveform).argmax().item() == 0
+    assert RuntimeM2D(weight_file=checkpoint).encode(waveform).shape[-1] == runtime.backbone.embed_dim * 5
+    assert tag.main([str(tmp_path / "new.wav"), "--weights", str(checkpoint), "--device", "cpu"]) == 0
+    assert "high" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(classifier, sounds, weights, tmp_path, monkeypatch):
+    out = tmp_path / "killed"
+    epochs, train_epoch = [], training.FineTuning._train_epoch
+
+    def killed_in_the_fourth(run, epoch):
+        epochs.append(epoch)
+        if epochs == [0, 1, 2, 3]:
+            raise KeyboardInterrupt
+        return train_epoch(run, epoch)
+
+    monkeypatch.setattr(training.FineTuning, "_train_epoch", killed_in_the_fourth)
+    command = [str(sounds), "--weights", weights, "--out", str(out), *FAST]
+    assert main(command) == 130
+    assert main(command) == 0 and epochs == [0, 1, 2, 3, 3, 4, 5]
+    expected, found = (torch.load(folder / "last.pth", weights_only=True)["model"] for folder in (classifier, out))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0)
+
+
+def test_another_run_in_the_same_folder_is_refused(classifier, sounds, weights, caplog):
+    assert main([str(sounds), "--weights", weights, "--out", str(classifier), *FAST, "--seed", "1"]) == 2
+    assert "other settings (seed): give another --out" in caplog.messages[-1]
+
+
+def test_several_labels_and_early_stop(sounds, weights, tmp_path):
+    lines = ["file_name,label,split"]
+    for path in sorted(sounds.glob("*/*.wav")):
+        i = int(path.stem)
+        labels = f"{path.parent.name};{'short' if i < 8 else 'long'}"
+        lines.append(f"{path},{labels},{'val' if i % 3 == 0 else 'train'}")
+    (tmp_path / "list.csv").write_text("\n".join(lines).replace(",val", ",test"))
+    out = tmp_path / "out"
+    flags = [*FAST, "--epochs", "40", "--patience", "2", "--balanced", "--layer_decay", "0.8", "--weight_decay", "0.01"]
+    assert main([str(tmp_path / "list.csv"), "--weights", weights, "--out", str(out), *flags]) == 0
+    entries = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
+    best = max(range(len(entries)), key=lambda i: entries[i]["map"])
+    assert len(entries) < 40 and len(entries) == best + 3
+    assert read_weights(out / "checkpoint-best.pth").classes == ["high", "long", "low", "short"]
+
+
+def test_sound_events_in_time(weights, tmp_path):
+    """Recordings of noise with a high and a low tone at random times: the classifier tells the time steps."""
+    rng, lines = np.random.default_rng(0), ["file_name,onset,offset,label"]
+    for i in range(12):
+        waveform = 0.02 * rng.normal(size=3 * 16000)
+        for name, pitch in (("low", 300), ("high", 3000)):
+            onset = float(rng.uniform(0, 2))
+            waveform[int(onset * 16000) :][:12800] += 0.3 * np.sin(2 * np.pi * pitch * np.arange(12800) / 16000)
+            lines.append(f"{i}.wav,{onset:.3f},{onset + 0.8:.3f},{name}")
+        soundfile.write(tmp_path / f"{i}.wav", waveform, 16000)
+    (tmp_path / "events.csv").write_text("\n".join(lines))
+    flags = [f for f in FAST if f not in ("--training_mask", "0.3")] + ["--epochs", "12", "--mixup", "0"]
+    out = tmp_path / "out"
+    assert main([str(tmp_path / "events.csv"), "--weights", weights, "--out", str(out), *flags]) == 0
+    entries = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
+    assert max(entry["map"] for entry in entries) > 0.8
+    runtime = RuntimeM2D(weight_file=out / "checkpoint-best.pth", num_classes=2)
+    logits, times = runtime.forward_frames(torch.from_numpy(soundfile.read(tmp_path / "0.wav", dtype="float32")[0])[None])
+    assert logits.shape[:2] == times.shape and logits.shape[2] == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--epochs", "0"], "--epochs starts from 1"),
+        (["--training_mask", "1"], "--training_mask 1.0: from 0 to below 1"),
+        (["--layer_decay", "0"], "--layer_decay 0.0: above 0"),
+        (["--weights", "none.pth"], "none.pth"),
+    ],
+)
+def test_mistakes_are_one_line(sounds, weights, tmp_path, more, message, caplog):
+    assert main([str(sounds), "--weights", weights, "--out", str(tmp_path / "out"), *FAST, *more]) == 2
+    assert message in caplog.messages[-1] and "\n" not in caplog.messages[-1]
+
+
+def test_two_processes_train_together(sounds, weights, tmp_path):
+    out = tmp_path / "two"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "m2d.cli.finetune"]
+    command += [str(sounds), "--weights", weights, "--out", str(out), *FAST, "--epochs", "2"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    entries = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
+    assert [entry["epoch"] for entry in entries] == [1, 2]
