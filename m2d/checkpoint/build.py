@@ -43,7 +43,7 @@ def _fit_positions(state: Mapping[str, torch.Tensor], sizes: ModelSpec, frames: 
                 f"and needs {1 + rows * columns}: the name of the folder or the file does not fit what is in it"
             )
     if "pos_embed" not in stored:
-        stored["pos_embed"] = sincos_positions(state["cls_token"].shape[-1], (rows, columns))
+        stored["pos_embed"] = sincos_positions(state["patch_embed.proj.weight"].shape[0], (rows, columns))
     return {name: resize_positions(p.float(), (rows, columns), frames // sizes.patch_size[1]) for name, p in stored.items()}
 
 
@@ -95,14 +95,14 @@ def loaded_backbone(weights: Weights, encoder_only: bool, dur_frames: int | None
     if dur_frames is not None and dur_frames < sizes.patch_size[1]:
         raise ValueError(f"dur_frames={dur_frames} is shorter than a patch of {sizes.patch_size[1]} frames")
     frames = dur_frames or sizes.input_size[1]
-    state = {**weights.state, **_fit_positions(weights.state, sizes, frames)}
-    state.setdefault("norm_stats", torch.tensor(DEFAULT_NORM_STATS))
     suffix = "_encoder_only" if encoder_only else ""
-    model = _build(sizes.model + suffix, _options(sizes, state, frames), set(state))
     try:
+        state = {**weights.state, **_fit_positions(weights.state, sizes, frames)}
+        state.setdefault("norm_stats", torch.tensor(DEFAULT_NORM_STATS))
+        model = _build(sizes.model + suffix, _options(sizes, state, frames), set(state))
         report = load_into(model, state, mapped=weights.mapped)
-    except CheckpointError as error:
-        raise CheckpointError(f"{weights.path} does not fit {sizes.model}: {error}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{weights.path} does not fit {sizes.model}: {error}") from error
     log.info("%s: %s (%s)", weights.path, sizes, weights.layout)
     log.debug("%s: %s", weights.path, report)
     if report.new and not encoder_only:

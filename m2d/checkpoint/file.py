@@ -218,11 +218,11 @@ def _rewriting_command(path: Path) -> str:
 
 def _pickle_protocol(path: Path) -> int:
     """The protocol of a file's pickle; 0 where its first bytes do not tell."""
-    if _is_zip(path):
+    try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith("data.pkl")]
-            head = archive.read(names[0])[:2] if names else b""
-    else:
+            head = archive.open(names[0]).read(2) if names else b""
+    except ZIP_ERRORS:  # an older file, or damaged
         with path.open("rb") as file:
             head = file.read(2)
     return head[1] if head[:1] == pickle.PROTO and len(head) == 2 else 0

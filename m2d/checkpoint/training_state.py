@@ -62,6 +62,6 @@ def load_training_state(source: str | Path, own: bool = False) -> dict:
     saved = load_file(path)
     try:
         msgspec.convert({key: value for key, value in saved.items() if isinstance(key, str)}, _Own if own else _Published)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: not a checkpoint that {'this run' if own else 'a training'} wrote: {error}") from error
     return saved

@@ -1,5 +1,6 @@
 """The index of a pack's chunk, read and checked before anything in it is used: packs come from other people too."""
 
+import os
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,12 +47,15 @@ def _read_arrays(path: Path, names: Iterable[str]) -> dict[str, np.ndarray]:
     arrays = {}
     with open(open_regular(path), "rb") as file, zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
+        size = os.fstat(file.fileno()).st_size
         for name in names:
             member = members.get(f"{name}.npy")
             if member is None:
                 raise ValueError(f"no {name} in it")
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{name} is compressed")
+            if max(member.file_size, member.compress_size) > size:  # zipfile allocates it first
+                raise ValueError(f"{name}: {member.file_size} bytes in a file of {size}")
             arrays[name] = array_from_bytes(archive.read(member))
     return arrays
 
