@@ -225,7 +225,11 @@ def peak_of(block: np.ndarray) -> float:
 def mean_of_channels(channels: np.ndarray, scale: float) -> np.ndarray:
     """Of `[channels, samples]` the scaled mean, float32 `[samples]`."""
     factor = np.float32(scale / len(channels))
-    mono = np.multiply(channels[0], factor, dtype=np.float32)
-    for channel in channels[1:]:
-        mono += np.multiply(channel, factor, dtype=np.float32)
+    if len(channels) == 1:
+        return np.multiply(channels[0], factor, dtype=np.float32)
+    channels = channels.astype(np.float32, copy=False)
+    mono = channels[0] + channels[1]
+    for channel in channels[2:]:
+        mono += channel
+    mono *= factor
     return mono

@@ -10,7 +10,7 @@ from .view import Layout, Part
 _MARKER = b"fLaC"
 #: A stream's begin: the marker, and the header of the block STREAMINFO, which is the last of the blocks (0x80) or not.
 _BEGINS = (_MARKER + b"\x00\x00\x00\x22", _MARKER + b"\x80\x00\x00\x22")
-_READ_AT_ONCE = 1 << 20
+_READ_AT_ONCE = 1 << 18
 
 
 def flac_layout(file: BinaryIO, size: int) -> Layout:
