@@ -3,7 +3,7 @@
 # shows what it learned.
 #
 #   bash quickstart.sh              on 600 sounds of ten classes, synthesised here
-#   bash quickstart.sh AUDIO_DIR    on your recordings: wav, flac, ogg or mp3, in folders or not
+#   bash quickstart.sh AUDIO_DIR    on your recordings of any format (data/README.md), in folders or not
 #
 # Everything goes below quickstart/ (QUICKSTART_DIR names another folder). What is there already is used again: a run that
 # was stopped goes on, a finished one is shown. QUICKSTART_EPOCHS and QUICKSTART_CLIPS (sounds of a class) make it shorter
@@ -24,7 +24,15 @@ MOST_CLIPS=12000 # of a larger folder, so many evenly spread ones are trained on
 
 step() { printf '\n== %s\n' "$*"; }
 
-is_audio() { find -L "$1" -type f \( -iname '*.wav' -o -iname '*.flac' -o -iname '*.ogg' -o -iname '*.mp3' \) -print -quit | grep -q .; }
+# as in m2d/audio/listing.py, which can be asked only once Python's packages are there
+SUFFIXES="wav wave bwf rf64 w64 flac mp3 mp2 ogg oga opus aiff aif aifc au snd caf sph nist voc
+  m4a m4b mp4 mov 3gp aac ac3 wma webm mka mkv wv tta ape amr"
+
+is_audio() {
+  local names=() suffix
+  for suffix in $SUFFIXES; do names+=(-o -iname "*.$suffix"); done
+  find -L "$1" -type f \( "${names[@]:1}" \) -print -quit | grep -q .
+}
 
 # make_samples FOLDER: whole or not at all
 make_samples() {
@@ -37,7 +45,7 @@ make_samples() {
 # convert FROM WORK: spectrograms in WORK/lms, their list in WORK/all.csv, what is trained on in WORK/clips.csv
 convert() {
   local status=0
-  "$PYTHON" wav_to_lms.py "$1" "$2/lms" --suffix wav,flac,ogg,mp3 --min_length None --csv "$2/all.csv" --overwrite || status=$?
+  "$PYTHON" wav_to_lms.py "$1" "$2/lms" --suffix all --min_length None --csv "$2/all.csv" --overwrite || status=$?
   if [ "$status" -gt 1 ] || [ ! -s "$2/all.csv" ]; then
     fail "the conversion of $1 failed: see above"
   fi
@@ -51,7 +59,7 @@ main() {
   if [ -n "$audio" ]; then
     [ -d "$audio" ] || fail "$audio is not a folder"
     audio=$(cd "$audio" && pwd)
-    is_audio "$audio" || fail "$audio holds no wav, flac, ogg or mp3 file, nor do the folders below it"
+    is_audio "$audio" || fail "$audio holds no audio file, nor do the folders below it"
   fi
   setup_venv ""
   began=$SECONDS

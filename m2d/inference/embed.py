@@ -2,7 +2,7 @@
 
     m2d embed song.wav recordings/ --weights m2d_vit_base-80x608p16x16-221006-mr7_enconly --out embeddings.npz
 
-takes files, folders and lists (.csv with a column file_name) of any format that libsndfile reads, of any length and rate,
+takes files, folders and lists (.csv with a column file_name) of any format (data/README.md), length and rate,
 mixes them to mono and resamples them. The .npz holds
 
     files        [N]             paths, also in a table beside it, embeddings.files.csv, with seconds and rows of each

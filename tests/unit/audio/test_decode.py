@@ -1,8 +1,10 @@
 """Reading audio files: against librosa, and what is said about files that cannot be read."""
 
+import errno
 import os
 import re
 import socket
+from pathlib import Path
 
 import librosa
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import soundfile
 from audio_files import bad_file, sound, write
 
+from m2d.audio import listing
 from m2d.audio.decode import load_audio, open_audio
 from m2d.audio.listing import find_audio
 
@@ -169,3 +172,24 @@ def test_audio_is_found_in_any_case_sorted_and_through_links(tmp_path):
     (tmp_path / "src" / "sub" / "loop").symlink_to(tmp_path / "src")
     found = [path.relative_to(tmp_path / "src").as_posix() for path in find_audio(tmp_path / "src", [".wav"])]
     assert found == ["B.WAV", "link/l.Wav", "sub/a.wav", "z.wav"]
+
+
+def test_the_quickstart_looks_for_the_same_suffixes():
+    script = (Path(__file__).parents[3] / "quickstart.sh").read_text()
+    named = re.search(r'^SUFFIXES="(.*?)"', script, re.MULTILINE | re.DOTALL)[1].split()
+    assert [f".{name}" for name in named] == [*listing.SNDFILE_SUFFIXES, *listing.FFMPEG_SUFFIXES]
+
+
+def test_a_folder_that_cannot_be_read_is_named_with_what_to_do(tmp_path, monkeypatch):
+    write(tmp_path / "src/a.wav")
+    (tmp_path / "src/locked").mkdir()
+    scandir = os.scandir
+
+    def locked(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(PermissionError, match=r"src/locked cannot be read: Permission denied\. Make it readable, or move it"):
+        listing.find_audio(tmp_path / "src", [".wav"])
