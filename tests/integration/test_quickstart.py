@@ -109,6 +109,7 @@ def test_help():
 # ---------------------------------------------------------------- util/setup_venv.sh
 
 FAKE_PYTHON = """#!/usr/bin/env bash
+[ "$1" = -I ] && shift
 case "$*" in
   *'sys.exit(sys.version_info'*) exit "${FAKE_TOO_OLD:-0}" ;;
   *'sys.version_info'*) echo 3.8.10 ;;
