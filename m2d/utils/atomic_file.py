@@ -24,7 +24,7 @@ _NAME_CHARACTERS = 40  # of the file's own name in a temporary's: at most 160 of
 
 @contextmanager
 def open_atomic(path: str | os.PathLike, durable: bool = True) -> Iterator[BinaryIO]:
-    """A file to write to (and read back, and seek in) that takes the place of `path` when the block ends without an error.
+    """A file to write to (and seek in) that takes the place of `path` when the block ends without an error.
 
     It is written in the same folder under a random name, which is created exclusively: writers of the same path, in
     whatever process or container, never share it, and a link that somebody placed there is not followed.
@@ -39,12 +39,12 @@ def open_atomic(path: str | os.PathLike, durable: bool = True) -> Iterator[Binar
     target = os.path.abspath(path)
     folder, name = os.path.split(target)
     temporary = os.path.join(folder, f".{name[:_NAME_CHARACTERS]}.{os.urandom(8).hex()}{_MARK}")
-    file = open(temporary, "x+b")
+    file = open(temporary, "xb")
     try:
         with file:
             yield file
-            file.flush()
             if durable:
+                file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
