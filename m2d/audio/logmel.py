@@ -5,6 +5,7 @@ Free of torch on purpose: the converter starts its workers in half a second inst
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -124,7 +125,7 @@ class NumpyLogMel:
         return bands[:-1], len(masked)
 
     def _bands(self, windowed: np.ndarray) -> np.ndarray:
-        spectrum = rfft(windowed)
+        spectrum: Any = rfft(windowed)
         power = spectrum.real**2
         power += spectrum.imag**2
         bands = self._filters @ power.T.astype(np.float32, order="C")

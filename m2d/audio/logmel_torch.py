@@ -45,6 +45,9 @@ class LogMel(nn.Module):
         ValueError: the input is not `[B, samples]`.
     """
 
+    window: torch.Tensor
+    filters: torch.Tensor
+
     def __init__(self, front_end: FrontEnd):
         super().__init__()
         self.front_end = front_end

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import Mlp
+from timm.layers.mlp import Mlp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -88,7 +88,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Tokens `[B, N, D]` to tokens `[B, N - first, D]`: those before `first` are attended to, but not computed."""
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, first, use_reentrant=False)
+            return checkpoint(self._forward, x, first, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return self._forward(x, first)
 
     def _forward(self, x: torch.Tensor, first: int) -> torch.Tensor:

@@ -104,13 +104,13 @@ class M2DViT(MaskedPredictorViT):
     def update_target_network(self, decay: float) -> None:
         """`target = decay · target + (1 - decay) · online` (Niizumi et al., 2023, equation 2)."""
         target, online = self._target_and_online()
-        torch._foreach_lerp_(target, online, 1.0 - decay)
+        torch._foreach_lerp_(target, online, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def copy_online_to_target(self) -> None:
         """Start the target from the online weights, where a checkpoint brings no target."""
         target, online = self._target_and_online()
-        torch._foreach_copy_(target, online)
+        torch._foreach_copy_(target, online)  # pyright: ignore[reportPrivateImportUsage]
 
     # ------------------------------------------------------------------ prediction and loss
 
@@ -153,7 +153,7 @@ class M2DViT(MaskedPredictorViT):
         target = self.target_of(step.x_target, step.ids_restore, keep=step.latent.shape[1] - 1)
         return {"loss": self.forward_loss(target, step.pred)}
 
-    def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.7):
+    def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.7) -> tuple:
         """Returns `(loss, pred [B, L - keep, D], (ids_restore [B, L], mask [B, L]))` for inputs `[B, C, mels, frames]`."""
         step = self.predict(imgs, mask_ratio)
         return self.losses(step)["loss"], step.pred, (step.ids_restore, step.mask)
@@ -170,7 +170,7 @@ class M2D_D2ViT(M2DViT):
         """The target vectors of the masked patches `[B, L - keep, D]`."""
         return take_tokens(self.forward_target_encoder(x_target), ids_restore.argsort(dim=1)[:, keep:])
 
-    def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.7):
+    def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.7) -> tuple:
         """Returns `(loss, pred [B, L - keep, D], ids_restore [B, L])`."""
         loss, pred, (ids_restore, _) = super().forward(imgs, mask_ratio)
         return loss, pred, ids_restore

@@ -59,7 +59,9 @@ class M2D_X_ViT(M2DViT):
             loss_off = self.offline_loss(self.forward_offline(step.latent, step.pred, step.ids_restore), target)
         return {"loss": self.loss_m2d * loss_m2d + self.loss_off * loss_off, "loss_m2d": loss_m2d, "loss_off": loss_off}
 
-    def forward(self, imgs: torch.Tensor, target: torch.Tensor | None, mask_ratio: Masking = 0.7):
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]: the published order of arguments
+        self, imgs: torch.Tensor, target: torch.Tensor | None, mask_ratio: Masking = 0.7
+    ) -> tuple:
         """One step of both tasks.
 
         Args:

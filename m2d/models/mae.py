@@ -43,7 +43,7 @@ class MaskedAutoencoderViT(MaskedPredictorViT):
         errors = (pred.float() - self.standardize(self.patchify(imgs))).square().mean(dim=-1)
         return (errors * mask).sum() / mask.sum()
 
-    def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.75):
+    def forward(self, imgs: torch.Tensor, mask_ratio: Masking = 0.75) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns `(loss, pred [B, L, values], mask [B, L])` for inputs `[B, C, mels, frames]`.
 
         Raises:
@@ -56,7 +56,7 @@ class MaskedAutoencoderViT(MaskedPredictorViT):
         pred = self.forward_decoder(latent, ids_restore)
         return self.forward_loss(imgs, pred, mask), pred, mask
 
-    def forward_viz(self, imgs: torch.Tensor, mask_ratio: Masking = 0.75):
+    def forward_viz(self, imgs: torch.Tensor, mask_ratio: Masking = 0.75) -> tuple[torch.Tensor, ...]:
         """Returns loss, reconstruction, absolute error (both `[B, C, mels, frames]`) and mask `[B, F, T]`, for pictures.
 
         Visible patches of the reconstruction are the input's own.

@@ -52,9 +52,9 @@ class OneDnnLinear(nn.Linear):
         twin.weight, twin.bias = layer.weight, layer.bias
         return twin.train(layer.training)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
-        return linear(x, self.weight, self.bias)
+        return linear(input, self.weight, self.bias)
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -72,7 +72,7 @@ def _suits_onednn(*tensors: torch.Tensor | None) -> bool:
     return (
         HAS_ONEDNN
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         and not torch.compiler.is_compiling()
         and all(type(t) in (torch.Tensor, nn.Parameter) and t.device.type == "cpu" for t in tensors if t is not None)
         and all(t.dtype == torch.float32 and t.numel() > 0 for t in tensors if t is not None)
@@ -93,7 +93,8 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (grad,) = grads
         a, b = ctx.saved_tensors
         for_a, for_b, for_bias = ctx.needs_input_grad
         return (

@@ -70,7 +70,7 @@ def _forward(qkv, out, lse, n, H: tl.constexpr, D: tl.constexpr, SCALE: tl.const
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     o = tl.zeros([BLOCK, D], tl.float32)
-    for j in tl.range(BLOCKS):
+    for j in range(BLOCKS):
         columns = j * BLOCK + tl.arange(0, BLOCK)
         k = _load(key, columns, n, 3 * WIDTH, D)
         v = _load(value, columns, n, 3 * WIDTH, D)
@@ -127,8 +127,9 @@ def _backward(
     v = _load(value, rows, n, 3 * WIDTH, D)
     dk = tl.zeros([BLOCK, D], tl.float32)
     dv = tl.zeros([BLOCK, D], tl.float32)
-    for i in tl.range(BLOCKS):
-        q, do, denominator, delta = _query_rows(query, out, dout, lse, i * BLOCK + tl.arange(0, BLOCK), n, WIDTH, D)
+    for i in range(BLOCKS):
+        at = i * BLOCK + tl.arange(0, BLOCK)
+        q, do, denominator, delta = _query_rows(query, out, dout, lse, at, n, WIDTH, D)  # pyright: ignore
         # Keys first: no tile that was computed has to be transposed. Rows beyond the last key are never stored.
         p = tl.exp2(tl.dot(k, tl.trans(q)) * SCALE - denominator[None, :])
         ds = p * (tl.dot(v, tl.trans(do)) - delta[None, :])
@@ -139,7 +140,7 @@ def _backward(
 
     q, do, denominator, delta = _query_rows(query, out, dout, lse, rows, n, WIDTH, D)
     dq = tl.zeros([BLOCK, D], tl.float32)
-    for j in tl.range(BLOCKS):
+    for j in range(BLOCKS):
         columns = j * BLOCK + tl.arange(0, BLOCK)
         k = _load(key, columns, n, 3 * WIDTH, D)
         v = _load(value, columns, n, 3 * WIDTH, D)
@@ -156,7 +157,7 @@ def _backward(
 def _launch(qkv: torch.Tensor, heads: int) -> tuple[tuple[int], dict]:
     """The grid, and what the kernels are compiled for."""
     batch, n, width = qkv.shape
-    head_width, blocks = width // (3 * heads), triton.cdiv(n, BLOCK)
+    head_width, blocks = width // (3 * heads), -(-n // BLOCK)
     scale = math.log2(math.e) * head_width**-0.5
     sizes = dict(H=heads, D=head_width, SCALE=scale, BLOCKS=blocks, BLOCK=BLOCK)
     return (batch * heads * blocks,), dict(sizes, num_warps=WARPS, num_stages=STAGES)

@@ -38,12 +38,12 @@ class PatchProjection(nn.Conv2d):
     def __init__(self, in_chans: int, embed_dim: int, patch_size: tuple[int, int]):
         super().__init__(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
         """`[B, C, mels, frames]` to `[B, D, F, T]`."""
         height, width = self.kernel_size
-        rows, columns = x.shape[2] // height, x.shape[3] // width
-        x = x[:, :, : rows * height, : columns * width]
-        patches = rearrange(x, "b c (f h) (t w) -> b f t (c h w)", h=height, w=width)
+        rows, columns = input.shape[2] // height, input.shape[3] // width
+        whole = input[:, :, : rows * height, : columns * width]
+        patches = rearrange(whole, "b c (f h) (t w) -> b f t (c h w)", h=height, w=width)
         return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
@@ -255,16 +255,14 @@ class AudioViT(nn.Module):
         """
         patches = self.embed(x, adjust_short)
         plan = self.mask_plan(x, mask_ratio)
-        visible = patches
         if plan is None:
             mask = torch.zeros(patches.shape[:2], device=x.device)
             ids_restore = torch.arange(patches.shape[1], device=x.device).expand(patches.shape[:2])
-        else:
-            mask, ids_restore, ids_shuffle = plan.mask, plan.ids_restore, plan.ids_shuffle
-            visible = take_tokens(patches, ids_shuffle[:, : plan.keep])
+            return self.encode_tokens(self.with_cls_token(patches), return_layers), None, mask, ids_restore
+        ids_shuffle = plan.ids_shuffle
+        visible = take_tokens(patches, ids_shuffle[:, : plan.keep])
         tokens = self.encode_tokens(self.with_cls_token(visible), return_layers)
-        x_target = None if plan is None else self.target_input(patches, ids_shuffle, plan.keep)
-        return tokens, x_target, mask, ids_restore
+        return tokens, self.target_input(patches, ids_shuffle, plan.keep), plan.mask, plan.ids_restore
 
     def target_input(self, patches: torch.Tensor, ids_shuffle: torch.Tensor, keep: int) -> torch.Tensor | None:
         """The target encoder's input, from the embedded patches: None, for a model without one."""
