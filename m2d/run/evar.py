@@ -19,11 +19,11 @@ logger = logging.getLogger("m2d")
 def evaluate_by_evar(script: str, checkpoint: Path, wait: bool) -> None:
     """Start `quick_eval.sh` or `all_eval.sh` for a checkpoint; training continues whether it succeeds or not.
 
-    The script is the project's own, beside the m2d package, wherever the working folder is.
+    The script is the project's own, beside the m2d package, wherever the working folder is. Without EVAR in the project's
+    folder (util/setup_evar.sh) nothing is started.
     """
     path = PROJECT / script
-    if not path.is_file():
-        logger.info("%s is not in %s: %s is not evaluated", script, PROJECT, checkpoint)
+    if not (path.is_file() and (PROJECT / "evar").is_dir()):
         return
     log = checkpoint.with_suffix(".eval.txt")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(_LAUNCHER)}

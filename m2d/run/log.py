@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..utils.atomic_file import write_text
 from .tensorboard import EventFile
 
@@ -23,7 +25,7 @@ def start_console() -> None:
     logger.handlers.clear()
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
-    console = logging.StreamHandler(sys.stdout)
+    console = _ConsoleHandler(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
     console.setLevel(logging.INFO)
     logger.addHandler(console)
@@ -115,6 +117,14 @@ class RunLog:
             logger.removeHandler(self._console)
             with self._reported("console.txt"):
                 self._console.close()
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Messages on the terminal, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with tqdm.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class _QuietFileHandler(logging.FileHandler):

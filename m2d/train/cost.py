@@ -1,4 +1,4 @@
-"""What a training step costs: its arithmetic, and what share of the device's peak it reaches (MFU)."""
+"""What a training step costs: its arithmetic, its memory, and what share of the device's peak it reaches (MFU)."""
 
 import time
 
@@ -27,6 +27,12 @@ PEAK_FLOPS = {
     "H200": 989e12,
     "B200": 2250e12,
 }
+#: Values kept for the backward pass by each token of each block, per unit of width (measured: 16.1 to 16.9).
+_KEPT_VALUES = 16.5
+#: Bytes of a kept value: half of the operations of mixed precision keep float32 (measured on an H100).
+_KEPT_BYTES = {torch.float32: 4.0, torch.float16: 2.5, torch.bfloat16: 2.5}
+#: Share of the measured peak that a step reaches, for estimates before the first one.
+_TYPICAL_UTILISATION = 0.5
 _MEASURED_SIZE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
 
 
@@ -56,6 +62,30 @@ def step_flops(model: nn.Module, mask_ratio: float) -> float:
     trained = embed + blocks_flops(model.blocks, keep + 1) + predictor + ends
     target = blocks_flops(model.used_target_blocks(), length - keep + 1) if model.has_ema_target else 0.0
     return 3 * trained + target
+
+
+def step_memory(model: nn.Module, mask_ratio: float, batch_size: int, precision: torch.dtype, recomputed: bool) -> float:
+    """Estimate of a training step's memory in bytes: weights, gradients, AdamW's state, and what the backward pass needs.
+
+    Args:
+        model: the model.
+        mask_ratio: the run's.
+        batch_size: clips of a step.
+        precision: of the step; parameters are float32.
+        recomputed: activations are recomputed (--activation_checkpointing): blocks keep their inputs alone.
+    """
+    parameters = sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters())
+    rows, columns = model.grid_size()
+    length = rows * columns
+    blocks = [(block, keep_count(length, mask_ratio) + 1) for block in model.blocks]
+    blocks += [(block, length + 1) for block in model.decoder_blocks]
+    values = sum(tokens * block.mlp.fc1.in_features for block, tokens in blocks)
+    return parameters + batch_size * values * (4.0 if recomputed else _KEPT_VALUES * _KEPT_BYTES[precision])
+
+
+def run_seconds(clips: int, flops_per_clip: float, device_flops: float) -> float:
+    """Estimate of the time that training on so many clips takes, before the first step."""
+    return clips * flops_per_clip / (device_flops * _TYPICAL_UTILISATION)
 
 
 def peak_flops(device: torch.device, precision: torch.dtype) -> float:

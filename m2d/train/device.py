@@ -7,6 +7,8 @@ several processes or sharded.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -47,6 +49,21 @@ def synchronize(device: torch.device) -> None:
 def peak_memory(device: torch.device) -> int:
     """Highest memory in use on the device so far, in bytes; 0 where the device does not report it."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Memory that this process may take on the device, in bytes; None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    if device.type != "cpu":
+        return None
+    limits = []
+    with suppress(OSError, ValueError, StopIteration):
+        line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
+        limits.append(int(line.split()[1]) * 1024)
+    with suppress(OSError, ValueError):  # a container's limit; "max" where there is none
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits, default=None)
 
 
 def compile_in_place(model: nn.Module) -> None:

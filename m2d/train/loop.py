@@ -1,6 +1,7 @@
 """The training loop: epochs, steps, reports, saves, evaluation, stopping.
 
-The host waits for the device at reports only, which come every LOG_STEPS steps, at the same ones in a resumed run.
+The host waits for the device after the first update and at reports, which come every LOG_STEPS steps, at the same ones in a
+resumed run.
 """
 
 from ..run.stop_signal import StopSignal
@@ -26,11 +27,11 @@ def train(state: TrainState, data: DataSets, batches: TrainingBatches, output: R
         ReadError: on all ranks, where a clip cannot be read.
     """
     trainer, sampler = state.trainer, state.trainer.sampler
-    accum_iter, steps = sampler.accum_iter, sampler.steps_per_epoch
+    accum_iter, steps, first_update = sampler.accum_iter, sampler.steps_per_epoch, state.updates
     for epoch in range(state.epoch, trainer.last_epoch):
         trainer.model.train()
         throughput = Throughput(sampler.batch_size * sampler.world_size)
-        for step, batch in enumerate(batches.epoch(epoch, state.step, throughput), state.step):
+        for step, batch in enumerate(output.progress(state, batches.epoch(epoch, state.step, throughput)), state.step):
             if step % accum_iter == 0:
                 trainer.set_learning_rate(epoch + step / steps)
             done = step + 1
@@ -41,6 +42,8 @@ def train(state: TrainState, data: DataSets, batches: TrainingBatches, output: R
                 continue
 
             state.meter.norms.append(trainer.update(state.updates))
+            if state.updates == first_update:
+                output.report_first(state, losses, throughput)
             report_is_due = done // LOG_STEPS > (done - accum_iter) // LOG_STEPS or done == steps
             if report_is_due:
                 output.report(state, state.meter.report(trainer.may_overflow()), throughput)

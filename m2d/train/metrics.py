@@ -170,6 +170,11 @@ class Throughput:
             self._steps += 1
             yield batch
 
+    def so_far(self, steps_left: int) -> tuple[float, timedelta]:
+        """(seconds, time that the steps left would take) since the last report, which stays the last one."""
+        elapsed = time.perf_counter() - self._begin
+        return elapsed, timedelta(seconds=round(elapsed / max(self._steps, 1) * steps_left))
+
     def report(self, steps_left: int) -> tuple[float, float, timedelta]:
         """(clips per second, share of waiting, time left) since the last report."""
         elapsed = max(time.perf_counter() - self._begin, 1e-9)

@@ -1,18 +1,29 @@
 """What a run writes: reports, figures of epochs, checkpoints, and their hand-off to evaluation."""
 
 import logging
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
+import torch
+from tqdm import tqdm
+
+from ..data.dataset import AudioDataset
 from ..run.checkpoint_writer import CheckpointWriter
 from ..run.evar import evaluate_by_evar
 from ..run.log import RunLog
-from .device import peak_memory
+from .cost import run_seconds, step_memory
+from .device import peak_memory, synchronize, total_memory
 from .distributed.collectives import from_rank0
 from .metrics import Throughput
 from .programs import Program
 from .trainer import Trainer, TrainState
+
+T = TypeVar("T")
 
 logger = logging.getLogger("m2d")
 
@@ -28,23 +39,25 @@ class RunOutput:
     """
 
     def __init__(self, program: Program, trainer: Trainer, folder: Path, start: float):
-        self.folder, self._program = folder, program
+        self.folder, self._program, self._began = folder, program, time.monotonic()
         self._settings = trainer.settings.output
         is_main = trainer.launch.is_main
         self._log = RunLog(folder if is_main else None, self._settings.log_dir, start)
         self._writer = CheckpointWriter(folder, self._settings.save_minutes, self._settings.keep_last) if is_main else None
 
-    def announce(self, state: TrainState) -> None:
-        """Log what is trained, on what, and from where."""
+    def announce(self, state: TrainState, data: AudioDataset) -> None:
+        """Log what is trained, on what, and from where; warn where memory or a day would not be enough."""
         trainer, sampler, run = state.trainer, state.trainer.sampler, state.trainer.settings.run
+        clips, samples = len(data.clips), len(data)
+        repeated = f"{clips:,} clips, repeated to {samples:,} (--min_ds_size 0: not)" if samples > clips else f"{clips:,} clips"
         logger.info("output folder: %s", self.folder)
         logger.info(
-            "%s, %.1f M trained parameters, %s on %s; %d samples an epoch, %d steps of %d clips, %d updates of %d; peak lr %.3g",
+            "%s, %.1f M trained parameters, %s on %s; an epoch has %s: %d steps of %d clips, %d updates of %d; peak lr %.3g",
             trainer.settings.model.model,
             sum(p.numel() for p in trainer.trained) / 1e6,
             str(trainer.precision).removeprefix("torch."),
             trainer.launch.device,
-            sampler.samples,
+            repeated,
             sampler.steps_per_epoch,
             sampler.batch_size * sampler.world_size,
             sampler.updates_per_epoch,
@@ -54,6 +67,47 @@ class RunOutput:
         logger.info("TensorBoard: tensorboard --logdir %s (its steps are 1000 x epochs)", self._settings.log_dir or self.folder)
         if state.updates:
             logger.info("starting at epoch %.3f of %d", state.position, run.epochs)
+        if self._writer is not None:
+            self._estimate(state)
+
+    def _estimate(self, state: TrainState) -> None:
+        """Log the memory and time that the run is expected to take, before the first step takes them."""
+        trainer, run = state.trainer, state.trainer.settings.run
+        device, recomputed = trainer.launch.device, trainer.settings.machine.activation_checkpointing
+        needed = step_memory(trainer.model, trainer.settings.model.mask_ratio, run.batch_size, trainer.precision, recomputed)
+        available = total_memory(device)
+        clips = (trainer.last_epoch - state.position) * trainer.sampler.updates_per_epoch * trainer.sampler.per_update
+        left = timedelta(seconds=round(run_seconds(clips, trainer.flops_per_clip, trainer.peak_flops)))
+        text = f"{needed / 2**30:.1f} GiB of memory a process" + (f" (free: {available / 2**30:.1f})" if available else "")
+        logger.info("estimate: %s, %s for the run", text, left)
+        if available and needed > available and not trainer.is_sharded:
+            logger.warning("--batch_size %d does not fit %s: lower it, or take a smaller --model", run.batch_size, device)
+        self._warn_of_days(left, trainer)
+
+    def _warn_of_days(self, left: timedelta, trainer: Trainer) -> None:
+        if left > timedelta(days=1) and trainer.launch.device.type != "cuda":
+            logger.warning(
+                "the run would take %.1f days on this %s. On a laptop: --model %s_vit_tiny, fewer --epochs, a short --input_size",
+                left / timedelta(days=1),
+                trainer.launch.device.type.upper(),
+                trainer.settings.model.family,
+            )
+
+    def progress(self, state: TrainState, batches: Iterable[T]) -> Iterable[T]:
+        """The batches of an epoch; on a terminal, with a progress bar."""
+        if self._writer is None or not sys.stderr.isatty():
+            return batches
+        title, steps = f"epoch {state.epoch + 1}", state.trainer.sampler.steps_per_epoch
+        return tqdm(batches, title, steps, leave=False, initial=state.step, unit="step", dynamic_ncols=True)
+
+    def report_first(self, state: TrainState, losses: Mapping[str, torch.Tensor], throughput: Throughput) -> None:
+        """Log the first update's loss and time, and what the run would take at this speed."""
+        trainer, sampler = state.trainer, state.trainer.sampler
+        synchronize(trainer.launch.device)
+        steps_left = (trainer.last_epoch - state.epoch) * sampler.steps_per_epoch - state.step
+        seconds, left = throughput.so_far(steps_left)
+        logger.info("first update after %.1f s: loss %.4f; the run takes %s at this speed", seconds, losses["loss"].item(), left)
+        self._warn_of_days(left, trainer)
 
     def report(self, state: TrainState, losses: Mapping[str, float], throughput: Throughput) -> None:
         """Log the mean losses, the rates and the speed since the last report; the state counts the update afterwards."""
@@ -113,12 +167,23 @@ class RunOutput:
         """The path of a numbered checkpoint."""
         return self.folder / f"checkpoint-{epoch}.pth"
 
-    def close(self) -> bool:
+    def close(self, state: TrainState, is_done: bool) -> bool:
         """Wait for what is being written; returns whether the last checkpoint was written."""
         if self._writer is not None:
             self._writer.finish()
+        is_saved = self._writer is None or not self._writer.failed
+        if is_done and is_saved:
+            self._log_end(state)
         self._log.close()
-        return self._writer is None or not self._writer.failed
+        return is_saved
+
+    def _log_end(self, state: TrainState) -> None:
+        trainer, epochs = state.trainer, state.trainer.settings.run.epochs
+        checkpoint = self.checkpoint(trainer.last_epoch)
+        logger.info("done in %s: %s", timedelta(seconds=round(time.monotonic() - self._began)), checkpoint)
+        if trainer.last_epoch < epochs:
+            logger.info("--auto_resume without --stop_at continues to epoch %d", epochs)
+        logger.info("next: m2d report %s; m2d embed RECORDINGS --weights %s --out embeddings.npz", self.folder, checkpoint)
 
 
 def _step_of(epochs: float) -> int:

@@ -104,12 +104,13 @@ def run(program: Program, state: TrainState, data: DataSets, folder: Path) -> in
         logger.info("%s is finished: %d of %d epochs are done", folder, state.epoch, settings.run.epochs)
         return 0
     output = RunOutput(program, trainer, folder, state.position)
-    output.announce(state)
+    output.announce(state, data.train)
     batches = TrainingBatches(data.train, trainer.sampler, settings, trainer.launch.device)
-    status = 0
+    status, is_done = 0, False
     try:
         with StopSignal() as stop:
             train(state, data, batches, output, stop)
+        is_done = True
     except Stopped:
         logger.warning("stopped at update %d; --auto_resume resumes from there", state.updates)
         status = EXIT_REQUEUE
@@ -126,9 +127,9 @@ def run(program: Program, state: TrainState, data: DataSets, folder: Path) -> in
         raise
     finally:
         batches.close()
-        is_saved = output.close()
+        is_saved = output.close(state, is_done)
     if not is_saved:
         return EXIT_NOT_SAVED
-    if trainer.launch.is_main and status == 0:
+    if trainer.launch.is_main and is_done:
         evaluate_by_evar("all_eval.sh", output.checkpoint(trainer.last_epoch), wait=True)
     return status

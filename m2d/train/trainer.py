@@ -102,12 +102,13 @@ class Trainer:
         return norm
 
     @cached_property
-    def _peak_flops(self) -> float:
+    def peak_flops(self) -> float:
+        """Operations per second that the devices of all processes could do."""
         return peak_flops(self.launch.device, self.precision) * self.launch.world_size
 
     def utilisation(self, clips_per_second: float) -> float:
         """Share of the devices' peak that a speed takes (MFU): the model's arithmetic, a teacher's not counted."""
-        return clips_per_second * self.flops_per_clip / self._peak_flops
+        return clips_per_second * self.flops_per_clip / self.peak_flops
 
     def may_overflow(self) -> bool:
         """Whether a gradient that is not finite may come from loss scaling, which then lowers its factor by itself."""

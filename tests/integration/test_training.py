@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,13 +184,15 @@ def test_what_a_run_leaves(capsys):
     events = EventAccumulator("out")
     events.Reload()
     tags = events.Tags()["scalars"]
-    assert {"train_loss", "lr", "ema_decay", "val_loss", "train_rankme"} <= set(tags)
+    other_names = {"train_lr": "lr", "train_ema_decay": "ema_decay"}
+    assert {other_names.get(name, name) for line in lines for name in line if name != "epoch"} == set(tags)
+    assert "1000 x epochs" in said
     assert [event.step for event in events.Scalars("train_loss")] == [1000, 2000, 3000, 4000]
     assert [event.step for event in events.Scalars("train_rankme")] == [2000, 4000]
     assert events.Scalars("val_loss")[0].value == pytest.approx(lines[0]["val_loss"])
 
     console = Path("out/console.txt").read_text()
-    for line in said.splitlines()[:-1]:  # the last one is about the evaluation after the run
+    for line in said.splitlines():
         assert line in console
     assert "log-mel values: mean" in console and len(step_losses(console)) == 4
 
@@ -236,6 +239,41 @@ def test_label_free_figures_are_left_out_of_few_clips(capsys):
     assert not [key for key in log_lines(Path("out"))[0] if "rankme" in key or "auc" in key]
 
 
+def test_a_repeated_list_is_announced(capsys):
+    write_list(clips=16)
+    trained(f"{LIST} --epochs 1 --min_ds_size 40")
+    assert "an epoch has 16 clips, repeated to 40 (--min_ds_size 0: not): 5 steps of 8 clips" in capsys.readouterr().out
+
+
+def test_the_first_figure_comes_after_one_update_and_counts_nothing(capsys):
+    write_list()
+    trained(f"{LIST} --epochs 1")
+    said = capsys.readouterr().out
+    (loss,) = re.findall(r"^first update after \d+\.\d s: loss (\S+); the run takes 0:00:\d\d at this speed$", said, re.M)
+    assert 0 < float(loss) < 4
+    assert re.search(r"^estimate: \d+\.\d GiB of memory a process \(free: \d+\.\d\), \d:\d\d:\d\d for the run$", said, re.M)
+
+
+def test_a_run_that_does_not_fit_and_takes_days_is_warned_of(monkeypatch, capsys):
+    monkeypatch.setattr("m2d.train.output.total_memory", lambda device: 1000)
+    monkeypatch.setattr("m2d.train.output.run_seconds", lambda *_: 3 * 86400)
+    write_list(clips=16)
+    trained(f"{LIST} --epochs 1")
+    said = capsys.readouterr().out
+    assert "--batch_size 8 does not fit cpu: lower it" in said
+    assert "the run would take 3.0 days on this CPU" in said and "--model m2d_vit_tiny" in said
+
+
+def test_a_progress_bar_on_a_terminal_alone(monkeypatch, capsys):
+    write_list(clips=16)
+    trained(f"{LIST} --epochs 1", out="piped")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    trained(f"{LIST} --epochs 1", out="terminal")
+    said = capsys.readouterr()
+    assert "epoch 1:" in said.err and "done in" in said.out
+
+
 def test_stop_at_saves_with_the_schedule_of_the_full_run_and_goes_on_to_the_same_end():
     write_list()
     trained(f"{LIST} --epochs 4", out="whole")
@@ -266,7 +304,7 @@ def test_evaluation_scripts_are_called_and_never_fail_a_run(status, monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     monkeypatch.setattr("m2d.run.evar.PROJECT", Path.cwd() / "project")
-    Path("project").mkdir()
+    Path("project/evar").mkdir(parents=True)
     for name in ("quick_eval.sh", "all_eval.sh"):
         Path(name).write_text("touch somebody_elses")
         Path("project", name).write_text(f'echo "{name} $1 ${{RANK:-alone}}" >> calls.txt; sleep 0.1; echo said; exit {status}')
@@ -285,7 +323,9 @@ def test_a_run_without_evaluation_scripts(monkeypatch, capsys):
     monkeypatch.setattr("m2d.run.evar.PROJECT", Path("/nowhere"))
     write_list(clips=16)
     trained(f"{LIST} --epochs 1")
-    assert "all_eval.sh is not in /nowhere" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "eval" not in said and re.search(r"^done in 0:00:\d\d: out/checkpoint-1.pth$", said, re.M)
+    assert "m2d embed RECORDINGS --weights out/checkpoint-1.pth" in said
 
 
 def test_default_folder_names_the_run():
@@ -477,6 +517,10 @@ def test_m2d_x_learns_from_its_teacher(teacher, capsys):
     lines = log_lines(Path("out"))
     assert lines[-1]["train_loss_off"] < 0.8 * lines[0]["train_loss_off"]
     assert lines[-1]["val_loss"] == pytest.approx(lines[-1]["val_loss_m2d"] + lines[-1]["val_loss_off"], rel=1e-6)
+    events = EventAccumulator("out")
+    events.Reload()
+    assert {"train_loss_m2d", "train_loss_off", "val_loss_m2d", "val_loss_off"} <= set(events.Tags()["scalars"])
+    assert events.Scalars("train_loss_off")[-1].value == pytest.approx(lines[-1]["train_loss_off"])
     assert "teacher" not in " ".join(saved["model"])
 
 

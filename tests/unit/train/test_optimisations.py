@@ -15,7 +15,7 @@ from m2d.data.batch import Batch
 from m2d.data.loader import on_device
 from m2d.models import registry as models_mae
 from m2d.train import device as compute
-from m2d.train.cost import blocks_flops, step_flops
+from m2d.train.cost import blocks_flops, step_flops, step_memory
 
 STEPS = 3
 
@@ -143,6 +143,26 @@ def test_flops_of_a_step_by_hand():
     online, predictor = blocks_flops(model.blocks, 58), blocks_flops(model.decoder_blocks, 191)
     target = blocks_flops(model.target_blocks, 134)
     assert step_flops(model, 0.7) == pytest.approx(3 * (online + predictor) + target, rel=0.03)
+
+
+@pytest.mark.parametrize(("name", "mask_ratio"), [("m2d_vit_tiny", 0.7), ("msm_mae_vit_tiny", 0.75), ("m2d_x_vit_tiny", 0.7)])
+def test_the_estimated_memory_is_what_the_backward_pass_keeps(name, mask_ratio):
+    model = models_mae.build(name, img_size=(80, 208), patch_size=16).train()
+    batch, kept = torch.randn(2, 1, 80, 208), {}
+
+    def remember(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        model(batch, *([None] if "_x_" in name else []), mask_ratio)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    activations = sum(size for pointer, size in kept.items() if pointer not in own)
+    none, two = (step_memory(model, mask_ratio, clips, torch.float32, False) for clips in (0, 2))
+    assert two - none == pytest.approx(activations, rel=0.08)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert none == pytest.approx(16 * trained, rel=0.4) and none > 16 * trained
+    assert 0 < step_memory(model, mask_ratio, 2, torch.float32, True) - none < 0.1 * (two - none)
 
 
 def test_flops_without_a_target_encoder():
