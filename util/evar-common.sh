@@ -1,7 +1,13 @@
 # shellcheck shell=bash
 # What the scripts that call EVAR (https://github.com/nttcslab/eval-audio-repr) share; sourced, never run.
 
-PYTHON=${PYTHON:-python}
+# The environment in use: the one that PYTHON names, an activated one, the one that quickstart.sh made, any.
+if [[ -z ${PYTHON:-} ]]; then
+    PYTHON=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/python
+    if [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} || ! -x $PYTHON ]]; then
+        PYTHON=python
+    fi
+fi
 
 fail() {
     echo "${0##*/}: $1" >&2

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prepare EVAR (https://github.com/nttcslab/eval-audio-repr), the evaluation package, in evar/ of this project.
+# Prepare EVAR (https://github.com/nttcslab/eval-audio-repr), the evaluation package, in evar/ of this project, and install
+# what it imports (util/evar-requirements.txt) into the environment in use.
 # usage: bash util/setup_evar.sh
 # What is there already is kept. Each file is checked; what failed is named at the end, and a second call tries it again.
 set -euo pipefail
@@ -9,8 +10,9 @@ case ${1:-} in
     -h | --help) sed -n "2,/^set /{/^set /d;s/^# \{0,1\}//;p}" "${BASH_SOURCE[0]}"; exit ;;
     *) echo "usage: bash util/setup_evar.sh" >&2; exit 2 ;;
 esac
-PYTHON=${PYTHON:-python}
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=util/evar-common.sh
+source "$root/util/evar-common.sh"
 evar=$root/evar
 failed=()
 
@@ -45,6 +47,13 @@ sound=https://raw.githubusercontent.com/daisukelab/sound-clf-pytorch/master/for_
 fetch "$general/MLP/torch_mlp_clf2.py" evar/utils/torch_mlp_clf2.py
 fetch "$sound/sampler.py" evar/sampler.py
 fetch "$sound/cnn14_decoupled.py" evar/cnn14_decoupled.py
+
+environment=$("$PYTHON" -I -c 'import sys; print(sys.prefix)')
+if "$PYTHON" -I -m pip install --quiet --disable-pip-version-check -r "$root/util/evar-requirements.txt"; then
+    echo "EVAR's packages are installed in $environment"
+else
+    failed+=("packages: pip could not install util/evar-requirements.txt into $environment")
+fi
 
 if [[ ${#failed[@]} -gt 0 ]]; then
     printf 'failed: %s\n' "${failed[@]}" >&2

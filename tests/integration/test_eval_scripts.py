@@ -1,7 +1,9 @@
 """The shell scripts that hand checkpoints to EVAR, run against stand-ins that write down how they were called."""
 
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,7 +40,7 @@ def project(tmp_path):
     (folder / "util").mkdir(parents=True)
     for name in EVAL_SCRIPTS:
         shutil.copy(ROOT / name, folder / name)
-    for path in (ROOT / "util").glob("*.sh"):
+    for path in [*(ROOT / "util").glob("*.sh"), ROOT / "util" / "evar-requirements.txt"]:
         shutil.copy(path, folder / "util" / path.name)
     return folder
 
@@ -291,6 +293,56 @@ def test_setting_up_evar_and_again(project, tmp_path):
         assert (project / "evar" / "evar" / name).read_text() == "x = 1\n"
     done, _ = bash(project / "util" / "setup_evar.sh", cwd=tmp_path, PATH=path)
     assert done.returncode == 0 and (tmp_path / "calls.jsonl.txt").read_text() == calls
+    assert f"EVAR's packages are installed in {sys.prefix}" in done.stdout
+
+
+def evar_packages() -> list[str]:
+    """The names in util/evar-requirements.txt."""
+    lines = (ROOT / "util" / "evar-requirements.txt").read_text().splitlines()
+    return [re.match(r"[\w-]+", line)[0] for line in lines if not line.startswith("#")]
+
+
+def test_what_evar_imports_is_listed_and_there():
+    """EVAR's modules of its own list; all but PyYAML and scikit-learn are imported by the package's name."""
+    names = evar_packages()
+    assert {"torchaudio", "torchlibrosa", "easydict", "librosa"} <= set(names)
+    for name in names:
+        importlib.import_module({"PyYAML": "yaml", "scikit-learn": "sklearn"}.get(name, name))
+
+
+def test_evaluation_goes_as_far_as_the_missing_data_set(project, tmp_path):
+    """As after quickstart.sh and setup_evar.sh: EVAR's imports succeed, and its own message about the data ends the run."""
+    evar = add_evar(project)
+    imports = ["torchaudio", "torchlibrosa", "easydict", "librosa", "fire", "yaml", "sklearn", "nnAudio", "timm", "einops"]
+    program = f"import sys; sys.path.append('..'); import {', '.join(imports)}; from m2d.runtime_audio import RuntimeM2D\n"
+    (evar / "lineareval.py").write_text(program + "raise FileNotFoundError('work/16k/cremad')\n")
+    (project / "m2d").symlink_to(ROOT / "m2d")
+    done, _ = bash(project / "quick_eval.sh", checkpoint(tmp_path / "run"), cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "FileNotFoundError: work/16k/cremad"
+
+
+@pytest.mark.parametrize(
+    ("variables", "used"),
+    [
+        ({}, "project/.venv/bin/python"),
+        ({"PYTHON": "other"}, "other"),
+        ({"VIRTUAL_ENV": "active"}, "bin/python"),
+    ],
+)
+def test_the_environment_in_use_is_found(project, tmp_path, variables, used):
+    """quickstart.sh's is taken where none is activated or named."""
+    add_evar(project)
+    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHON")}
+    places = {"other": tmp_path / "other", "bin/python": tmp_path / "bin" / "python", "project": project / ".venv/bin/python"}
+    for place in places.values():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(f'#!/bin/sh\necho "$0" >> "{tmp_path}/used.txt"\n')
+        place.chmod(0o755)
+    variables = {name: str(places.get(value, tmp_path / value)) for name, value in variables.items()}
+    environment |= {"PATH": f"{tmp_path}/bin:{environment['PATH']}", **variables}
+    command = ["bash", str(project / "quick_eval.sh"), str(checkpoint(tmp_path / "run"))]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    assert set((tmp_path / "used.txt").read_text().split("\n")[:-1]) == {str(places.get(used, project / ".venv/bin/python"))}
 
 
 def test_setting_up_evar_names_what_failed_and_tries_that_again(project, tmp_path):
