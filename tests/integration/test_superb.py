@@ -185,6 +185,7 @@ def test_setting_up_again_and_elsewhere(s3prl, tmp_path):
     done = setup(s3prl)
     assert done.returncode == 0 and (s3prl / "s3prl/hub.py").read_text() == before
     assert before.splitlines().count("from s3prl.upstream.m2d.hubconf import *") == 1
+    assert (s3prl / "s3prl/__init__.py").read_text().count("import m2d_compat") == 1
     assert (s3prl / "s3prl/upstream/m2d/m2d").resolve() == ROOT
     done = setup(tmp_path)
     assert done.returncode == 1 and "git" not in done.stdout and "clone" in done.stderr.lower()

@@ -88,10 +88,11 @@ def install() -> None:
             torchaudio.load, torchaudio.save = load, save
     if not hasattr(torchaudio, "info"):
         torchaudio.info = info
-    if importlib.util.find_spec("torchaudio.sox_effects") is None:
-        module = ModuleType("torchaudio.sox_effects")
+    name = "torchaudio.sox_effects"
+    if name not in sys.modules and importlib.util.find_spec(name) is None:
+        module = ModuleType(name)
         module.apply_effects_tensor, module.apply_effects_file = apply_effects_tensor, apply_effects_file
-        torchaudio.sox_effects = sys.modules[module.__name__] = module
+        torchaudio.sox_effects = sys.modules[name] = module
 
 
 install()

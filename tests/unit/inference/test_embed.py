@@ -313,18 +313,19 @@ def test_eight_hours_at_once_stay_in_the_memory_that_help_names(tmp_path, level)
 # ---------------------------------------------------------------- odd inputs
 
 
-def test_names_of_control_characters_and_names_that_look_like_flags(weights, recordings, tmp_path, caplog, monkeypatch):
+def test_names_that_are_not_utf_8_and_names_that_look_like_flags(weights, recordings, tmp_path, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("-dash.wav", "new\nline.wav"):
+    odd = os.fsdecode(b"caf\xe9.wav")
+    for name in (odd, "-dash.wav", "new\nline.wav"):
         Path(name).write_bytes((recordings / "short.wav").read_bytes())
     Path("bad\x1b[2J.wav").write_bytes(b"junk")
-    arguments = ["--out", "e.npz", "--weights", str(weights), "--device", "cpu", "--", "-dash.wav", "new\nline.wav"]
+    arguments = ["--out", "e.npz", "--weights", str(weights), "--device", "cpu", "--", "-dash.wav", odd, "new\nline.wav"]
     assert embed.main([*arguments, "bad\x1b[2J.wav"]) == 1
     with np.load("e.npz") as saved:
-        assert list(saved["files"]) == ["-dash.wav", "new\nline.wav"]
+        assert list(saved["files"]) == ["-dash.wav", odd, "new\nline.wav"]
     assert "left out: bad\\x1b[2J.wav" in caplog.text and "\x1b" not in caplog.text
     with Path("e.files.csv").open() as file:
-        assert [row["file_name"] for row in csv.DictReader(file)] == ["-dash.wav", "new\nline.wav"]
+        assert [row["file_name"] for row in csv.DictReader(file)] == ["-dash.wav", "caf\\udce9.wav", "new\nline.wav"]
 
 
 def test_a_sample_beyond_any_scale_is_left_out_and_another_scale_is_said(weights, tmp_path, caplog):
