@@ -127,16 +127,16 @@ def _all_features(
         shape = f"{cfg.model.removesuffix('_encoder_only')} {cfg.input_size}p{cfg.patch_size} {cfg.sr}"
         random = untrained(trained, args.seed).eval()
         sources = {
-            name: (trained, EncoderFeatures(trained, args.pooling, weights_key(trained))),
-            f"untrained, as {name}": (random, EncoderFeatures(random, args.pooling, weights_key(random))),
-            f"{LOGMEL} at {cfg.sr}": (trained, LogMelFeatures(trained.sample_rate)),
+            name: EncoderFeatures(trained, args.pooling, weights_key(trained)),
+            f"untrained, as {name}": EncoderFeatures(random, args.pooling, weights_key(random)),
+            f"{LOGMEL} at {cfg.sr}": LogMelFeatures(cfg.sr),
         }
-        for what, (runtime, source) in sources.items():
+        for what, source in sources.items():
             if source.key in made:
                 continue
             made.add(source.key)
             logger.info("features of %s%s", what, "" if what.startswith(LOGMEL) else f" ({shape})")
-            features[what], found = clip_features(source, runtime, clips.paths, args.cache, args.workers)
+            features[what], found = clip_features(source, clips.paths, args.cache, args.workers)
             readable &= found
     return features, readable
 

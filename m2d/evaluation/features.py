@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from ..audio.decode import load_audio
+from ..audio.logmel import PRESETS, NumpyLogMel
 from ..checkpoint.spec import ModelSpec
 from ..inference.runtime import RuntimeM2D
 from ..utils.atomic_file import write_npz
@@ -51,7 +53,7 @@ class EncoderFeatures:
 
     def __init__(self, runtime: RuntimeM2D, pooling: str, key: str):
         self.runtime, self.pooling, self.key = runtime, pooling, f"{key}-{pooling}"
-        self.sample_rate = runtime.sample_rate
+        self.rate = runtime.cfg.sr
 
     @torch.no_grad()
     def of(self, lms: torch.Tensor) -> torch.Tensor:
@@ -64,8 +66,8 @@ class EncoderFeatures:
 class LogMelFeatures:
     """Mean and standard deviation over time of each mel band: what can be had without any encoder."""
 
-    def __init__(self, sample_rate: int):
-        self.sample_rate, self.key = sample_rate, f"logmel-{sample_rate}"
+    def __init__(self, rate: str):
+        self.rate, self.key = rate, f"logmel-{rate}"
 
     def of(self, lms: torch.Tensor) -> torch.Tensor:
         """Log-mel clips of one length, `[B, 1, n_mels, frames]`: `[B, 2 · n_mels]`."""
@@ -82,14 +84,29 @@ def untrained(trained: RuntimeM2D, seed: int = 0) -> RuntimeM2D:
     return runtime.to(trained.backbone.norm_stats.device)
 
 
+class FeatureSource(Protocol):
+    """What makes features of log-mel clips.
+
+    Attributes:
+        rate: the sampling rate that it takes, by the name of a preset.
+        key: tells it from all other sources, for the cache.
+    """
+
+    rate: str
+    key: str
+
+    def of(self, lms: torch.Tensor) -> torch.Tensor:
+        """Log-mel clips of one length, `[B, 1, n_mels, frames]`: float32 `[B, width]` on the CPU."""
+        ...
+
+
 def clip_features(
-    source: EncoderFeatures | LogMelFeatures, to_lms: RuntimeM2D, paths: Sequence[Path], cache: Path | None, workers: int = 2
+    source: FeatureSource, paths: Sequence[Path], cache: Path | None = None, workers: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
     """The features of clips, audio or log-mel `.npy`.
 
     Args:
         source: what makes them.
-        to_lms: a model at the source's rate, whose front end turns waveforms into log-mels.
         paths: the clips.
         cache: folder where features are kept by the clips' content; none: nowhere.
         workers: threads that read and decode.
@@ -100,13 +117,14 @@ def clip_features(
     Raises:
         UserError: no clip can be read, or the encoder's outputs are not finite.
     """
+    to_lms = NumpyLogMel(PRESETS[source.rate])
     store = FeatureCache(cache, source.key)
     with ThreadPoolExecutor(workers) as threads:
         digests = list(map_ahead(threads, _digest, paths))
         wanted = [i for i, digest in enumerate(digests) if digest is not None and digest not in store]
         with Progress(len(wanted), "clip") as progress:
-            loaded = map_ahead(threads, lambda i: _load(i, paths[i], source.sample_rate), wanted, ahead=4 * workers)
-            for rows, lms in _batches(loaded, to_lms):
+            loaded = map_ahead(threads, lambda i: _load(i, paths[i], to_lms), wanted, ahead=4 * workers)
+            for rows, lms in _batches(loaded):
                 features = source.of(torch.stack(lms)).numpy()
                 for row, values in zip(rows, features, strict=True):
                     if not np.isfinite(values).all():
@@ -131,35 +149,30 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _load(row: int, path: Path, sample_rate: int) -> tuple[int, np.ndarray | None]:
-    """Row, and waveform `[samples]` or log-mel `[1, n_mels, frames]`; none where the clip cannot be read."""
+def _load(row: int, path: Path, to_lms: NumpyLogMel) -> tuple[int, np.ndarray | None]:
+    """Row, and log-mel `[1, n_mels, frames]`; none where the clip cannot be read."""
     try:
         if path.suffix == ".npy":
             values = np.load(path, allow_pickle=False)
             if values.ndim != 3 or len(values) != 1 or not np.isfinite(values).all():
                 raise ValueError(f"{shown(path)}: expected a finite log-mel [1, mel bands, frames], got {list(values.shape)}")
             return row, values.astype(np.float32)
-        return row, load_audio(path, sample_rate)
+        return row, to_lms(load_audio(path, to_lms.front_end.sample_rate))[None]
     except (OSError, ValueError, MemoryError) as error:
         logger.error("left out: %s", str(error) or f"{shown(path)}: too large for this machine's memory")
         return row, None
 
 
-def _batches(
-    loaded: Iterable[tuple[int, np.ndarray | None]], to_lms: RuntimeM2D
-) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
+def _batches(loaded: Iterable[tuple[int, np.ndarray | None]]) -> Iterator[tuple[list[int], list[torch.Tensor]]]:
     """Rows and log-mels `[1, n_mels, frames]` of clips of one length, a batch at a time."""
-    device = to_lms.backbone.norm_stats.device
     waiting: dict[int, tuple[list[int], list[torch.Tensor]]] = {}
     for row, values in loaded:
         if values is None:
             continue
-        tensor = torch.from_numpy(values)
-        lms = tensor if tensor.ndim == 3 else to_lms.to_feature(tensor[None].to(device))[0].cpu()
-        frames = lms.shape[-1]
+        frames = values.shape[-1]
         rows, batch = waiting.setdefault(frames, ([], []))
         rows.append(row)
-        batch.append(lms)
+        batch.append(torch.from_numpy(values))
         if len(rows) * frames >= _FRAMES_PER_BATCH:
             yield waiting.pop(frames)
         elif sum(len(rows) for rows, _ in waiting.values()) > _MOST_WAITING:

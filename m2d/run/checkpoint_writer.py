@@ -12,7 +12,7 @@ import torch
 
 from ..checkpoint.file import checkpoints_in, save_atomically
 from ..utils.atomic_file import open_atomic
-from .folder import LAST, PREVIOUS
+from .folder import BEST, LAST, PREVIOUS
 
 logger = logging.getLogger("m2d")
 
@@ -54,23 +54,31 @@ class CheckpointWriter:
         """Whether it is time for last.pth."""
         return time.monotonic() - self._saved_at >= self._seconds
 
-    def save(self, state: dict, epoch: int | None = None, wait: bool = False, then: Callable[[Path], None] | None = None) -> None:
+    def save(
+        self,
+        state: dict,
+        epoch: int | None = None,
+        wait: bool = False,
+        is_best: bool = False,
+        then: Callable[[Path], None] | None = None,
+    ) -> None:
         """Write last.pth and, with an epoch, checkpoint-{epoch}.pth; training stands still for the copy alone.
 
-        While an earlier write is still under way, a last.pth that nobody waits for is left out.
+        While an earlier write is still under way, a last.pth that nobody waits for and that is not the best is left out.
 
         Args:
             state: the run's state; what is in training may change as soon as this returns.
             epoch: the number of the published checkpoint.
             wait: return only when the files are on the disk.
+            is_best: also write checkpoint-best.pth.
             then: called with the published checkpoint's path when it is on the disk.
         """
-        if self._thread is not None and self._thread.is_alive() and epoch is None and not wait:
+        if self._thread is not None and self._thread.is_alive() and epoch is None and not (wait or is_best):
             return
         self.finish()
         state = host_copy(state)
         self._saved_at = time.monotonic()
-        self._thread = threading.Thread(target=self._write, args=(state, epoch, then), name="checkpoint writer")
+        self._thread = threading.Thread(target=self._write, args=(state, epoch, is_best, then), name="checkpoint writer")
         self._thread.start()
         if wait:
             self.finish()
@@ -81,7 +89,7 @@ class CheckpointWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, state: dict, epoch: int | None, then: Callable[[Path], None] | None) -> None:
+    def _write(self, state: dict, epoch: int | None, is_best: bool, then: Callable[[Path], None] | None) -> None:
         path = self.folder / (LAST if epoch is None else f"checkpoint-{epoch}.pth")
         aside = self.folder / "last.new.pth"
         try:
@@ -91,6 +99,9 @@ class CheckpointWriter:
                 save_atomically(state, path)
                 _link(path, aside)
             self._rotate(aside)
+            if is_best:
+                _link(self.folder / LAST, aside)
+                aside.replace(self.folder / BEST)
             self._remove_old()
             self.failed = False
         except (OSError, RuntimeError) as error:  # torch.save has RuntimeErrors of its own for files

@@ -21,7 +21,7 @@ from ..utils.errors import UserError
 from ..utils.lock import LockedError, hold_lock
 from ..utils.read_file import read_json
 
-LAST, PREVIOUS = "last.pth", "last-previous.pth"
+LAST, PREVIOUS, BEST = "last.pth", "last-previous.pth", "checkpoint-best.pth"
 
 logger = logging.getLogger("m2d")
 

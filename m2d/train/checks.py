@@ -31,6 +31,7 @@ def check(settings: Settings, families: Sequence[str]) -> None:
     _check_offline(settings)
     _check_sharding(settings)
     _check_lists(settings)
+    _check_probe(settings)
 
 
 def _check_model(settings: Settings, families: Sequence[str]) -> None:
@@ -91,6 +92,16 @@ def _check_lists(settings: Settings) -> None:
     for flag, path in lists.items():
         if path and not Path(path).exists():
             raise UserError(f"--{flag} {path}: no such file; data/README.md says how to make a list")
+
+
+def _check_probe(settings: Settings) -> None:
+    output = settings.output
+    if output.keep_best and not output.probe:
+        raise UserError("--keep_best needs --probe, labelled clips to judge by")
+    if output.probe:
+        from .online_probe import probe_clips  # imports scikit-learn, which takes a second
+
+        probe_clips(settings)
 
 
 def _check_noise(settings: Settings) -> None:

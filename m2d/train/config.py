@@ -205,6 +205,9 @@ class OutputSettings:
     keep_last: int = flag(0, "how many of the newest checkpoint-N.pth to keep; 0: all", low=0)
     save_freq: int = flag(100, "epochs between checkpoints", low=1)
     eval_after: int = flag(50, "evaluate checkpoints from this epoch on (quick_eval.sh)")
+    probe: str = flag("", "labelled clips (a list with file_name and label, or class folders) that a probe judges the encoder by")
+    probe_freq: int = flag(10, "epochs between probes; rank 0 probes, the others wait", low=1)
+    keep_best: bool = switch(False, "keep the epoch with the best linear probe as checkpoint-best.pth")
     feature_eval_freq: int = flag(10, "epochs between label-free quality figures; 0: never", alias="eval_freq", low=0)
 
 

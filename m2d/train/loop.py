@@ -57,12 +57,13 @@ def train(state: TrainState, data: DataSets, batches: TrainingBatches, output: R
                 output.save(state)
 
         epoch_means, state.meter = state.meter.means(), LossMeter()
-        output.end_epoch(state, {**epoch_means, **evaluate(trainer, data, epoch + 1)})
-        is_last = epoch + 1 == trainer.last_epoch
+        figures = {**epoch_means, **evaluate(trainer, data, epoch + 1)}
+        output.end_epoch(state, figures)
+        is_last, is_best = epoch + 1 == trainer.last_epoch, state.is_best(figures)
         if is_last or (epoch + 1) % trainer.settings.output.save_freq == 0:
-            output.save_checkpoint(state, epoch + 1, is_last)
+            output.save_checkpoint(state, epoch + 1, is_last, is_best)
         else:
-            output.save(state)
+            output.save(state, is_best=is_best)
         if stop.agreed() and not is_last:
             output.save_position(state)
             raise Stopped

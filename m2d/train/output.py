@@ -136,18 +136,22 @@ class RunOutput:
         others = {name: value for name, value in figures.items() if not name.startswith("train_loss")}
         self._log.scalars(_step_of(state.epoch), **others)
 
-    def save(self, state: TrainState, epoch: int | None = None, wait: bool = False, **how) -> None:
-        """Write last.pth and, with an epoch, checkpoint-{epoch}.pth, in the background unless `wait`."""
+    def save(self, state: TrainState, epoch: int | None = None, wait: bool = False, is_best: bool = False, **how) -> None:
+        """Write last.pth and, with an epoch, checkpoint-{epoch}.pth, in the background unless `wait`.
+
+        With --keep_best, the best epoch is written as checkpoint-best.pth as well.
+        """
+        is_best = is_best and self._settings.keep_best
         if self._writer is not None or state.trainer.is_sharded:
             contents = state.state_dict()
             if self._writer is not None:
-                self._writer.save(contents, epoch, wait, **how)
+                self._writer.save(contents, epoch, wait, is_best, **how)
 
-    def save_checkpoint(self, state: TrainState, epoch: int, is_last: bool) -> None:
+    def save_checkpoint(self, state: TrainState, epoch: int, is_last: bool, is_best: bool = False) -> None:
         """Write checkpoint-{epoch}.pth, start its evaluation, and do what the program adds to checkpoints."""
         is_evaluated = epoch >= self._settings.eval_after and not is_last
         quick_eval = partial(evaluate_by_evar, "quick_eval.sh", wait=False) if is_evaluated else None
-        self.save(state, epoch, wait=is_last, then=quick_eval)
+        self.save(state, epoch, wait=is_last, is_best=is_best, then=quick_eval)
         if self._writer is not None:
             self._program.at_checkpoint(state.trainer, self.checkpoint(epoch))
 

@@ -21,8 +21,9 @@ from .trainer import Trainer, TrainState
 
 #: Settings that may change when a run is resumed: they do not change what is learned from here on ...
 FREE = set(
-    "accum_iter auto_resume batch_size csv_val eval_after feature_eval_freq force_start_epoch fsdp keep_last log_dir num_workers "
-    "output_dir pin_mem rank_timeout resume resume_partial save_freq save_minutes stop_at".split()
+    "accum_iter auto_resume batch_size csv_val eval_after feature_eval_freq force_start_epoch fsdp keep_best keep_last "
+    "log_dir num_workers output_dir pin_mem probe probe_freq rank_timeout resume resume_partial save_freq "
+    "save_minutes stop_at".split()
 )
 #: ... or change it in a way that a user may want, if only in rounding; a warning names them.
 ALLOWED = set(
@@ -144,7 +145,8 @@ def start_state(trainer: Trainer, metadata: Mapping[str, object], checkpoint: di
     if checkpoint is not None:
         trainer.model.load_state_dict(checkpoint["model"])
         _load_optimizer(trainer, checkpoint)
-        return TrainState(trainer, metadata, checkpoint["updates"], LossMeter(checkpoint["meter"]))
+        best = checkpoint.get("best_probe", -1.0)
+        return TrainState(trainer, metadata, checkpoint["updates"], LossMeter(checkpoint["meter"]), best)
     if not run.resume:
         return TrainState(trainer, metadata, run.start_epoch * per_epoch)
     if run.force_start_epoch >= 0:

@@ -141,12 +141,22 @@ class TrainState:
         metadata: what checkpoints hold of the data: digests of the lists, statistics, classes.
         updates: updates done since the run's beginning.
         meter: losses of the epoch under way.
+        best_probe: the best linear probe so far.
     """
 
     trainer: Trainer
     metadata: Mapping[str, object]
     updates: int = 0
     meter: LossMeter = field(default_factory=LossMeter)
+    best_probe: float = -1.0
+
+    def is_best(self, figures: Mapping[str, float]) -> bool:
+        """Whether an epoch's linear probe is the best so far, which is then kept in mind."""
+        value = figures.get("probe_linear", -1.0)
+        if value <= self.best_probe:
+            return False
+        self.best_probe = value
+        return True
 
     @property
     def epoch(self) -> int:
@@ -176,6 +186,7 @@ class TrainState:
                 "updates": self.updates,
                 "updates_per_epoch": trainer.sampler.updates_per_epoch,
                 "meter": self.meter.state_dict(),
+                "best_probe": self.best_probe,
                 **self.metadata,
             }
         )

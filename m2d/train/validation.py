@@ -35,10 +35,11 @@ def fixed_batches(dataset: AudioDataset, count: int, batch_size: int, rank: int 
 
 
 def evaluate(trainer: Trainer, data: DataSets, epochs_done: int) -> dict[str, float]:
-    """Validation losses each epoch, label-free quality each --feature_eval_freq epochs, by name; all ranks call this."""
-    frequency = trainer.settings.output.feature_eval_freq
-    quality_is_due = frequency > 0 and epochs_done % frequency == 0
-    if not (data.val or quality_is_due):
+    """Figures of an epoch by name: validation losses, and when due label-free quality and the probe; all ranks call this."""
+    output = trainer.settings.output
+    quality_is_due = output.feature_eval_freq > 0 and epochs_done % output.feature_eval_freq == 0
+    probe_is_due = output.probe and (epochs_done % output.probe_freq == 0 or epochs_done == trainer.last_epoch)
+    if not (data.val or quality_is_due or probe_is_due):
         return {}
     model = full_model(trainer)
     figures = validation_losses(trainer, model, data.val) if data.val else {}
@@ -49,6 +50,12 @@ def evaluate(trainer: Trainer, data: DataSets, epochs_done: int) -> dict[str, fl
         if quality:
             logger.info("epoch %d  %s", epochs_done, _text(quality))
         figures |= quality
+    if probe_is_due:
+        from .online_probe import probe_figures  # imports scikit-learn, which takes a second
+
+        probe = from_rank0(trainer.launch, lambda: probe_figures(trainer, model))
+        logger.info("epoch %d  %s", epochs_done, _text(probe))
+        figures |= probe
     return figures
 
 
