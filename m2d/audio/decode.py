@@ -127,7 +127,8 @@ class AudioStream:
         self._file = _open_regular(path, self._name)
         self._reader: Reader | None = None
         try:
-            layout = read_layout(self._file, os.fstat(self._file.fileno()).st_size, self._path)
+            self._size = os.fstat(self._file.fileno()).st_size
+            layout = read_layout(self._file, self._size, self._path)
             self._left_out(layout.warning, layout.seconds_left_out)
             self._parts = layout.parts or (None,)
             self._open_part(self._parts[0])
@@ -226,6 +227,8 @@ class AudioStream:
             raise ValueError("is empty (0 bytes)")
         other = ffmpeg_format(head)
         if other is not None and has_ffmpeg():
+            if self._source is self._file:  # a view lets a damaged header seek anywhere
+                self._source = FileView(self._file, (range(self._size),))
             return FfmpegReader(self._source, other.name)
         if other is not None and not other.is_sndfiles:
             raise ValueError(f"is {other.words}, which needs PyAV: pip install 'm2d-audio[av]'")

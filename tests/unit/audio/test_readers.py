@@ -75,6 +75,31 @@ def test_damaged_files_are_refused_by_name(tmp_path):
         load_audio(path, 16000)
 
 
+@pytest.mark.parametrize("suffix", [*LOSSY, *LOSSLESS])
+def test_files_damaged_anywhere_are_read_or_refused_by_name(tmp_path, suffix):
+    whole = (FOLDER / f"tone.{suffix}").read_bytes()
+    path = tmp_path / f"a.{suffix}"
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        content = bytearray(whole)
+        for place in random.integers(0, random.choice([200, len(whole)]), random.integers(1, 8)):
+            content[place] = random.choice([0, 255, random.integers(256)])
+        path.write_bytes(content[: random.choice([len(content), random.integers(1, len(content))])])
+        try:
+            load_audio(path, 16000)
+        except ValueError as error:
+            assert str(error).startswith(str(path))
+
+
+def test_a_header_that_points_beyond_any_file_is_refused_by_name(tmp_path):
+    path = copy(tmp_path, "tone.wma")
+    content = bytearray(path.read_bytes())
+    content[51] = 255  # the size of a part of the header
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"tone\.wma cannot be read as audio: Invalid data"):
+        load_audio(path, 16000)
+
+
 def test_a_film_without_sound_is_refused_by_name():
     with pytest.raises(ValueError, match=r"silent_film\.mp4 holds no sound"):
         load_audio(FOLDER / "silent_film.mp4", 16000)
