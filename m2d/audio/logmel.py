@@ -1,7 +1,7 @@
 """Log-mel spectrograms in NumPy, and the presets.
 
-Free of torch on purpose: the converter starts its workers in half a second instead of three.
-`frontend` holds the same computation for tensors.
+Must not import torch: the converter starts its workers in half a second instead of three.
+`logmel_torch` has the same computation for tensors.
 """
 
 from dataclasses import dataclass

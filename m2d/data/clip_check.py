@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..audio.logmel import SILENCE
 from ..utils.atomic_file import write_npz
 from ..utils.errors import UserError
 from ..utils.parallel import Progress, map_ahead
 from .clip_list import ClipList
 from .file_store import FileStore, NpyStore, check_shape
 from .npy import check_size, read_header
-from .store import SILENCE
 
 #: A clip is silent where no value rises so far above log(eps).
 AUDIBLE = 1.0

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..audio.logmel import EPS
 from .bad_files import Reader, read_readable
 from .batch import Batch
 from .rng import Purpose, uniform
 from .sampler import NoiseOrder, SampleKey
-from .store import EPS, ClipStore, check_finite
+from .store import ClipStore, check_finite
 
 
 class AudioDataset(Dataset):

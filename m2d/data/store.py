@@ -1,16 +1,13 @@
 """What a store of clips is: the interface behind which .npy files, .npz files and packs look alike."""
 
-import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 
 import numpy as np
 
+from ..audio.logmel import SILENCE
 from ..utils.errors import FileError
 from .clip_list import TextColumn
-
-EPS = float(np.finfo(np.float32).eps)
-SILENCE = math.log(EPS)
 
 
 class ClipStore(ABC):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from ..audio.logmel import SILENCE
 from ..utils.atomic_file import write_figure
 from .checks import N_MELS
 from .trainer import Trainer
@@ -35,8 +36,7 @@ def _load(file: Path, frames: int, stats: tuple[float, float]) -> torch.Tensor:
     clip = np.load(file, allow_pickle=False)
     if clip.ndim != 3 or clip.shape[:2] != (1, N_MELS):
         raise ValueError(f"its shape is {list(clip.shape)}, expected [1, {N_MELS}, frames]")
-    silence = np.log(np.finfo(np.float32).eps)
-    clip = np.pad(clip[..., :frames], ((0, 0), (0, 0), (0, max(frames - clip.shape[2], 0))), constant_values=silence)
+    clip = np.pad(clip[..., :frames], ((0, 0), (0, 0), (0, max(frames - clip.shape[2], 0))), constant_values=SILENCE)
     return (torch.from_numpy(clip.astype(np.float32))[None] - stats[0]) / stats[1]
 
 
