@@ -21,7 +21,8 @@ from ..utils.atomic_file import write_npz
 from ..utils.errors import UserError
 from ..utils.parallel import Progress, map_ahead
 from .clip_list import ClipList
-from .file_store import FileStore, NpyStore, check_shape
+from .feature_store import NpzStore
+from .file_store import FileStore, check_shape
 from .npy import check_size, read_header
 
 #: A clip is silent where no value rises so far above log(eps).
@@ -67,7 +68,7 @@ RECORD = np.dtype(
 TROUBLE = np.dtype([("clip", np.int64), ("problem", np.uint16), ("other", np.int64)])
 
 
-def examine(store: FileStore, i: int, input_frames: int) -> tuple[np.void, str]:
+def examine(store: FileStore, i: int, input_frames: int) -> tuple[np.ndarray, str]:
     """Clip i's RECORD, and what is wrong with it in words."""
     found = np.zeros((), RECORD)
     found["looked_at"] = 1
@@ -75,17 +76,17 @@ def examine(store: FileStore, i: int, input_frames: int) -> tuple[np.void, str]:
         _examine_into(found, store, i)
     except _Bad as bad:
         found["problem"] = bad.problem
-        return found[()], str(bad)
+        return found, str(bad)
     if found["high"] < SILENCE + AUDIBLE:
         found["problem"] = Problem.SILENT
-        return found[()], f"no value above {float(found['high']):.2f}"
+        return found, f"no value above {float(found['high']):.2f}"
     if found["high"] > LOUDEST:
         found["problem"] = Problem.BEYOND_FULL_SCALE
-        return found[()], f"a value of {float(found['high']):.2f}, {LOUDEST} is more than any sound within ±1 gives"
+        return found, f"a value of {float(found['high']):.2f}, {LOUDEST} is more than any sound within ±1 gives"
     if found["frames"] < input_frames:
         found["problem"] = Problem.SHORT
-        return found[()], f"{found['frames']} frames, fewer than the {input_frames} of an input"
-    return found[()], ""
+        return found, f"{found['frames']} frames, fewer than the {input_frames} of an input"
+    return found, ""
 
 
 class _Bad(Exception):
@@ -97,7 +98,7 @@ class _Bad(Exception):
 def _examine_into(found: np.ndarray, store: FileStore, i: int) -> None:
     try:
         with open(store.path(i), "rb", buffering=0) as file:
-            values = _read_npy(file.fileno(), store) if isinstance(store, NpyStore) else _read_npz(store, i)
+            values = _read_npz(store, i) if isinstance(store, NpzStore) else _read_npy(file.fileno(), store)
             size = os.fstat(file.fileno()).st_size
             found["hash"] = int.from_bytes(hashlib.blake2b(os.pread(file.fileno(), size, 0), digest_size=8).digest(), "little")
     except FileNotFoundError as error:
@@ -127,7 +128,7 @@ def _read_npy(fd: int, store: FileStore) -> np.ndarray:
     return np.frombuffer(content, header.dtype).reshape(header.shape)
 
 
-def _read_npz(store: FileStore, i: int) -> np.ndarray:
+def _read_npz(store: NpzStore, i: int) -> np.ndarray:
     try:
         lms, features, _ = store.read_whole(i)
     except ValueError as error:

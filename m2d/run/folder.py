@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import msgspec
 import torch
@@ -34,7 +34,7 @@ def existing_run(wanted: Path) -> Path:
     begin, end = dated.groups()
     pattern = re.compile(re.escape(begin) + r"(\d{6})" + re.escape(end))
     runs = [path for path in wanted.parent.iterdir() if pattern.fullmatch(path.name) and (path / "run.json").exists()]
-    return max(runs, key=lambda path: pattern.fullmatch(path.name)[1], default=wanted)
+    return max(runs, key=lambda path: path.name.removeprefix(begin)[:6], default=wanted)
 
 
 class _RunFile(msgspec.Struct):
@@ -49,7 +49,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lock: BinaryIO | None = None
+        self._lock: IO[bytes] | None = None
 
     def find_run(self, auto_resume: bool) -> Path | None:
         """The newest whole checkpoint of the run that is in the folder, which is then held; None where there is no run.

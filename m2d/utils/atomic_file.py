@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class _Lines:
         return self._text.write(f"{row[:-2]}\n")
 
 
-def write_npz(path: str | os.PathLike, *arrays: np.ndarray, **named: np.ndarray) -> None:
+def write_npz(path: str | os.PathLike, *arrays: np.ndarray, **named: Any) -> None:
     """Write arrays as `numpy.savez` does: `arr_0`, `arr_1`, …, and those with names under their names."""
     with open_atomic(path) as file:
         np.savez(file, *arrays, **named)
@@ -127,6 +127,3 @@ def write_figure(path: str | os.PathLike, figure: "Figure", program: str, dpi: i
     kind = Path(path).suffix.lstrip(".") or "png"
     with open_atomic(path) as file:
         figure.savefig(file, format=kind, dpi=dpi, metadata={"Software" if kind == "png" else "Creator": program})
-
-
-whole_file, write_table = open_atomic, write_csv

@@ -13,9 +13,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http.client import HTTPResponse
+from http.client import HTTPMessage, HTTPResponse
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 from urllib.parse import urlsplit
 
 from tqdm import tqdm
@@ -78,7 +78,7 @@ def download(
 
 
 @contextmanager
-def _held(part: Path, path: Path) -> Iterator[BinaryIO]:
+def _held(part: Path, path: Path) -> Iterator[IO[bytes]]:
     """The partial file, locked."""
     part.parent.mkdir(parents=True, exist_ok=True)
     if part.parent.is_symlink():
@@ -100,7 +100,7 @@ def _held(part: Path, path: Path) -> Iterator[BinaryIO]:
                 _Resume.path(part).unlink(missing_ok=True)
 
 
-def _wait_for_lock(file: BinaryIO, path: Path) -> None:
+def _wait_for_lock(file: IO[bytes], path: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -136,7 +136,7 @@ class _Resume:
         write_text(self._path, json.dumps({"address": self._address, "validator": validator}))
 
 
-def _receive_all(address: str, file: BinaryIO, resume: _Resume, max_bytes: float, stall_seconds: float) -> None:
+def _receive_all(address: str, file: IO[bytes], resume: _Resume, max_bytes: float, stall_seconds: float) -> None:
     for attempt in range(_ATTEMPTS):
         before = os.fstat(file.fileno()).st_size
         try:
@@ -157,7 +157,7 @@ def _receive_all(address: str, file: BinaryIO, resume: _Resume, max_bytes: float
     raise DownloadError(f"{address} could not be fetched: its server sends no such part of it")
 
 
-def _receive(address: str, file: BinaryIO, resume: _Resume, max_bytes: float, stall_seconds: float) -> None:
+def _receive(address: str, file: IO[bytes], resume: _Resume, max_bytes: float, stall_seconds: float) -> None:
     """Receive a file, or the rest of it."""
     begin, validator = file.seek(0, os.SEEK_END), resume.validator()
     headers = {"User-Agent": "m2d", "Accept-Encoding": "identity"}
@@ -178,7 +178,7 @@ def _receive(address: str, file: BinaryIO, resume: _Resume, max_bytes: float, st
 
 
 def _copy(
-    address: str, reply: HTTPResponse, file: BinaryIO, begin: int, size: int | None, max_bytes: float, stall_seconds: float
+    address: str, reply: HTTPResponse, file: IO[bytes], begin: int, size: int | None, max_bytes: float, stall_seconds: float
 ) -> int:
     """Write what comes to the file. Returns how many bytes of it there are."""
     received = checked_bytes = begin
@@ -208,7 +208,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self._schemes = schemes
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: object, code: int, msg: str, headers: object, newurl: str
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme not in self._schemes:
             raise DownloadError(f"{req.full_url} leads to {newurl}: only {' and '.join(self._schemes)} is followed")
@@ -234,7 +234,7 @@ def _opener(address: str) -> urllib.request.OpenerDirector:
     return opener
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: IO[bytes]) -> str:
     state = hashlib.sha256()
     file.seek(0)
     while block := file.read(_BLOCK):

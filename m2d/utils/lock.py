@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from .errors import UserError
 from .own_file import open_own
@@ -26,7 +26,7 @@ class LockedError(UserError):
         self.holder = holder
 
 
-def hold_lock(path: Path) -> BinaryIO:
+def hold_lock(path: Path) -> IO[bytes]:
     """Create and hold a lock file until it is closed or this process ends.
 
     By a record lock (POSIX): it holds between containers too, and programs started from here do not inherit it. Where the
@@ -60,7 +60,7 @@ def locked(path: Path) -> Iterator[None]:
                 path.unlink()
 
 
-def _open_lock(path: Path) -> BinaryIO:
+def _open_lock(path: Path) -> IO[bytes]:
     file = open_own(path)
     if os.pread(file.fileno(), len(_BEGIN), 0) not in (b"", _BEGIN):
         file.close()
@@ -69,7 +69,7 @@ def _open_lock(path: Path) -> BinaryIO:
     return file
 
 
-def _lock(path: Path, file: BinaryIO) -> None:
+def _lock(path: Path, file: IO[bytes]) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

@@ -28,7 +28,7 @@ def check_outputs(
     Raises:
         UserError: names the file, and what to do.
     """
-    existing: dict[Path, tuple[int, int] | None] = {}
+    existing: list[Path] = []
     seen: dict[str, Path] = {}
     for path in map(Path, outputs):
         _check_folder(path)
@@ -36,13 +36,14 @@ def check_outputs(
         if other is not path:
             raise UserError(f"{path} would be written twice (as {other} too): give one of them another name")
         if os.path.lexists(path):
-            existing[path] = _identity(path)
+            existing.append(path)
     if not existing:
         return
-    taken = {identity: path for path, identity in existing.items() if identity is not None}
+    taken = {_identity(path): path for path in existing}
     for source in inputs:
-        path = taken.get(_identity(source))
-        if path is not None:
+        identity = _identity(source)
+        path = taken.get(identity)
+        if identity is not None and path is not None:
             raise UserError(f"{path} would be written, and it is an input ({source}): give the output another name")
     for path in existing:
         if not path.is_file():

@@ -37,9 +37,9 @@ def pack_clip(lms: np.ndarray, dtype: str, features: np.ndarray | None = None, v
     """
     frames = _as_finite(lms.T, dtype)
     if features is None:
-        return PackedClip(frames, zlib.crc32(frames))
+        return PackedClip(frames, zlib.crc32(frames.data))
     features = _as_finite(features, dtype)
-    return PackedClip(frames, zlib.crc32(frames), features, zlib.crc32(features), valid)
+    return PackedClip(frames, zlib.crc32(frames.data), features, zlib.crc32(features.data), valid)
 
 
 def _as_finite(values: np.ndarray, dtype: str) -> np.ndarray:
