@@ -157,7 +157,7 @@ def fine_tune(args: argparse.Namespace) -> None:
     """Train, keep the best or the last epoch, and log the scores on the test split."""
     torch.manual_seed(args.seed)
     outputs = [args.output_dir / name for name in ("log.jsonl", "checkpoint.pth", "predictions.csv")]
-    check_outputs(outputs, [args.segments, args.weights], args.overwrite)
+    check_outputs(outputs, [args.segments, args.weights, *Path(args.weights).glob("*.pth")], args.overwrite)
     args.device = pick_device(args.device)
     table = read_segments(args.segments)
     classes = sorted(table["label"].unique())

@@ -1,5 +1,6 @@
 """Downloads: resumed, limited in size and time, and verified before a file gets its name."""
 
+import concurrent.futures
 import fcntl
 import hashlib
 import http.client
@@ -8,6 +9,7 @@ import logging
 import os
 import ssl
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -163,7 +165,7 @@ def _receive(address: str, file: IO[bytes], resume: _Resume, max_bytes: float, s
     headers = {"User-Agent": "m2d", "Accept-Encoding": "identity"}
     if begin and validator:
         headers |= {"Range": f"bytes={begin}-", "If-Range": validator}
-    with _opener(address).open(urllib.request.Request(address, headers=headers), timeout=stall_seconds) as reply:
+    with _open(urllib.request.Request(address, headers=headers), stall_seconds) as reply:
         if not reply.headers.get("Content-Range", "").startswith(f"bytes {begin}-"):
             begin = file.seek(0)
             file.truncate()
@@ -199,6 +201,23 @@ def _copy(
                     logger.info("%.1f MB received", received / 1e6)
     file.flush()
     return received
+
+
+def _open(request: urllib.request.Request, stall_seconds: float) -> HTTPResponse:
+    """Open an address within so many seconds, even if its server sends headers byte by byte."""
+    opened: concurrent.futures.Future[HTTPResponse] = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            opened.set_result(_opener(request.full_url).open(request, timeout=stall_seconds))
+        except Exception as error:
+            opened.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return opened.result(stall_seconds)
+    except concurrent.futures.TimeoutError:
+        raise TimeoutError(f"no answer within {stall_seconds:.0f} s") from None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

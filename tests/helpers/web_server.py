@@ -112,6 +112,19 @@ def redirect(to: str) -> Answer:
     return answer
 
 
+def dripping_headers(seconds: float) -> Answer:
+    """A header that never ends, a byte now and then."""
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        for _ in range(1000):
+            request.wfile.write(b"x")
+            request.wfile.flush()
+            time.sleep(seconds)
+
+    return answer
+
+
 def dripping(seconds: float, length: int = 10**6) -> Answer:
     """A byte now and then, for ever."""
 

@@ -1,7 +1,6 @@
 """No program replaces a file that it did not write, or one of its inputs: each refuses before any work."""
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -144,13 +143,27 @@ def test_fine_tuning_does_not_replace_the_weights_it_starts_from(folder, caplog)
     flags = [str(data / "segments.csv"), "--output_dir", "run"]
     assert finetune.main([*flags, "--weights", "m2d_vit_tiny-80x208p16x16-random"]) == 2
     assert "checkpoint.pth is there already" in caplog.text
-    assert finetune.main([*flags, "--weights", "run/checkpoint.pth", "--overwrite"]) == 2
-    assert "is an input" in caplog.text and snapshot(folder / "run") == {"checkpoint.pth": b"fine-tuned before"}
+    for weights in ("run/checkpoint.pth", "run"):
+        caplog.clear()
+        assert finetune.main([*flags, "--weights", weights, "--overwrite"]) == 2
+        assert "is an input" in caplog.text
+    assert snapshot(folder / "run") == {"checkpoint.pth": b"fine-tuned before"}
 
 
-def test_the_picture_of_a_run(monkeypatch, capsys):
+def test_the_picture_of_a_run(caplog):
     Path("learned.png").write_bytes(b"a photograph")
     Path("list.csv").write_text("file_name\na.npy\n")
-    monkeypatch.setattr(sys, "argv", ["show_run", "run", "--csv", "list.csv", "--out", "learned.png"])
-    assert report.main() == 2 and "learned.png is there already" in capsys.readouterr().err
-    assert Path("learned.png").read_bytes() == b"a photograph"
+    assert report.main(["run", "--csv", "list.csv", "--out", "learned.png"]) == 2
+    assert "learned.png is there already" in caplog.text and Path("learned.png").read_bytes() == b"a photograph"
+
+
+# ---------------------------------------------------------------- names in lists
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\nb", 'a"b', '"ab', "a,b", " a ", "é"])
+def test_any_name_survives_the_converters_list(name):
+    Path("src/a.wav").rename(f"src/{name}.wav")
+    Path("src/bad.wav").write_bytes(b"not audio")
+    convert_wav("src", "lms", csv="list.csv", workers=1)
+    assert set(read_list("list.csv").names) == {f"lms/{name}.npy", "lms/b.npy"}
+    convert_wav("src", "lms", csv="list.csv", workers=1)  # it is recognised as its own
