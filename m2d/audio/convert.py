@@ -162,7 +162,13 @@ class DeviceMel:
             size = max(1, self._max_samples // samples)
             for begin in range(0, len(group), size):
                 places = group[begin : begin + size]
-                spectrograms = self._spectrograms([outcomes[i] for i in places])
+                try:
+                    spectrograms = self._spectrograms([outcomes[i] for i in places])
+                except MemoryError as error:
+                    for i in places:
+                        job = outcomes[i].job
+                        done[i] = Outcome(job, error=f"{shown(job.source)}: MemoryError: {error}")
+                    continue
                 for i, lms in zip(places, spectrograms, strict=True):
                     done[i] = self._converter.finish(outcomes[i], lms)
         return done

@@ -40,8 +40,8 @@ def list_clips(sources: Sequence[str | Path]) -> list[Path]:
             found, others = list_audio(source, readable_suffixes())
             not_taken = words_of_others(others)
             if not found:
-                endings = ", ".join(readable_suffixes())
-                raise ValueError(f"{shown(source)}: no audio files in it (names that end in {endings})")
+                endings = f"names that end in {', '.join(readable_suffixes())}"
+                raise ValueError(f"{shown(source)}: no audio files in it ({not_taken or endings})")
             if not_taken:
                 logger.warning("%s: %s", shown(source), not_taken)
             clips += found

@@ -120,6 +120,24 @@ def test_the_device_path_gives_the_same_values_and_batches_by_length(tmp_path, m
         np.testing.assert_allclose(by_device, by_cpu, atol=5e-4, rtol=0)
 
 
+def test_a_clip_too_long_for_memory_is_left_out_of_the_device_path_too(tmp_path, monkeypatch):
+    jobs = [convert.Job(f"{n}", str(write(tmp_path / f"{n}.wav", 1600 + n)), str(tmp_path / f"{n}.npy")) for n in range(3)]
+    converter = convert.Converter(PRESETS["16k"], 0, convert.npy_sink, decode_only=True)
+    mel = convert.DeviceMel(converter, "cpu")
+    spectrograms = mel._spectrograms
+
+    def limited(batch):
+        if len(batch[0].waveform) == 1601:
+            raise MemoryError("30 GB")
+        return spectrograms(batch)
+
+    monkeypatch.setattr(mel, "_spectrograms", limited)
+    outcomes = mel([converter(job) for job in jobs])
+    assert [bool(outcome.error) for outcome in outcomes] == [False, True, False]
+    assert "1.wav: MemoryError: 30 GB" in outcomes[1].error
+    assert targets(tmp_path) == {"0.npy", "2.npy"}
+
+
 def count_calls(function, calls: list):
     def counted(*args):
         calls.append(args)

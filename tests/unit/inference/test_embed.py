@@ -15,6 +15,7 @@ import torch
 from checkpoint_files import write_checkpoint
 from recordings import ROOT, melody, run_module
 
+from m2d.audio import listing
 from m2d.audio.decode import load_audio
 from m2d.inference import clips as audio_clips
 from m2d.inference import embed
@@ -369,3 +370,15 @@ def test_flags_by_their_old_names_and_no_audio(weights, recordings, capsys):
     with pytest.raises(SystemExit) as stopped:
         embed.parse_args(["--weights", "w", "--out", "e.npz"])
     assert stopped.value.code == 2 and "name files, folders, or lists" in capsys.readouterr().err
+
+
+def test_formats_that_are_not_taken_are_counted(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(listing, "has_ffmpeg", lambda: False)
+    for name in ("a.m4a", "b.wma", "c.M4A"):
+        (tmp_path / name).touch()
+    told = "2 .m4a, 1 .wma not taken (PyAV reads these: pip install 'm2d-audio[av]')"
+    with pytest.raises(ValueError, match=re.escape(f"no audio files in it ({told})")):
+        audio_clips.list_clips([tmp_path])
+    soundfile.write(tmp_path / "d.wav", melody(0.1, 16000), 16000)
+    assert audio_clips.list_clips([tmp_path]) == [tmp_path / "d.wav"]
+    assert caplog.messages == [f"{tmp_path}: {told}"]
