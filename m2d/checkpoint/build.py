@@ -15,8 +15,6 @@ from .weights import CheckpointError, Weights, block_count, load_into
 log = logging.getLogger("m2d")
 
 DEFAULT_DECODER_DEPTH = 8
-#: An encoder can do without them in a file: published rules give them.
-_REPLACEABLE = {"pos_embed", "norm_stats"}
 
 
 def is_random(weight_file: str | Path) -> bool:
@@ -25,7 +23,7 @@ def is_random(weight_file: str | Path) -> bool:
 
 
 def no_sizes(weight_file: str | Path) -> CheckpointError:
-    """The error for a checkpoint whose sizes stand neither in its name nor in the file."""
+    """The error for a checkpoint whose sizes are neither in its name nor in the file."""
     return CheckpointError(
         f"{weight_file}: neither the folder's name, nor the file's, nor the file itself tells the model's sizes. "
         f"Put it into a folder named {PATTERN}, such as {EXAMPLE}"
@@ -57,7 +55,7 @@ def _options(sizes: ModelSpec, state: Mapping[str, torch.Tensor], frames: int) -
 
 
 def _build(name: str, options: dict, covered: set[str]) -> AudioViT:
-    """A model whose tensors are to be overwritten, without the seconds that random numbers take, where they all are."""
+    """Build on the meta device (no random initialisation) if the checkpoint covers every tensor."""
     with torch.device("meta"):
         model = registry.build(name, **options)
     if set(model.state_dict()) <= covered:
@@ -66,10 +64,10 @@ def _build(name: str, options: dict, covered: set[str]) -> AudioViT:
 
 
 def random_backbone(weight_file: str | Path, encoder_only: bool, dur_frames: int | None) -> tuple[AudioViT, ModelSpec]:
-    """A model of random weights, of the sizes that the path tells.
+    """A model of random weights, of the sizes in the path.
 
     Raises:
-        CheckpointError: the path does not tell them.
+        CheckpointError: the path does not name them, or a model of that name is not known.
     """
     sizes = spec_of_path(weight_file)
     if sizes is None:
@@ -87,7 +85,7 @@ def loaded_backbone(weights: Weights, encoder_only: bool, dur_frames: int | None
         dur_frames: frames of the model's input, in place of the checkpoint's; positions are fitted to them.
 
     Raises:
-        CheckpointError: its sizes are not told, or do not fit what it holds, or a part of the encoder is lacking.
+        CheckpointError: its sizes are not known or do not fit its tensors, or a part of the encoder is missing.
     """
     sizes = weights.spec
     if sizes is None:
@@ -106,5 +104,5 @@ def loaded_backbone(weights: Weights, encoder_only: bool, dur_frames: int | None
     log.info("%s: %s (%s)", weights.path, sizes, weights.layout)
     log.debug("%s: %s", weights.path, report)
     if report.new and not encoder_only:
-        log.warning("%s brings no %s: random there", weights.path, ", ".join(sorted({n.split(".")[0] for n in report.new})))
+        log.warning("%s has no %s: random there", weights.path, ", ".join(sorted({n.split(".")[0] for n in report.new})))
     return model

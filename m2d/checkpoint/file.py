@@ -55,7 +55,7 @@ def _pick(folder: Path) -> Path:
 
 
 def _missing(path: Path) -> FileNotFoundError:
-    """What stands near a path that does not exist."""
+    """The error for a path that does not exist, with names near it."""
     existing = next(parent for parent in path.absolute().parents if parent.is_dir())
     wanted = path.absolute().relative_to(existing).parts[0]
     near = difflib.get_close_matches(wanted, [entry.name for entry in existing.iterdir()], n=3, cutoff=0.6)

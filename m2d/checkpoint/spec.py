@@ -14,7 +14,7 @@ _MOST_PATCHES = 1 << 17  # of a model's input; the published ones have some hund
 
 
 class ModelSpec(NamedTuple):
-    """What a checkpoint's name tells: `[mels, frames]`, `[patch mels, patch frames]`, sample rate ("16k"), model's name."""
+    """Sizes of a model: `[mels, frames]`, `[patch mels, patch frames]`, sample rate ("16k"), model's name."""
 
     input_size: list[int]
     patch_size: list[int]
@@ -34,10 +34,10 @@ def _check_sizes(input_size: list[int], patch_size: list[int]) -> None:
 
 
 def parse_sizes_by_name(name: str) -> ModelSpec:
-    """Sizes from a name such as `m2d_vit_base-80x608p16x16p32k-240413`, found anywhere in it; 16k where it has no rate.
+    """Sizes from a name such as `m2d_vit_base-80x608p16x16p32k-240413`, found anywhere in it; 16k where the name has no rate.
 
     Raises:
-        ValueError: the name does not tell, or tells sizes that no model has.
+        ValueError: the name does not tell, or has sizes that no model has.
     """
     found = _NAME.search(str(name))
     if not found:
@@ -47,12 +47,12 @@ def parse_sizes_by_name(name: str) -> ModelSpec:
         mels, frames, height, width = map(int, found.groups()[1:5])
         _check_sizes([mels, frames], [height, width])
     except ValueError as error:
-        raise CheckpointError(f"the name {str(name)!r} tells sizes that no model has: {error}") from None
+        raise CheckpointError(f"the name {str(name)!r} has sizes that no model has: {error}") from None
     return ModelSpec([mels, frames], [height, width], rate or "16k", model)
 
 
 def spec_of_path(path: str | Path) -> ModelSpec | None:
-    """Sizes from the folder's name, else from the file's own; None where neither tells.
+    """Sizes from the folder's name, else from the file's own; None where neither has them.
 
     Raises:
         CheckpointError: they are sizes that no model has.
@@ -73,33 +73,33 @@ def _pair(value: object) -> list[int] | None:
         return None
 
 
-def _told(settings: Mapping | None) -> dict:
-    """What settings tell of a model's sizes, by the fields of ModelSpec."""
+def _stated(settings: Mapping | None) -> dict:
+    """The sizes that settings hold, by the fields of ModelSpec."""
     if not settings:
         return {}
-    told = {key: _pair(settings.get(key)) for key in ("input_size", "patch_size")}
-    told |= {key: settings.get(key) if isinstance(settings.get(key), str) else None for key in ("sr", "model")}
-    return {key: value for key, value in told.items() if value}
+    stated = {key: _pair(settings.get(key)) for key in ("input_size", "patch_size")}
+    stated |= {key: settings.get(key) if isinstance(settings.get(key), str) else None for key in ("sr", "model")}
+    return {key: value for key, value in stated.items() if value}
 
 
 def spec_of_settings(settings: Mapping | None) -> ModelSpec | None:
-    """Sizes from the settings in a file (model, input_size, patch_size, sr); None where they do not tell.
+    """Sizes from the settings in a file (model, input_size, patch_size, sr); None where one is missing.
 
     Raises:
         CheckpointError: they are sizes that no model has.
     """
-    told = _told(settings)
-    if not {"model", "input_size", "patch_size"} <= told.keys():
+    stated = _stated(settings)
+    if not {"model", "input_size", "patch_size"} <= stated.keys():
         return None
     try:
-        _check_sizes(told["input_size"], told["patch_size"])
+        _check_sizes(stated["input_size"], stated["patch_size"])
     except ValueError as error:
-        raise CheckpointError(f"the settings in the file tell sizes that no model has: {error}") from None
-    return ModelSpec(**{"sr": "16k"} | told)
+        raise CheckpointError(f"the settings in the file have sizes that no model has: {error}") from None
+    return ModelSpec(**{"sr": "16k"} | stated)
 
 
 def agreed_spec(path: Path, settings: Mapping | None) -> ModelSpec | None:
-    """Sizes of a checkpoint by its name, else by the settings in the file; None where neither tells.
+    """Sizes of a checkpoint by its name, else by the settings in the file; None where neither has them.
 
     Raises:
         CheckpointError: the two contradict each other, or are sizes that no model has.
@@ -110,12 +110,12 @@ def agreed_spec(path: Path, settings: Mapping | None) -> ModelSpec | None:
         raise CheckpointError(f"{path}: {error}") from None
     if named is None:
         return stored
-    told = _told(settings)
+    stated = _stated(settings)
     for field in ("input_size", "patch_size", "sr"):
         by_name = getattr(named, field)
-        if told.get(field, by_name) != by_name:
+        if stated.get(field, by_name) != by_name:
             raise CheckpointError(
-                f"{path}: its name tells {field} {_shown(by_name)}, the settings in the file {_shown(told[field])}: "
+                f"{path}: its name says {field} {_shown(by_name)}, the settings in the file {_shown(stated[field])}: "
                 "rename the folder (or the file) to what it holds"
             )
     return named

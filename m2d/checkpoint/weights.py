@@ -1,4 +1,4 @@
-"""What checkpoints hold: every layout ever published, read to one form, and loaded with an account of it."""
+"""What checkpoints hold: every layout ever published, read to one form, and loaded with a report."""
 
 import argparse
 import logging
@@ -43,7 +43,7 @@ log = logging.getLogger("m2d")
 
 #: Made by the model for its own grid.
 POSITIONS = ("pos_embed", "decoder_pos_embed")
-#: Layers of a task, not of the model: another task's have another shape, and start anew.
+#: Layers of a task, not of the model: another task's have another shape, and keep their start.
 TASK_LAYERS = ("offline_predictor.",)
 _ANCHOR = "patch_embed.proj.weight"
 _ENCODER = ("patch_embed.", "blocks.", "norm.", "cls_token")
@@ -73,7 +73,7 @@ class Weights:
         state: the model's tensors under the published names.
         head: a classifier's tensors as `head_norm.running_mean`, `…_var`, `head.weight` `[classes, D]`, `head.bias`.
         args: the settings it was trained with.
-        spec: from the folder's name, the file's name, or `args`; None where none of them tells.
+        spec: from the folder's name, the file's name, or `args`; None where none of them has them.
         norm_stats: (mean, std) of the log-mel values it was trained on; None in checkpoints of 2022.
         epoch: the epoch after which it was saved.
         path: the file.
@@ -112,7 +112,7 @@ def _tensors(saved: Mapping, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _prefix(names: Iterable[str], path: Path) -> str:
-    """What stands before the model's own names: nothing, `module.`, `module.ar.runtime.backbone.`, …"""
+    """What comes before the model's own names: nothing, `module.`, `module.ar.runtime.backbone.`, …"""
     names = list(names)
     prefixes = [name.removesuffix(_ANCHOR) for name in names if name == _ANCHOR or name.endswith("." + _ANCHOR)]
     if len(prefixes) == 1:
@@ -231,7 +231,7 @@ def _summary(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a model's tensors, by name; `str()` says it in a sentence or two.
+    """Where a model's tensors came from, by name; `str()` sums it up.
 
     Attributes:
         loaded: taken from the checkpoint.
@@ -250,24 +250,24 @@ class LoadReport:
     kept: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        said = [f"loaded {len(self.loaded)} tensors: {_summary(self.loaded)}"]
+        parts = [f"loaded {len(self.loaded)} tensors: {_summary(self.loaded)}"]
         for names, words in (
             (self.resized, "positions regenerated for this input size"),
-            (self.copied, "target encoder copied from the online one, as the checkpoint brings none"),
+            (self.copied, "target encoder copied from the online one, as the checkpoint has none"),
             (self.kept, "kept from this run"),
             (self.new, "new, left as they start"),
             (self.unused, "unused of the checkpoint"),
         ):
             if names:
-                said.append(f"{words}: {_summary(names)}")
-        return "; ".join(said)
+                parts.append(f"{words}: {_summary(names)}")
+        return "; ".join(parts)
 
 
 def _fits(name: str, own: torch.Tensor, stored: torch.Tensor) -> bool:
-    """Whether a stored tensor can be taken; False where the model's own stands in.
+    """Whether a stored tensor can be taken; False where the model keeps its own.
 
     Raises:
-        CheckpointError: the shapes differ, and nothing can stand in.
+        CheckpointError: the shapes differ, and the model needs it.
     """
     if own.shape == stored.shape:
         return True
@@ -289,7 +289,7 @@ def load_into(
     mapped: MappedFile | None = None,
     allow_missing: bool = False,
 ) -> LoadReport:
-    """Load what fits of a checkpoint's tensors, and account for the rest.
+    """Load a checkpoint's tensors that fit, and report the rest.
 
     Args:
         model: one of models_mae's.
@@ -333,7 +333,7 @@ def _check_encoder(
     own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], fitting: Mapping[str, bool], allow_missing: bool
 ) -> None:
     if not any(fits for name, fits in fitting.items() if name.startswith("blocks.")):
-        raise CheckpointError(f"the checkpoint holds no encoder blocks: only {_summary(state) or 'nothing'}")
+        raise CheckpointError(f"the checkpoint has no encoder blocks: only {_summary(state) or 'nothing'}")
     theirs, ours = block_count(state), block_count(own)
     if theirs > ours:
         raise CheckpointError(f"the checkpoint has {theirs} encoder blocks, the model has {ours}")

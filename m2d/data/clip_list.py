@@ -119,7 +119,7 @@ class ClipList:
         return len(self.rows)
 
     def where(self, i: int) -> str:
-        """Where clip i stands: "data/x.csv row 17"."""
+        """Clip i for a message: "data/x.csv row 17"."""
         return f"{self.source} row {self.rows[i]}"
 
     def digest(self) -> str:
@@ -144,7 +144,7 @@ def read_list(csv_path: str | Path, columns: Sequence[str] = ("file_name",), opt
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no CSV, lacks a column or a value (the row is named), or lists nothing.
+        FileError: it is no CSV in UTF-8, a column or a value is missing (the row is named), or it lists nothing.
     """
     path = Path(csv_path)
     if not path.is_file():
@@ -187,13 +187,13 @@ def _open(path: Path, wanted: Sequence[str]) -> csv.CSVStreamingReader:
 
 
 def _without_empty_rows(clips: ClipList, required: Sequence[str]) -> ClipList:
-    """Drop rows without any value; raise ValueError for one without a required value, and for an empty list."""
+    """Drop rows without any value; raise FileError for one without a required value, and for an empty list."""
     empty = {name: np.diff(column.offsets) == 0 for name, column in clips.columns.items()}
     blank = np.logical_and.reduce(list(empty.values()))
     for name in required:
-        lacking = np.flatnonzero(empty[name] & ~blank)
-        if len(lacking):
-            raise FileError(f"{clips.where(lacking[0])}: no {name}")
+        missing = np.flatnonzero(empty[name] & ~blank)
+        if len(missing):
+            raise FileError(f"{clips.where(missing[0])}: no {name}")
     if blank.all():
         raise FileError(f"{clips.source}: {_EMPTY}")
     if not blank.any():

@@ -12,15 +12,14 @@ import torch
 from torch.utils.data import Dataset
 
 from ..audio.logmel import EPS
-from .bad_files import Reader, read_readable
 from .batch import Batch
 from .rng import Purpose, uniform
 from .sampler import NoiseOrder, SampleKey
-from .store import ClipStore, check_finite
+from .store import ClipStore, Reader, check_finite, read_replacing
 
 
 class AudioDataset(Dataset):
-    """Crops of clips, each with a background noise crop where a noise list is given (system.md, section 2).
+    """Crops of clips, each with a background noise crop where a noise list is given.
 
     A subclass that adds something to a sample extends `read`.
 
@@ -89,7 +88,7 @@ class AudioDataset(Dataset):
         return self.__getitems__([SampleKey(0, i, i)])
 
     def read(self, clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
-        """What is read of a batch's clips: at least `clean` `[B, n_mels, input_frames]`.
+        """Read a batch's clips: at least `clean` `[B, n_mels, input_frames]`.
 
         Args:
             clips: indices into the list of clips, int64 `[B]`.
@@ -101,7 +100,7 @@ class AudioDataset(Dataset):
         return {"noise": self.noise.read_crops(clips, u, self.input_frames, repeat=True)}
 
     def _readable(self, read: Reader, store: ClipStore, samples: np.ndarray, u: np.ndarray) -> tuple[dict[str, np.ndarray], int]:
-        """What is read of samples of a store, and how many clips were passed over for it."""
+        """Read samples of a store; also how many bad clips were skipped for them."""
 
         def read_finite(clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
             arrays = read(clips, u)
@@ -110,7 +109,7 @@ class AudioDataset(Dataset):
             return arrays
 
         skip = self.skip_bad_files
-        return read_readable(read_finite if skip else read, samples % len(store), u, len(store), skip)
+        return read_replacing(read_finite if skip else read, samples % len(store), u, len(store), skip)
 
     def names(self, indices: torch.Tensor | np.ndarray) -> list[str]:
         """Where the samples of a batch's `index` come from ("data/x.csv row 17: fsd/17.npy"), for error reports."""
@@ -127,7 +126,7 @@ def prepare(
     noise_stats: tuple[float, float] | None = None,
     noise_ratio: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalise a batch and mix its background noise in, on the device where it lies (system.md, section 2).
+    """Normalise a batch and mix its background noise in, on the device where it lies.
 
     With mean-subtracted clip x and noise n, the mixed clip is `log(max(r*exp(n) + (1-r)*exp(x), eps))`.
 

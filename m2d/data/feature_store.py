@@ -1,6 +1,6 @@
-"""Speech clips that carry a teacher's features: log-mel crops and the features of the same time (system.md, section 2).
+"""Speech clips that carry a teacher's features: log-mel crops and the features of the same time.
 
-A feature (20 ms) stands for two log-mel frames (10 ms each): frame 2k and 2k + 1 belong to feature k. Crops start at
+A feature (20 ms) covers two log-mel frames (10 ms each): frame 2k and 2k + 1 belong to feature k. Crops start at
 multiples of the patch's frame count, so that patches, frames and features line up.
 """
 

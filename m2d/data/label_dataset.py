@@ -29,7 +29,7 @@ class LabelTable:
             classes: the classes to use; else all that the list names.
 
         Raises:
-            ValueError: a clip has no class id, or one that `classes` lacks (the row is named).
+            FileError: a clip has no class id, or one that is not in `classes` (the row is named).
         """
         lists = pc.split_pattern(clips.columns["label"].to_arrow(), ",")
         ids, clip_of = pc.utf8_trim_whitespace(lists.flatten()), pc.list_parent_indices(lists).to_numpy()
@@ -73,7 +73,7 @@ class ASDataset(AudioDataset):
         weights: sampling weights float64 `[clips]`, None where the list has no column `weight`.
 
     Raises:
-        ValueError: a label or weight cannot be used (the row is named).
+        FileError: a label or weight cannot be used (the row is named).
     """
 
     def __init__(
@@ -100,7 +100,7 @@ def read_weights(clips: ClipStore) -> np.ndarray | None:
     """The column `weight` as float64 `[clips]`; None without it.
 
     Raises:
-        ValueError: a weight is no number, negative or not finite (the row is named), or all are 0.
+        FileError: a weight is no number, negative or not finite (the row is named), or all are 0.
     """
     if "weight" not in clips.columns:
         return None

@@ -13,9 +13,8 @@ import numpy as np
 from ..utils.atomic_file import write_bytes
 from ..utils.errors import FileError
 from ..utils.read_file import read_json
-from .bad_files import read_readable
 from .rng import Purpose, uniform
-from .store import ClipStore, check_finite
+from .store import ClipStore, check_finite, read_replacing
 
 _CLIPS_AT_ONCE = 8  # they stay in the cache
 _THREADS = 4
@@ -53,10 +52,10 @@ def measure_stats(
         input_frames: length of a crop; shorter clips are completed as the training does it.
         n_files: at most so many clips are read.
         repeat: complete shorter clips by repeating them (background noise), not by silence.
-        skip_bad: take the next clip in the place of one that cannot be read or holds NaN.
+        skip_bad: take the next clip in place of one that cannot be read or holds NaN.
 
     Raises:
-        ValueError: a clip holds NaN or infinite values (named), or all values are equal.
+        FileError: a clip holds NaN or infinite values (named), or all values are equal.
     """
     clips = drawn_clips(store, n_files)
     u = uniform(0, 0, np.arange(len(clips)), Purpose.STATISTICS)
@@ -70,7 +69,7 @@ def measure_stats(
 
     def piece(begin: int) -> tuple[int, float, float]:
         here = slice(begin, begin + _CLIPS_AT_ONCE)
-        return read_readable(read, clips[here], u[here], len(store), skip_bad)[0]
+        return read_replacing(read, clips[here], u[here], len(store), skip_bad)[0]
 
     count, mean, m2 = 0, 0.0, 0.0
     with ThreadPoolExecutor(_THREADS) as pool:

@@ -16,7 +16,7 @@ import numpy as np
 
 _USUAL_HEADER = 128
 _LONGEST_HEADER = 1 << 14  # NumPy's own limit is 10,000
-_KINDS = "fciub"
+_KINDS, _MOST_VALUES = "fciub", 1 << 62
 _WHOLE = 1 << 20  # up to this many bytes one read of everything beats one read per mel band (measured)
 
 _TAIL = 512  # holds the archive's directory where there are a few members
@@ -53,8 +53,8 @@ def _parse(head: bytes) -> ArrayHeader:
         raise ValueError("a .npy header that makes no sense") from None
     if dtype.kind not in _KINDS:
         raise ValueError(f"values of type {dtype}, expected numbers")
-    if min(shape, default=0) < 0:
-        raise ValueError(f"shape {shape}")
+    if min(shape, default=0) < 0 or math.prod(shape) > _MOST_VALUES:
+        raise ValueError("a .npy header of a shape that makes no sense")
     return ArrayHeader(shape, dtype, fortran, stream.tell())
 
 

@@ -31,7 +31,7 @@ def open_store(
         check: look whether the files are there (`FileStore.check_present`).
 
     Raises:
-        FileNotFoundError, ValueError: the list cannot be used, or files are missing.
+        FileNotFoundError, FileError: the list cannot be used, or files are missing.
     """
     if is_pack(path):
         return PackStore(path, n_mels, sort, columns, optional)
@@ -55,7 +55,7 @@ def open_features(
         check: look whether the files are there (`FileStore.check_present`).
 
     Raises:
-        FileNotFoundError, ValueError: the list cannot be used, or files are missing.
+        FileNotFoundError, FileError: the list cannot be used, or files are missing.
     """
     if is_pack(path):
         return PackFeatureStore(path, n_mels, patch_frames)

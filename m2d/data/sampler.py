@@ -51,8 +51,8 @@ class NoiseOrder:
 class EpochSampler:
     """Which samples make up each step of a run.
 
-    An update takes `batch_size * world_size * accum_iter` consecutive entries of the epoch's order; how they
-    are dealt to ranks and accumulation steps changes nothing in which samples an update sees.
+    An update takes `batch_size * world_size * accum_iter` consecutive entries of the epoch's order; the split
+    into ranks and accumulation steps does not change which samples an update sees.
     Only whole updates count: what is left at the end of an epoch's order is dropped, and since every epoch
     has an order of its own, every sample comes in some epoch.
 
@@ -65,7 +65,7 @@ class EpochSampler:
         weights: sampling weights `[samples]`; given, every epoch draws with replacement in proportion to them.
 
     Raises:
-        ValueError: there is not one whole update in an epoch.
+        UserError: there is not one whole update in an epoch.
     """
 
     def __init__(

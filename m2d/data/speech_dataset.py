@@ -21,7 +21,7 @@ class SpeechDataset(AudioDataset):
         target_width: E.
 
     Raises:
-        ValueError: `input_frames` and the patch do not go together.
+        UserError: `input_frames` and the patch do not go together.
     """
 
     def __init__(

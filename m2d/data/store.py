@@ -1,13 +1,25 @@
-"""What a store of clips is: the interface behind which .npy files, .npz files and packs look alike."""
+"""The interface of a store of clips, which .npy files, .npz files and packs share; what is done about bad clips."""
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from ..audio.logmel import SILENCE
 from ..utils.errors import FileError
 from .clip_list import TextColumn
+
+#: Give up after this many consecutive bad clips.
+MAX_IN_A_ROW = 100
+
+Read = TypeVar("Read")
+Reader = Callable[[np.ndarray, np.ndarray], Read]
+_reported: set[str] = set()
+
+logger = logging.getLogger("m2d")
 
 
 class ClipStore(ABC):
@@ -56,7 +68,7 @@ class ClipStore(ABC):
             float32 (float16 from a float16 pack) `[B, n_mels, frames]`, in any memory order.
 
         Raises:
-            FileNotFoundError, ValueError: a clip cannot be read or has another shape; names file and row.
+            FileNotFoundError, FileError: a clip cannot be read or has another shape; names file and row.
         """
 
 
@@ -72,7 +84,47 @@ def fill_short(crop: np.ndarray, valid: int, repeat: bool) -> None:
 
 
 def check_finite(store: ClipStore, clips: np.ndarray, values: np.ndarray) -> None:
-    """Raise ValueError, naming the clip, where one of the values `[B, ...]` of clips `[B]` is NaN or infinite."""
+    """Raise FileError, naming the clip, where one of the values `[B, ...]` of clips `[B]` is NaN or infinite."""
     bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
     if len(bad):
         raise FileError(f"{store.where(int(clips[bad[0]]))}: NaN or infinite values in it")
+
+
+def read_replacing(read: Reader, clips: np.ndarray, u: np.ndarray, count: int, replace: bool) -> tuple[Read, int]:
+    """Read clips, and the next ones in place of bad ones (--skip_bad_files); also how many were skipped.
+
+    Args:
+        read: reads clips `[B]` at places `[B]`; its OSError or ValueError says what is wrong.
+        clips: the clips wanted, int64 `[B]`.
+        u: where each crop starts, float64 `[B]`.
+        count: clips in the list.
+        replace: read the next clip of the list in place of one that cannot be read: the same one each time.
+
+    Raises:
+        FileError: MAX_IN_A_ROW clips in a row cannot be read.
+    """
+    try:
+        return read(clips, u), 0
+    except (OSError, ValueError):
+        if not replace:
+            raise
+    good, skipped = clips.copy(), 0
+    for b in range(len(good)):
+        good[b], tried = _first_readable(read, int(good[b]), u[b : b + 1], count)
+        skipped += tried
+    return read(good, u), skipped
+
+
+def _first_readable(read: Reader, clip: int, u: np.ndarray, count: int) -> tuple[int, int]:
+    """The first clip from `clip` on that can be read, and how many were skipped."""
+    for skipped in range(MAX_IN_A_ROW):
+        found = (clip + skipped) % count
+        try:
+            read(np.array([found]), u)
+            return found, skipped
+        except (OSError, ValueError) as error:
+            last = error
+            if str(error) not in _reported:
+                _reported.add(str(error))
+                logger.error("skipped (--skip_bad_files): %s", error)
+    raise FileError(f"{MAX_IN_A_ROW} clips in a row cannot be read, even with --skip_bad_files. The last: {last}") from last

@@ -27,7 +27,7 @@ logger = logging.getLogger("m2d")
 
 
 def existing_run(wanted: Path) -> Path:
-    """The newest run of this name whatever its date: where a run that began on another day goes on."""
+    """The newest run of this name whatever its date: a run that began on another day is resumed there."""
     dated = re.fullmatch(r"(.+-)\d{6}(-.*)", wanted.name)
     if wanted.exists() or dated is None or not wanted.parent.is_dir():
         return wanted
@@ -55,7 +55,7 @@ class RunFolder:
         """The newest whole checkpoint of the run that is in the folder, which is then held; None where there is no run.
 
         Args:
-            auto_resume: a run that is there is to go on.
+            auto_resume: resume a run that is there.
 
         Raises:
             UserError: there is a run and `auto_resume` is off, another process holds it, or no checkpoint of it is whole.
@@ -65,7 +65,7 @@ class RunFolder:
         self._hold()
         if not auto_resume:
             raise UserError(
-                f"{self.path} holds a run already: --auto_resume goes on with it; --output_dir names another folder for a new one"
+                f"{self.path} holds a run already: --auto_resume resumes it; --output_dir names another folder for a new run"
             )
         return self._newest_checkpoint()
 
@@ -131,7 +131,7 @@ class RunFolder:
         for path in found:
             if is_whole(path):
                 return path
-            logger.warning("%s is not whole: going back to the checkpoint before it", path)
+            logger.warning("%s is torn: using the checkpoint before it", path)
             if path.name in (LAST, PREVIOUS):
                 path.replace(path.with_name(f"{path.name}.damaged"))
         if found:

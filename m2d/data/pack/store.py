@@ -27,7 +27,7 @@ class PackedArray:
         lengths: rows of each clip, int64 `[chunk clips]`, per chunk.
 
     Raises:
-        ValueError: a file is cut short or has been changed.
+        FileError: a file is cut short or has been changed.
     """
 
     def __init__(self, pack: Path, part: str, dtype: str, width: int, lengths: Sequence[np.ndarray]):
@@ -102,7 +102,7 @@ class PackStore(ClipStore):
         columns, optional: columns that the pack must have, and may have.
 
     Raises:
-        ValueError: the pack lacks chunks, columns or clips, is damaged, or has other mel bands.
+        FileError: chunks, columns or clips are missing, the pack is damaged, or has other mel bands.
     """
 
     def __init__(
@@ -137,10 +137,10 @@ class PackStore(ClipStore):
             )
         if self.info.n_mels != self.n_mels:
             raise FileError(f"{self.source}: {self.info.n_mels} mel bands where the model takes {self.n_mels}")
-        lacking = [name for name in columns if name not in self.info.columns]
-        if lacking:
+        missing = [name for name in columns if name not in self.info.columns]
+        if missing:
             raise FileError(
-                f"{self.source}: no column {', '.join(lacking)} (its columns: {', '.join(self.info.columns)}): "
+                f"{self.source}: no column {', '.join(missing)} (its columns: {', '.join(self.info.columns)}): "
                 "pack a list that has it"
             )
 
@@ -182,7 +182,7 @@ class PackFeatureStore(PackStore, FeatureStore):
         patch_frames: frames that a patch spans.
 
     Raises:
-        ValueError: as PackStore, or the pack has no features.
+        FileError: as PackStore, or the pack has no features.
     """
 
     def __init__(self, path: str | Path, n_mels: int = 80, patch_frames: int = 4):

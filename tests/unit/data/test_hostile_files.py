@@ -150,7 +150,7 @@ def test_bad_files_of_every_kind_are_skipped_on_request(tmp_path):
     data = AudioDataset(store, FRAMES, seed=0)
     data.skip_bad_files = True
     batch = data.__getitems__([SampleKey(0, 0, 0), SampleKey(0, 1, len(store) - 1)])
-    assert batch["skipped"] == len(BAD_NPY) + 1 and (batch["clean"] == 0).all()
+    assert batch.skipped == len(BAD_NPY) + 1 and (batch.clean == 0).all()
 
 
 def test_pipes_sockets_devices_and_folders_are_not_waited_for(tmp_path, monkeypatch):
