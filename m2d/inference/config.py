@@ -1,5 +1,7 @@
 """Settings of a runtime."""
 
+from typing import Any
+
 
 class Config:
     """Settings of a runtime, and what it finds out: a plain container with defaults.
@@ -32,7 +34,7 @@ class Config:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
 
 
-def given(value: object, cfg: object, name: str) -> object:
+def given(value: Any, cfg: Any, name: str) -> Any:
     """An argument where one is given, else the entry of cfg, else the default; None, 'None' and '' count as not given."""
     for candidate in (value, getattr(cfg, name, None), getattr(Config, name)):
         if not (candidate is None or (isinstance(candidate, str) and candidate.strip() in ("", "None", "none", "null"))):

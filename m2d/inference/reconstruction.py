@@ -1,5 +1,7 @@
 """What a runtime does with the decoder of an MAE checkpoint: reconstruct hidden patches, and make them audible."""
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -7,7 +9,10 @@ from ..models.mae import MaskedAutoencoderViT
 
 
 class Reconstruction:
-    """Methods of RuntimeM2D for MAE checkpoints. Needs `backbone` and `cfg`."""
+    """Methods of RuntimeM2D for MAE checkpoints."""
+
+    backbone: Any
+    cfg: Any
 
     def _need_decoder(self) -> None:
         if not isinstance(self.backbone, MaskedAutoencoderViT):
@@ -56,5 +61,5 @@ class Reconstruction:
         from librosa.feature.inverse import mel_to_audio
 
         power = (lms.detach().cpu().float() * norm_stats[1] + norm_stats[0]).exp().numpy()
-        sizes = dict(sr=sr, n_fft=n_fft, hop_length=hop_length, win_length=win_length)
+        sizes: dict[str, Any] = dict(sr=sr, n_fft=n_fft, hop_length=hop_length, win_length=win_length)
         return mel_to_audio(power.reshape(-1, *power.shape[-2:])[0], fmin=self.cfg.f_min, fmax=self.cfg.f_max, **sizes)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from einops import rearrange
 from torch import nn
 
 from ..audio.logmel_torch import PRESETS, FrontEnd, nnaudio_mel
-from ..checkpoint.build import block_count, is_random, loaded_backbone, random_backbone
+from ..checkpoint.build import block_count, is_random, loaded_backbone, no_sizes, random_backbone
 from ..checkpoint.spec import parse_sizes_by_name
 from ..checkpoint.weights import read_weights
 from ..models.onednn import use_onednn_if_faster
@@ -29,13 +30,13 @@ _TOKENS_PER_BLOCK = 1 << 13
 _FRAMES_PER_BLOCK = 1 << 14
 
 
-def get_to_melspec(cfg: object) -> nn.Module:
+def get_to_melspec(cfg: Any) -> nn.Module:
     """nnAudio's MelSpectrogram for the sizes in cfg (sample_rate, n_fft, window_size, hop_size, n_mels, f_min, f_max)."""
     return nnaudio_mel(FrontEnd(**{name: getattr(cfg, name) for name in FrontEnd.__dataclass_fields__}))
 
 
 def get_backbone(
-    cfg: object, weight_file: str | Path, encoder_only: bool = True, dur_frames: int | None = None
+    cfg: Any, weight_file: str | Path, encoder_only: bool = True, dur_frames: int | None = None
 ) -> tuple[AudioViT, dict[str, torch.Tensor]]:
     """The model of a checkpoint, and the tensors of its classifier (empty where it has none).
 
@@ -50,13 +51,17 @@ def get_backbone(
         decoder_depth = block_count(backbone.state_dict(), "decoder_blocks")
     else:
         weights = read_weights(weight_file)
+        if weights.spec is None:
+            raise no_sizes(weight_file)
         backbone, sizes = loaded_backbone(weights, encoder_only, dur_frames), weights.spec
         decoder_depth = block_count(weights.state, "decoder_blocks")
         head = weights.head
     if sizes.sr not in PRESETS:
         raise ValueError(f"{weight_file}: a sample rate of {sizes.sr} is not known: choose from {', '.join(PRESETS)}")
     mean, std = backbone.norm_stats.tolist()
-    found = dict(weight_file=str(weight_file), model=sizes.model, sr=sizes.sr, mean=mean, std=std, decoder_depth=decoder_depth)
+    found: dict[str, object] = dict(
+        weight_file=str(weight_file), model=sizes.model, sr=sizes.sr, mean=mean, std=std, decoder_depth=decoder_depth
+    )
     found.update(input_size=list(backbone.patch_embed.img_size), patch_size=list(sizes.patch_size))
     found.update(vars(PRESETS[sizes.sr]))
     for name, value in found.items():
@@ -64,7 +69,7 @@ def get_backbone(
     return backbone, head
 
 
-def get_timestamps(cfg: object, batch_audio: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def get_timestamps(cfg: Any, batch_audio: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Time of each step in ms by the published rule, `[B, T]`: i · duration / T.
 
     For waveforms `[B, samples]` and features `[B, T, …]`. Where the end of a clip was padded to a whole patch, this is a
@@ -115,7 +120,7 @@ class RuntimeM2D(Reconstruction, nn.Module):
 
     def __init__(
         self,
-        cfg: object | None = None,
+        cfg: Any = None,
         weight_file: str | Path | None = None,
         training_mask: float = 0.0,
         encoder_only: bool | None = None,
@@ -125,7 +130,8 @@ class RuntimeM2D(Reconstruction, nn.Module):
         flat_features: bool | None = None,
     ):
         super().__init__()
-        self.cfg = cfg = Config() if cfg is None else cfg
+        self.cfg: Any = Config() if cfg is None else cfg
+        cfg = self.cfg
         weight_file = given(weight_file, cfg, "weight_file")
         if weight_file is None:
             raise ValueError("no weight_file: give the path of a checkpoint, or of a published name that ends in 'random'")
@@ -171,7 +177,8 @@ class RuntimeM2D(Reconstruction, nn.Module):
                 f"the classifier of {self.cfg.weight_file} takes {width} features; there are {self.cfg.feature_d} "
                 f"({'flat' if self.cfg.flat_features else 'stacked'} features)"
             )
-        self.head_norm.running_var.fill_(1 - self.head_norm.eps)  # no change, where the classifier has no batch norm
+        # A classifier without batch norm leaves the features as they are.
+        head = {"head_norm.running_var": torch.full((width,), 1 - self.head_norm.eps), **head}
         for module, prefix in ((self.head_norm, "head_norm."), (self.head, "head.")):
             own = {name.removeprefix(prefix): tensor for name, tensor in head.items() if name.startswith(prefix)}
             module.load_state_dict({**module.state_dict(), **own})

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import soundfile
@@ -82,7 +83,7 @@ class LogMelStream:
     def _cut(self, stop: int) -> torch.Tensor:
         start, self.frames = self.frames, stop
         if stop == start:
-            return torch.empty(1, 1, self._runtime.front_end.n_mels, 0, device=self._runtime.to_spec.mel_basis.device)
+            return torch.empty(1, 1, self._runtime.front_end.n_mels, 0, device=self._runtime.backbone.cls_token.device)
         audio = torch.from_numpy(self._audio)[None]
         return self._runtime.normalize_batch(self._runtime.log_mel(audio, start - self._first, stop - self._first))
 
@@ -184,7 +185,7 @@ class StreamEncoder:
         pieces = self._waiting.pop(frames)
         lms = torch.stack([piece.lms for piece in pieces])
         try:
-            encoded = self.runtime.encode_lms(lms, average_per_time_frame=True).float().cpu()
+            encoded = cast(torch.Tensor, self.runtime.encode_lms(lms, average_per_time_frame=True)).float().cpu()
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise

@@ -15,6 +15,7 @@ then 1.
 """
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if sink.left_out else 0
 
     keep_freed_memory()
-    if hasattr(sys.stdout, "reconfigure"):
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding has no letters for
     return run_program(work)
 

@@ -81,7 +81,7 @@ def draw_tags(
     upper.set_title(shown(title), parse_math=False)
     figure.colorbar(image, ax=upper, label="log-mel (dB)")
     mesh = lower.pcolormesh(edges, np.arange(len(best) + 1), values[:, best].T, cmap="magma", vmin=0, vmax=1)
-    lower.set_yticks(np.arange(len(best)) + 0.5, [shown(names[c]) for c in best], parse_math=False)
+    lower.set_yticks(np.arange(len(best)) + 0.5, [shown(str(names[c])) for c in best], parse_math=False)
     lower.invert_yaxis()
     lower.set_xlabel("time (s)")
     figure.colorbar(mesh, ax=lower, label="probability")

@@ -1,12 +1,14 @@
 """Waveforms as a runtime takes them: checked, resampled, and turned into log-mel spectrograms stretch by stretch."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
-from torch import nn
 
 from ..audio.logmel_torch import EPS, FrontEnd, pad_short
 
 # Kaiser-windowed sinc, 64 zero crossings: aliases and ripple below -80 dB up to 0.9 of the lower rate's band.
-_RESAMPLING = dict(
+_RESAMPLING: dict[str, Any] = dict(
     lowpass_filter_width=64,
     rolloff=0.9475937167399596,
     resampling_method="sinc_interp_kaiser",
@@ -28,7 +30,7 @@ def check_waveforms(audio: torch.Tensor) -> None:
             raise ValueError(f"the audio holds NaN or infinity in clip {', '.join(map(str, rows))} of the batch")
 
 
-def check_lengths(lengths: torch.Tensor | list[int], audio: torch.Tensor) -> list[int]:
+def check_lengths(lengths: Iterable[int] | torch.Tensor, audio: torch.Tensor) -> list[int]:
     """The samples of each clip of a padded batch `[batch, samples]`; raises ValueError for lengths that do not fit it."""
     lengths = [int(length) for length in lengths]
     batch, samples = audio.shape
@@ -62,10 +64,11 @@ def margin(front_end: FrontEnd) -> int:
     return -(-front_end.n_fft // 2 // front_end.hop_size)
 
 
-def log_mel(to_spec: nn.Module, audio: torch.Tensor, front_end: FrontEnd, start: int, stop: int) -> torch.Tensor:
+def log_mel(to_spec: Any, audio: torch.Tensor, front_end: FrontEnd, start: int, stop: int) -> torch.Tensor:
     """Frames start to stop of the log-mel spectrogram of `[B, samples]`: `[B, 1, n_mels, stop - start]`.
 
-    They are the same as cut from the whole: the stretch of audio that is transformed is wider by `margin` on each side.
+    `to_spec` is nnAudio's MelSpectrogram. The frames are the same as cut from the whole: the stretch of audio that is
+    transformed is wider by `margin` on each side.
     """
     hop, wider = front_end.hop_size, margin(front_end)
     before = min(start, wider)

@@ -66,5 +66,5 @@ class WindowMeans:
 def joined(windows: list[Window]) -> Window:
     """All windows as one."""
     steps = sum(window.steps for window in windows)
-    total = sum(window.features.double() * window.steps for window in windows)
+    total = torch.stack([window.features.double() * window.steps for window in windows]).sum(dim=0)
     return Window(windows[0].start, windows[-1].end, (total / steps).float(), steps)

@@ -268,23 +268,22 @@ def test_rows_that_never_reached_the_disk_are_not_counted_as_done(tmp_path):
 
 
 MEMORY = """
-import resource, sys
+import sys
+import torch
 from m2d.inference import embed
 from m2d.inference.runtime import RuntimeM2D
-import torch
+
+def memory(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) // 1024 for line in file if line.startswith(name))
+
 runtime = RuntimeM2D(weight_file=sys.argv[1])
 with torch.no_grad():
     runtime.encode(torch.zeros(1, 16000))
 del runtime
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
-
-before = resident()
+before = memory("VmRSS")
 status = embed.main([*sys.argv[2:], "--weights", sys.argv[1], "--device", "cpu"])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(status, (peak - before) // 2**20)
+print(status, memory("VmHWM") - before)
 """
 
 
