@@ -27,16 +27,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from ..checkpoint.file import load_file
 from ..evaluation.labelled_clips import LabelledClips, read_labelled, read_table
 from ..evaluation.probe_plots import confusion, draw_confusion
 from ..finetune.clips import Events, FineTuneSet, class_weights, read_events, split_clips
-from ..finetune.training import BEST, LOG, FineTuning, Settings
+from ..finetune.training import BEST, LAST, LOG, FineTuning, Settings
 from ..inference.runtime import RuntimeM2D
 from ..train.distributed.collectives import from_rank0
 from ..train.distributed.launch import exit_process, start
 from ..utils.atomic_file import write_figure
 from ..utils.errors import UserError
 from ..utils.names import shown
+from ..utils.outputs import check_outputs
 from ..utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
@@ -107,6 +109,7 @@ def finetune(args: argparse.Namespace) -> None:
     """
     settings = Settings(**{setting.name: getattr(args, setting.name) for setting in fields(Settings)})
     check(settings, args.workers)
+    refuse_foreign_checkpoints(args.out, args.weights)
     clips, events = _read(args)
     train, validation = split_clips(clips, settings.seed)
     launch = start(args.device)
@@ -141,6 +144,19 @@ def finetune(args: argparse.Namespace) -> None:
         _finish(run, args.out, best)
     if launch.world_size > 1:
         exit_process(0)
+
+
+def refuse_foreign_checkpoints(out: Path, weights: str) -> None:
+    """Refuse a folder whose checkpoints no fine-tuning wrote, or hold the weights to start from.
+
+    Raises:
+        UserError: names the file.
+    """
+    paths = [out / BEST, out / LAST]
+    check_outputs(paths, [weights], overwrite=True)
+    for path in paths:
+        if path.exists() and "finetune" not in load_file(path):
+            raise UserError(f"{shown(path)} was not written by m2d finetune, which would replace it: give another --out")
 
 
 def _read(args: argparse.Namespace) -> tuple[LabelledClips, list[Events] | None]:

@@ -104,7 +104,7 @@ class RunFolder:
 
     def _refuse_foreign_files(self) -> None:
         """Where no run is recorded, files of a run's names are somebody's: a released checkpoint, the one to start from."""
-        names = (LAST, PREVIOUS, "log.txt")
+        names = (LAST, PREVIOUS, BEST, "log.txt")
         found = [path for path in map(self.path.joinpath, names) if os.path.lexists(path)] + checkpoints_in(self.path)
         if found:
             raise UserError(

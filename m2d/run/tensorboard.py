@@ -27,7 +27,7 @@ class EventFile:
     def __init__(self, folder: str | Path, purge_step: int | None = None):
         Path(folder).mkdir(parents=True, exist_ok=True)
         name = f"events.out.tfevents.{int(time.time())}.{platform.node()}.{os.getpid()}.{next(_number)}"
-        self._file = (Path(folder) / name).open("wb")
+        self._file = (Path(folder) / name).open("xb")
         self._records = RecordWriter(self._file)
         self._write(Event(file_version="brain.Event:2"))
         if purge_step is not None:

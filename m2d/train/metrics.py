@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from ..checkpoint.file import save_atomically
 from ..data.batch import Batch
 from ..data.dataset import AudioDataset
 from .distributed.collectives import gather, sum_over_ranks
@@ -133,7 +134,7 @@ class LossMeter:
         }
         path = folder / NAN_REPORT
         try:
-            torch.save(report, path)
+            save_atomically(report, path)
         except (OSError, RuntimeError) as failed:
             logger.error("%s could not be written: %s", path, failed)
         logger.error(

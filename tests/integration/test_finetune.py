@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,3 +154,15 @@ def test_two_processes_train_together(sounds, weights, tmp_path):
     assert done.returncode == 0, done.stderr
     entries = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
     assert [entry["epoch"] for entry in entries] == [1, 2]
+
+
+def test_checkpoints_of_other_programs_are_not_replaced(sounds, weights, tmp_path, caplog):
+    for name in ("checkpoint-best.pth", "last.pth"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes(Path(weights).read_bytes())
+        assert main([str(sounds), "--weights", weights, "--out", str(folder), *FAST]) == 2
+        assert f"{name} was not written by m2d finetune" in caplog.text
+        assert main([str(sounds), "--weights", str(folder / name), "--out", str(folder), *FAST]) == 2
+        assert "is an input" in caplog.text and (folder / name).read_bytes() == Path(weights).read_bytes()
+        caplog.clear()

@@ -9,7 +9,7 @@ from m2d.run.folder import RunFolder
 from m2d.utils.errors import UserError
 
 
-@pytest.mark.parametrize("name", ["checkpoint-300.pth", "last.pth", "last-previous.pth", "log.txt"])
+@pytest.mark.parametrize("name", ["checkpoint-300.pth", "last.pth", "last-previous.pth", "checkpoint-best.pth", "log.txt"])
 def test_files_of_a_runs_names_without_a_run_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"released weights")
     with pytest.raises(UserError, match=f"holds {name}, which no run of this program wrote"):
