@@ -13,6 +13,7 @@ import numpy as np
 
 from ...audio.convert import FAILED, PACK_FAILED_COLUMNS, Converter, Job, Outcome
 from ...utils.atomic_file import write_csv
+from ...utils.read_file import open_regular
 from ..clip_list import TextColumn, columns_digest
 from .format import PackInfo, chunk_path, default_chunk_clips, missing_chunks
 from .index import read_index, text_column
@@ -131,7 +132,7 @@ def _stem(chunk: int) -> str:
 
 def _read_reasons(path: Path) -> dict[str, str]:
     try:
-        with path.open(encoding="utf-8", newline="") as table:
+        with open(open_regular(path), encoding="utf-8", newline="") as table:
             return {row["file_name"]: row["reason"] for row in csv.DictReader(table)}
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, csv.Error):
         return {}

@@ -10,6 +10,7 @@ import pytest
 
 from m2d.data.norm_stats import cached_stats
 from m2d.data.pack.format import PackInfo, chunk_path, info_path, read_info
+from m2d.data.pack.from_audio import _read_reasons
 from m2d.data.pack.index import read_index
 from m2d.data.pack.store import PackFeatureStore, PackStore
 from m2d.data.pack.writer import pack_clip, start_pack, write_chunk
@@ -231,3 +232,12 @@ def test_statistics_that_make_no_sense_are_measured_again(packed):
         assert cached_stats(store, 16) == measured
     path.write_text(good)
     assert cached_stats(store, 16) == measured
+
+
+@pytest.mark.parametrize("content", [b"", b"\0", b"file_name,reason\n" + b"x" * 200_000 + b",y\n", b"\xff\xfe", None])
+def test_a_failed_csv_of_something_else_gives_no_reasons(tmp_path, content):
+    if content is None:
+        os.mkfifo(tmp_path / "failed.csv")
+    else:
+        (tmp_path / "failed.csv").write_bytes(content)
+    assert _read_reasons(tmp_path / "failed.csv") == {}
