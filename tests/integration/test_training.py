@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import random
 import re
 from dataclasses import replace
@@ -106,6 +107,47 @@ def test_sgd():
     assert first_matrix.shape == start.shape
     rate = learning_rate(1, 0.1, 0, 1, 2)
     torch.testing.assert_close(saved["model"]["cls_token"], start - rate * first_matrix)
+
+
+def test_updates_are_those_of_the_adamw_paper():
+    """Three updates of clipped gradients against the algorithm (Loshchilov and Hutter, 2019) written out in float64."""
+    write_list(clips=16)
+    trainer, data = trainer_of(
+        f"{LIST} --lr 0.01 --weight_decay 0.3 --clip_grad 0.05 --batch_size 4 --accum_iter 2 --warmup_epochs 0"
+    )
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    weights = [p.detach().double().clone() for p in trainer.trained]
+    first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+    batches = [data.__getitems__(keys) for keys in [*trainer.sampler.batches(0), *trainer.sampler.batches(1)]]
+    for update in range(3):
+        trainer.set_learning_rate(update / 2)
+        for batch in batches[2 * update : 2 * update + 2]:
+            trainer.forward_backward(batch, synchronize=True)
+        gradients = [p.grad.double().clone() for p in trainer.trained]
+        norm = torch.cat([g.flatten() for g in gradients]).norm()
+        assert trainer.update(update).item() == pytest.approx(norm.item(), rel=1e-5) and norm > 0.05
+        rate = 0.01 * 0.5 * (1 + math.cos(math.pi * update / 4))
+        for i, (gradient, parameter) in enumerate(zip(gradients, trainer.trained, strict=True)):
+            gradient = gradient * (0.05 / (norm + 1e-6))
+            first[i] = 0.9 * first[i] + 0.1 * gradient
+            second[i] = 0.95 * second[i] + 0.05 * gradient**2
+            weights[i] *= 1 - rate * (0.3 if parameter.ndim > 1 else 0)
+            step = first[i] / (1 - 0.9 ** (update + 1)) / ((second[i] / (1 - 0.95 ** (update + 1))).sqrt() + 1e-8)
+            weights[i] -= rate * step
+            torch.testing.assert_close(parameter.detach().double(), weights[i], atol=2e-6, rtol=1e-4, msg=names[id(parameter)])
+
+
+def test_the_logged_loss_is_the_mean_over_the_epochs_steps():
+    """With a rate of 0 and a target that stays, each step's loss can be computed by itself."""
+    write_list(clips=24)
+    flags = f"{LIST} --epochs 1 --batch_size 4 --accum_iter 2 --lr 0 --ema_decay_init 1 --ema_decay 1"
+    trained(flags)
+    trainer, data = trainer_of(flags)
+    trainer.model.train()
+    with torch.no_grad():
+        losses = [trainer.losses(trainer.model, data.__getitems__(keys))["loss"].item() for keys in trainer.sampler.batches(0)]
+    assert len(losses) == 6 and len(set(losses)) == 6
+    assert log_lines(Path("out"))[0]["train_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
 
 
 def test_weight_decay_is_for_matrices():
