@@ -1,4 +1,4 @@
-"""Writing checkpoints: in the background, whole or not at all, and without ending a run that cannot write."""
+"""Writes checkpoints in the background and atomically; write errors are logged, and training continues."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ logger = logging.getLogger("m2d")
 
 
 def host_copy(value):
-    """A copy of nested dicts, lists and tuples whose tensors lie on the host, apart from those in training."""
+    """A copy of nested dicts, lists and tuples, with copies of all tensors in host memory."""
     if torch.is_tensor(value):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -32,12 +32,12 @@ class CheckpointWriter:
     """Writes a run's checkpoints into its folder.
 
     `last.pth` is replaced by rename, and the one before it is kept as `last-previous.pth`. A write that fails is
-    reported, and nothing that is good is touched.
+    logged, and no earlier checkpoint is changed.
 
     Args:
         folder: the run's folder.
         save_minutes: time between writes of last.pth.
-        keep_last: keep so many of the newest checkpoint-N.pth; 0: all.
+        keep_last: how many of the newest checkpoint-N.pth to keep; 0: all.
 
     Attributes:
         failed: the last write failed.
@@ -62,12 +62,12 @@ class CheckpointWriter:
         is_best: bool = False,
         then: Callable[[Path], None] | None = None,
     ) -> None:
-        """Write last.pth and, with an epoch, checkpoint-{epoch}.pth; training stands still for the copy alone.
+        """Write last.pth and, with an epoch, checkpoint-{epoch}.pth; training waits for the copy to host memory only.
 
-        While an earlier write is still under way, a last.pth that nobody waits for and that is not the best is left out.
+        While an earlier write is still running, a last.pth that nobody waits for and that is not the best is skipped.
 
         Args:
-            state: the run's state; what is in training may change as soon as this returns.
+            state: the run's state; it is copied, so training may continue when this returns.
             epoch: the number of the published checkpoint.
             wait: return only when the files are on the disk.
             is_best: also write checkpoint-best.pth.
@@ -91,22 +91,22 @@ class CheckpointWriter:
 
     def _write(self, state: dict, epoch: int | None, is_best: bool, then: Callable[[Path], None] | None) -> None:
         path = self.folder / (LAST if epoch is None else f"checkpoint-{epoch}.pth")
-        aside = self.folder / "last.new.pth"
+        newest = self.folder / "last.new.pth"
         try:
             if epoch is None:
-                save_atomically(state, aside)
+                save_atomically(state, newest)
             else:
                 save_atomically(state, path)
-                _link(path, aside)
-            self._rotate(aside)
+                _link(path, newest)
+            self._rotate(newest)
             if is_best:
-                _link(self.folder / LAST, aside)
-                aside.replace(self.folder / BEST)
+                _link(self.folder / LAST, newest)
+                newest.replace(self.folder / BEST)
             self._remove_old()
             self.failed = False
-        except (OSError, RuntimeError) as error:  # torch.save has RuntimeErrors of its own for files
+        except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError for some write errors
             self.failed = True
-            logger.error("%s could not be written, training goes on: %s", path, error)
+            logger.error("%s could not be written, training continues: %s", path, error)
             return
         if then is not None:
             then(path)

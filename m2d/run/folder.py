@@ -45,14 +45,14 @@ class _RunFile(msgspec.Struct):
 
 
 class RunFolder:
-    """The folder of a run, held by one process group at a time."""
+    """The folder of a run, locked by one run at a time."""
 
     def __init__(self, path: Path):
         self.path = path
         self._lock: IO[bytes] | None = None
 
     def find_run(self, auto_resume: bool) -> Path | None:
-        """The newest whole checkpoint of the run that is in the folder, which is then held; None where there is no run.
+        """Lock the folder if it holds a run, and return the run's newest whole checkpoint; None without a run.
 
         Args:
             auto_resume: resume a run that is there.
@@ -70,7 +70,7 @@ class RunFolder:
         return self._newest_checkpoint()
 
     def begin(self, settings: Mapping[str, object]) -> None:
-        """Make and hold the folder, and write to run.json with what settings, when and by which command a run starts.
+        """Make and lock the folder, and record the settings, time and command of this start in run.json.
 
         Raises:
             UserError: another process holds it, a run began there meanwhile, it holds files of a run's names, or it cannot be
@@ -94,7 +94,7 @@ class RunFolder:
         return (self.path / "run.json").exists()
 
     def _hold(self) -> None:
-        """Hold the folder until this process ends, however it ends."""
+        """Lock the folder until this process ends, in whatever way."""
         try:
             self._lock = hold_lock(self.path / "run.lock")
         except LockedError as error:

@@ -1,4 +1,4 @@
-"""What a run says: console, console.txt, log.txt, TensorBoard. Rank 0 speaks."""
+"""Run logging on rank 0: console, console.txt, log.txt, TensorBoard."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ logger = logging.getLogger("m2d")
 
 
 def start_console() -> None:
-    """Messages go to standard output, and are kept for the console.txt of a run to come."""
+    """Log to standard output, and keep the messages for the console.txt of the run that is about to start."""
     logger.handlers.clear()
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
@@ -33,18 +33,18 @@ def start_console() -> None:
 
 
 def errors_alone() -> None:
-    """From here on this process, which is not the one that speaks, shows errors only."""
+    """Show errors only from now on, in the processes of other ranks."""
     for handler in logger.handlers:
         handler.setLevel(logging.ERROR)
 
 
 class RunLog:
-    """The logs of a run's folder; silent on ranks other than 0. A file that cannot be written is said, and ends no run.
+    """The logs in a run's folder; does nothing on ranks other than 0. Write errors are logged; training continues.
 
     Args:
         folder: the run's folder; None on the ranks that do not write.
         tensorboard: folder of the TensorBoard files; none: the run's.
-        start: where the run goes on, in epochs: what an interrupted run logged beyond that is taken back.
+        start: where the run is resumed, in epochs: what an interrupted run logged beyond that is removed.
     """
 
     def __init__(self, folder: Path | None, tensorboard: str = "", start: float = 0.0):
@@ -57,14 +57,14 @@ class RunLog:
         with self._reported("console.txt"):
             self._open_console()
         with self._reported("log.txt"):
-            self._take_back()
+            self._remove_later_epochs()
 
     @contextmanager
     def _reported(self, name: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            logger.error("%s could not be written, training goes on: %s", self.folder / name, error)
+            logger.error("%s could not be written, training continues: %s", self.folder / name, error)
 
     def _open_console(self) -> None:
         self._console = _QuietFileHandler(self.folder / "console.txt", encoding="utf-8")
@@ -75,7 +75,7 @@ class RunLog:
             logger.removeHandler(early)
         logger.addHandler(self._console)
 
-    def _take_back(self) -> None:
+    def _remove_later_epochs(self) -> None:
         path = self.folder / "log.txt"
         if not path.exists():
             return
@@ -96,7 +96,7 @@ class RunLog:
                 raise
 
     def _abandon_events(self) -> None:
-        """A file whose last record may be torn is of no use: the next scalars open another one."""
+        """Close a file whose last record may be torn; the next scalars open another one."""
         events, self._events = self._events, None
         if events is not None:
             with suppress(OSError):
@@ -128,14 +128,14 @@ class _ConsoleHandler(logging.StreamHandler):
 
 
 class _QuietFileHandler(logging.FileHandler):
-    """A log file; what cannot be written to it is left out, since standard output has it too."""
+    """A log file that ignores write errors: standard output has the messages too."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Nothing: the default is a traceback on the console for each message."""
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Append a line, whole or not at all."""
+    """Append a line atomically: a partial write is undone."""
     with path.open("ab", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         written = 0

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM, SIGINT and SIGUSR1 end a run at its next update, on all ranks at the same one."""
+"""SIGTERM, SIGINT and SIGUSR1 stop a run at its next update, on all ranks at the same one."""
 
 import signal
 import threading
@@ -12,8 +12,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 class StopSignal:
     """Listens from `__enter__` to `__exit__`; a second SIGINT interrupts at once.
 
-    The ranks agree without waiting for one another: each update sends the ranks' words and reads those of the update
-    before, so that all stop at the same update.
+    The ranks agree without waiting for each other: each update starts an all-reduce of a flag and reads the result of the
+    one before, so that all stop at the same update.
     """
 
     def __init__(self):
@@ -43,9 +43,9 @@ class StopSignal:
             return self.received is not None
         asked = False
         if self._pending is not None:
-            word, work = self._pending
+            flag, work = self._pending
             work.wait()
-            asked = bool(word.item())
-        word = torch.tensor(int(self.received is not None))
-        self._pending = (word, dist.all_reduce(word, op=dist.ReduceOp.MAX, async_op=True))
+            asked = bool(flag.item())
+        flag = torch.tensor(int(self.received is not None))
+        self._pending = (flag, dist.all_reduce(flag, op=dist.ReduceOp.MAX, async_op=True))
         return asked

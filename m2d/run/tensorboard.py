@@ -18,7 +18,7 @@ class EventFile:
 
     Args:
         folder: the folder.
-        purge_step: TensorBoard is to forget what earlier files say from this step on.
+        purge_step: TensorBoard drops what earlier files hold from this step on.
 
     Raises:
         OSError: it cannot be written.
@@ -38,7 +38,7 @@ class EventFile:
         """Write scalars at step x.
 
         Raises:
-            OSError: they cannot be written; the file is of no use any more.
+            OSError: they cannot be written; the file may end in a torn record.
         """
         summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in values.items()])
         self._write(Event(summary=summary, step=x))

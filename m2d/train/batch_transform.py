@@ -13,7 +13,7 @@ from ..models.masking import MaskPlan, continuous_plan, random_plan
 
 @dataclass(frozen=True)
 class MaskRule:
-    """Which patches of a sample are hidden: a function of (seed, epoch, position).
+    """Which patches of a sample are masked: a function of (seed, epoch, position).
 
     `run` > 0: whole time columns in runs of this length; 0: at random.
     """

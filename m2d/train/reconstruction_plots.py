@@ -1,4 +1,4 @@
-"""Pictures of what a masked autoencoder makes of a clip: input, mask, reconstruction."""
+"""Plots of a masked autoencoder on sample clips: input, visible patches, reconstruction."""
 
 import logging
 from pathlib import Path
@@ -18,7 +18,7 @@ logger = logging.getLogger("m2d")
 def draw_samples(trainer: Trainer, checkpoint: Path) -> None:
     """Draw the clips under `data_path/vis_samples/*.npy`, where there are any, beside a checkpoint.
 
-    The pictures are `vis-{epoch}/{clip}.png`; a clip that cannot be drawn is named and left out.
+    The pictures are `vis-{epoch}/{clip}.png`; a clip that cannot be drawn is skipped with a warning.
     """
     files = sorted((Path(trainer.settings.data.data_path) / "vis_samples").glob("*.npy"))
     folder = checkpoint.with_name(checkpoint.stem.replace("checkpoint", "vis"))
@@ -42,18 +42,18 @@ def _load(file: Path, frames: int, stats: tuple[float, float]) -> torch.Tensor:
 
 @torch.no_grad()
 def draw(trainer: Trainer, clip: torch.Tensor, title: str, path: Path) -> None:
-    """One picture: a clip `[1, 1, mels, frames]`, what the model saw of it, and what it made of that."""
+    """One picture of a clip `[1, 1, mels, frames]`: input, visible patches, reconstruction."""
     trainer.model.eval()
     clip = clip.to(trainer.launch.device)
     plan = trainer.transform.mask(0, torch.zeros(1, dtype=torch.int64, device=clip.device))
     with trainer.autocast():
         loss, recons, _, mask = trainer.model.forward_viz(clip, plan)
     height, width = trainer.model.patch_size()
-    hidden = mask[0].repeat_interleave(height, 0).repeat_interleave(width, 1).bool().cpu()
-    spectrogram = clip[0, 0].cpu()[: hidden.shape[0], : hidden.shape[1]]
+    masked = mask[0].repeat_interleave(height, 0).repeat_interleave(width, 1).bool().cpu()
+    spectrogram = clip[0, 0].cpu()[: masked.shape[0], : masked.shape[1]]
     panels = {
         "input": spectrogram,
-        f"visible patches ({1 - hidden.float().mean():.0%})": spectrogram.masked_fill(hidden, float("nan")),
+        f"visible patches ({1 - masked.float().mean():.0%})": spectrogram.masked_fill(masked, float("nan")),
         f"reconstruction (loss {loss:.3f})": recons[0, 0].float().cpu(),
     }
     _draw_panels(panels, title, path)

@@ -45,7 +45,7 @@ def test_a_disk_that_cannot_be_written(number, monkeypatch, capsys):
         assert run(M2D, f"{flags} --auto_resume") == 74
     said = capsys.readouterr().out
     for epoch in (2, 3, 4):
-        assert f"out/checkpoint-{epoch}.pth could not be written, training goes on" in said and os.strerror(number) in said
+        assert f"out/checkpoint-{epoch}.pth could not be written, training continues" in said and os.strerror(number) in said
     assert "epoch 4/4" in said and "all_eval.sh" not in said
     assert {path.name: path.read_bytes() for path in Path("out").glob("*.pth")} == before
     assert run(M2D, f"{flags} --auto_resume") == 0
@@ -66,7 +66,7 @@ def test_a_disk_that_is_really_full(capsys):
         capsys.readouterr()
         assert run(M2D, f"{flags} --output_dir disk/out --auto_resume") == 74
         said = capsys.readouterr().out
-        assert said.count("could not be written, training goes on: [Errno 28]") >= 4 and "epoch 6/6" in said
+        assert said.count("could not be written, training continues: [Errno 28]") >= 4 and "epoch 6/6" in said
         assert load(Path("disk/out/last.pth"))["epoch"] == 2 and load(Path("disk/out/last-previous.pth"))["epoch"] == 1
         assert not list(disk.glob("out/.*.m2d-tmp"))
         subprocess.run(["mount", "-o", f"remount,size={20 * size}", str(disk)], check=True)
@@ -90,7 +90,7 @@ def test_logs_on_a_full_disk_end_no_run(tmp_path, capsys):
         log.scalars(5000, loss=3.0)
         log.epoch(loss=3.0, epoch=5000)
         log.close()
-        assert "could not be written, training goes on" in capsys.readouterr().out
+        assert "could not be written, training continues" in capsys.readouterr().out
         assert len(list(folder.glob("events*"))) >= 2
         events = EventAccumulator(str(folder))
         events.Reload()

@@ -31,7 +31,7 @@ def ranks_text(ranks: Collection[int]) -> str:
 class Watchdog:
     """Two threads of each rank: one counts up in the store and reads the other ranks' counts, one looks at their age.
 
-    The second thread stays able to act while the store, which rank 0 may host, does not answer. Both go on while the main
+    The second thread stays able to act while the store, which rank 0 may host, does not answer. Both keep running while the main
     thread waits in a collective or computes for a long time: only a rank none of whose threads run is missing.
 
     Args:
