@@ -9,12 +9,13 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing.connection import wait as wait_for_connection
+from multiprocessing.synchronize import Event
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -154,16 +155,16 @@ class DeviceMel:
 
     def __call__(self, outcomes: list[Outcome]) -> list[Outcome]:
         done = list(outcomes)
+        waveforms = {i: outcome.waveform for i, outcome in enumerate(outcomes) if outcome.waveform is not None}
         by_length: dict[int, list[int]] = {}
-        for i, outcome in enumerate(outcomes):
-            if outcome.waveform is not None:
-                by_length.setdefault(len(outcome.waveform), []).append(i)
+        for i, waveform in waveforms.items():
+            by_length.setdefault(len(waveform), []).append(i)
         for samples, group in by_length.items():
             size = max(1, self._max_samples // samples)
             for begin in range(0, len(group), size):
                 places = group[begin : begin + size]
                 try:
-                    spectrograms = self._spectrograms([outcomes[i] for i in places])
+                    spectrograms = self._spectrograms([waveforms[i] for i in places])
                 except MemoryError as error:
                     for i in places:
                         job = outcomes[i].job
@@ -173,18 +174,20 @@ class DeviceMel:
                     done[i] = self._converter.finish(outcomes[i], lms)
         return done
 
-    def _spectrograms(self, batch: list[Outcome]) -> list[np.ndarray]:
-        if len(batch[0].waveform) > self._max_samples:  # may not fit in the device's memory
-            return [self._on_cpu(outcome.waveform) for outcome in batch]
+    def _spectrograms(self, waveforms: list[np.ndarray]) -> list[np.ndarray]:
+        if len(waveforms[0]) > self._max_samples:  # may not fit in the device's memory
+            return [self._on_cpu(waveform) for waveform in waveforms]
         with self._torch.inference_mode():
-            waveforms = self._torch.from_numpy(np.stack([outcome.waveform for outcome in batch]))
-            return list(self._log_mel(waveforms.to(self._device)).cpu().numpy())
+            batch = self._torch.from_numpy(np.stack(waveforms))
+            return list(self._log_mel(batch.to(self._device)).cpu().numpy())
 
 
 _worker: dict = {}  # what a worker process holds: its converter, and the event that stops it
 
 
-def convert_all(jobs: list[Job], converter: Converter, workers: int, in_order: bool = False) -> Iterator[list[Outcome]]:
+def convert_all(
+    jobs: list[Job], converter: Converter, workers: int, in_order: bool = False
+) -> Generator[list[Outcome], None, None]:
     """Convert in `workers` processes (1: in this one). Outcomes come in chunks; `in_order`, in the order of the jobs.
 
     Closing the iterator ends the workers after the files they are at.
@@ -223,7 +226,7 @@ def _results(pool: ProcessPoolExecutor, chunks: Iterable[list[Job]], in_flight: 
             yield future.result()
 
 
-def _start_worker(converter: Converter, stop: threading.Event) -> None:
+def _start_worker(converter: Converter, stop: Event) -> None:
     keep_freed_memory(*KEPT_MEMORY)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _worker.update(converter=converter, stop=stop)
@@ -231,7 +234,9 @@ def _start_worker(converter: Converter, stop: threading.Event) -> None:
 
 
 def _end_with_parent() -> None:
-    wait_for_connection([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_connection([parent.sentinel])
     os._exit(1)
 
 

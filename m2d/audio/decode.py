@@ -125,15 +125,14 @@ class AudioStream:
         self._name = shown(path)
         self._path = os.fsdecode(path)
         self._file = _open_regular(path, self._name)
-        self._reader: Reader | None = None
         try:
             self._size = os.fstat(self._file.fileno()).st_size
             layout = read_layout(self._file, self._size, self._path)
             self._left_out(layout.warning, layout.seconds_left_out)
             self._parts = layout.parts or (None,)
-            self._open_part(self._parts[0])
+            self._reader = self._open_part(self._parts[0])
         except BaseException:
-            self.close()
+            self._file.close()
             raise
 
     def __enter__(self) -> "AudioStream":
@@ -144,8 +143,7 @@ class AudioStream:
 
     def close(self) -> None:
         """Close the file."""
-        if self._reader is not None:
-            self._reader.close()
+        self._reader.close()
         self._file.close()
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -163,7 +161,8 @@ class AudioStream:
         peak = damaged = 0
         for number, part in enumerate(self._parts):
             if number:
-                self._open_part(part)
+                self._reader.close()
+                self._reader = self._open_part(part)
             samples = rate = 0
             try:
                 for rate, block in self._reader.blocks():
@@ -190,18 +189,16 @@ class AudioStream:
             self.warnings.append(f"{self._name} {warning}")
         self.seconds_left_out += seconds
 
-    def _open_part(self, part: Part | None) -> None:
-        """Put a decoder at the beginning of a part; None: of the file as it is."""
-        if self._reader is not None:
-            self._reader.close()
+    def _open_part(self, part: Part | None) -> Reader:
+        """A decoder at the beginning of a part; None: of the file as it is."""
         self._source = self._file if part is None else FileView(self._file, part.pieces)
         try:
             try:
-                self._reader = self._by_libsndfile()
+                reader = self._by_libsndfile()
             except soundfile.LibsndfileError as error:
-                self._reader = self._other_reader(error)
-            else:
-                _check_rate(self._reader.rate)
+                return self._other_reader(error)
+            _check_rate(reader.rate)
+            return reader
         except ValueError as error:
             raise self._named(error) from None
 

@@ -68,9 +68,11 @@ class Reader(Protocol):
         Raises:
             ValueError: the file is damaged, or holds samples that are no numbers: words that follow its name.
         """
+        ...
 
     def close(self) -> None:
         """Free what the decoder holds."""
+        ...
 
 
 def ffmpeg_format(head: bytes) -> FfmpegFormat | None:

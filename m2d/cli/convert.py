@@ -17,6 +17,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def _convert(options: dict[str, object]) -> int:
+def _convert(options: dict[str, Any]) -> int:
     try:
         with logging_redirect_tqdm():
             report = convert_wav(**options)

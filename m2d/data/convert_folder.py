@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ from ..utils.outputs import check_outputs, has_header, lists_only
 if TYPE_CHECKING:
     from .pack.from_audio import AudioPack
 
+PACK_DTYPE = "float16"
 ALL_SUFFIXES = "all"  # the value of `suffix` that takes every format that can be read
 
 logger = logging.getLogger("m2d")
@@ -121,9 +122,8 @@ def convert_wav(
     """
     started = time.perf_counter()
     _check_options(skip, min_length, workers, sr)
-    _check_output(to_dir, csv, pack, dtype, chunk_clips)
+    folder = Path(os.path.abspath(_check_output(to_dir, csv, pack, dtype, chunk_clips)))
     min_samples = round((min_length or 0) * PRESETS[sr].sample_rate)
-    folder = Path(os.path.abspath(to_dir if pack is None else pack))
     if csv is not None:
         _check_list_place(csv, folder)
     jobs = _plan(Path(from_dir), folder if pack is None else Path(), _suffixes(suffix))
@@ -134,17 +134,19 @@ def convert_wav(
     converter = Converter(PRESETS[sr], min_samples, npy_sink if pack is None else _pack_sink(dtype), decode_only=device != "cpu")
     finish = None if device == "cpu" else DeviceMel(converter, device)
     report = Report(found=len(chosen), existing=0)
+    existing: set[str] = set()
+    audio_pack = None
     if pack is None:
         existing = _existing_targets(folder)
         to_do = [job for job in chosen if job.target not in existing]
     else:
-        audio_pack = _open_pack(folder, chosen, converter, chunk_clips, report)
+        audio_pack = _open_pack(folder, chosen, converter, dtype or PACK_DTYPE, chunk_clips, report)
         to_do = audio_pack.jobs_left()
     report.existing = len(chosen) - len(to_do) - len(report.failed)
     workers = min(workers or _cpu_count(), max(1, len(to_do)))
     try:
         with closing(_converted(to_do, converter, finish, workers, verbose, report, in_order=pack is not None)) as outcomes:
-            if pack is None:
+            if audio_pack is None:
                 deque(outcomes, maxlen=0)
             else:
                 _write_pack(audio_pack, outcomes)
@@ -166,7 +168,7 @@ def _converted(
     verbose: bool,
     report: Report,
     in_order: bool,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """The outcomes of jobs, each in the report, the log and the progress bar."""
     with (
         closing(convert_all(jobs, converter, workers, in_order)) as chunks,
@@ -195,14 +197,16 @@ def _log(outcome: Outcome, verbose: bool) -> None:
 def _pack_sink(dtype: str | None) -> Sink:
     from .pack.from_audio import PackSink  # reads lists with Arrow, which takes a moment to import
 
-    return PackSink(dtype or "float16")
+    return PackSink(dtype or PACK_DTYPE)
 
 
-def _open_pack(folder: Path, jobs: list[Job], converter: Converter, chunk_clips: int | None, report: Report) -> "AudioPack":
+def _open_pack(
+    folder: Path, jobs: list[Job], converter: Converter, dtype: str, chunk_clips: int | None, report: Report
+) -> "AudioPack":
     """Begin a pack, or go on with it; what earlier runs had to leave out counts as failed."""
     from .pack.from_audio import AudioPack
 
-    audio_pack = AudioPack(folder, jobs, converter, converter.sink.dtype, chunk_clips)
+    audio_pack = AudioPack(folder, jobs, converter, dtype, chunk_clips)
     report.failed.update(audio_pack.left_out)
     return audio_pack
 
@@ -231,20 +235,26 @@ def _check_options(skip: int, min_length: float | None, workers: int | None, sr:
 
 
 def _check_output(
-    to_dir: object, csv: object, pack: str | os.PathLike | None, dtype: str | None, chunk_clips: int | None
-) -> None:
-    if (to_dir is None) == (pack is None):
-        raise ValueError("give a folder, DEST, for a .npy file per clip, or --pack OUT.pack for a few large files: one of both")
-    if pack is None:
+    to_dir: str | os.PathLike | None,
+    csv: object,
+    pack: str | os.PathLike | None,
+    dtype: str | None,
+    chunk_clips: int | None,
+) -> str | os.PathLike:
+    """What the spectrograms are written to: the folder DEST, or the pack."""
+    if to_dir is not None and pack is None:
         if dtype is not None or chunk_clips is not None:
             raise ValueError("--dtype and --chunk_clips are for --pack; .npy files are float32, one per clip")
-        return
+        return to_dir
+    if pack is None or to_dir is not None:
+        raise ValueError("give a folder, DEST, for a .npy file per clip, or --pack OUT.pack for a few large files: one of both")
     if csv is not None:
         raise ValueError("--csv lists .npy files; a pack holds its list itself")
     if dtype not in (None, "float16", "float32"):
         raise ValueError(f"--dtype {dtype}: expected float16 or float32")
     if chunk_clips is not None and chunk_clips < 1:
         raise ValueError(f"--chunk_clips {chunk_clips}: expected a number of clips, 1 or more")
+    return pack
 
 
 def _check_list_place(csv: str | os.PathLike, dest: Path) -> None:

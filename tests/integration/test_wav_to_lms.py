@@ -126,10 +126,10 @@ def test_a_clip_too_long_for_memory_is_left_out_of_the_device_path_too(tmp_path,
     mel = convert.DeviceMel(converter, "cpu")
     spectrograms = mel._spectrograms
 
-    def limited(batch):
-        if len(batch[0].waveform) == 1601:
+    def limited(waveforms):
+        if len(waveforms[0]) == 1601:
             raise MemoryError("30 GB")
-        return spectrograms(batch)
+        return spectrograms(waveforms)
 
     monkeypatch.setattr(mel, "_spectrograms", limited)
     outcomes = mel([converter(job) for job in jobs])

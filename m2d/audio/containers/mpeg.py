@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import BinaryIO
 
-from .view import Layout, Part, Piece
+from .view import FileView, Layout, Part, Piece
 
 _KBITS = {  # by MPEG 1 (or 2 and 2.5) and layer
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -94,7 +94,7 @@ def _frame(header: bytes) -> _Frame | None:
     return _Frame(length, samples, (version, layer, hertz, mono), 4 + side_information)
 
 
-def behind_id3(file: BinaryIO, position: int) -> int:
+def behind_id3(file: BinaryIO | FileView, position: int) -> int:
     """Where the ID3v2 tags end that begin here."""
     while True:
         file.seek(position)
@@ -191,7 +191,7 @@ def _pieces(file: BinaryIO, stream: _Stream) -> tuple[tuple[Piece, ...], int]:
     if stream.frame.kind[1] != 3:
         return tuple(stream.ranges), 0
     length = sum(map(len, stream.ranges))
-    promised, tag = 0, b""
+    promised, told, tag = 0, 0, b""
     if stream.tag is not None:
         file.seek(stream.tag.start)
         tag = file.read(len(stream.tag))
@@ -209,5 +209,6 @@ def _new_tag(stream: _Stream) -> bytes:
     first = stream.header
     header = bytes((first[0], first[1] | 1, _KBITS_OF_OUR_TAG << 4 | first[2] & 0x0C, first[3]))
     frame = _frame(header)
+    assert frame is not None  # the header of a frame, but for its bit rate
     tag = header.ljust(frame.tag_offset, b"\0") + struct.pack(">4sII", b"Info", _HAS_FRAMES, stream.count)
     return tag.ljust(frame.length, b"\0")

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 #: Bytes of one's own, or a range of a file's.
 Piece = bytes | range
@@ -68,7 +68,7 @@ class FileView(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         target = memoryview(buffer).cast("B")
         filled = 0
         while filled < len(target) and self._position < self._starts[-1]:
