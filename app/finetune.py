@@ -213,7 +213,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=150)
     parser.add_argument("--warmup_epochs", type=int, default=0)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--split_iter", type=int, default=1, help="compute a batch in so many parts, to save memory")
+    parser.add_argument("--split_iter", type=int, default=1, help="number of parts that a batch is computed in, to save memory")
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--weight_decay", type=float, default=1e-2)
     parser.add_argument("--dur_frames", type=int, default=801, help="frames (10 ms each) of a segment; 801 is 8 s")

@@ -123,7 +123,7 @@ class SegmentDataset(Dataset):
         self.u = np.zeros(len(table))
 
     def set_epoch(self, seed: int, epoch: int) -> None:
-        """Draw anew where the segments begin."""
+        """Draw new random starts of the segments for this epoch."""
         self.u = uniform(seed, epoch, np.arange(len(self)), Purpose.CROP)
 
     def __len__(self) -> int:

@@ -204,7 +204,7 @@ class PortableM2D(nn.Module):
 
     Args:
         weight_file: a .pth of any M2D model (tiny, small, base, large; pre-trained, encoder-only or fine-tuned).
-        num_classes: add a batch norm and a linear head, loaded where the checkpoint has one of so many classes.
+        num_classes: add a batch norm and a linear head, loaded from the checkpoint if it has one with this number of classes.
         freeze_embed: do not train the patch embedding.
         flat_features: every patch a vector of its own, `[B, F·T, D]`; None: only where the checkpoint's head asks for it.
 

@@ -14,7 +14,7 @@ fail() {
     exit "${2:-1}"
 }
 
-# EVAR's configuration for a checkpoint: its rate stands in its folder's name.
+# EVAR's configuration for a checkpoint: its folder's name holds the sampling rate.
 config_of() {
     case $1 in
         *p32k-*) echo config/m2d_32k.yaml ;;
@@ -44,7 +44,7 @@ absolute() {
 }
 
 # enter_evar ROOT CKPT: change into ROOT/evar and set ckpt (absolute) and config.
-# Without EVAR it says how to get it and ends the script well: a training run goes on without its evaluation.
+# Without EVAR it says how to get it and ends the script with status 0: training continues without its evaluation.
 enter_evar() {
     local root=$1
     [[ $# -eq 2 ]] || fail "usage: ${0##*/} CHECKPOINT" 2

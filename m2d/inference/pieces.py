@@ -23,7 +23,7 @@ class Cutting:
     pads_short: bool = True
 
     def lengths(self, frames: int) -> list[int]:
-        """Frames of each piece of an input of so many frames, padding included."""
+        """Frames of each piece of an input of `frames` frames, padding included."""
         if not self.pads_short and self.patch <= frames < self.unit:
             return [frames // self.patch * self.patch]
         padded = frames + (self.patch - frames % self.unit % self.patch) % self.patch
@@ -38,7 +38,7 @@ class Cutting:
         return groups if lengths[-1] == self.unit else [*groups, (whole, whole + lengths[-1], lengths[-1])]
 
     def steps(self, frames: int) -> int:
-        """Time steps of an input of so many frames."""
+        """Time steps of an input of `frames` frames."""
         return sum(length // self.patch for length in self.lengths(frames))
 
     def step_start(self, step: int) -> int:

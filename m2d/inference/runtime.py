@@ -108,7 +108,7 @@ class RuntimeM2D(Reconstruction, nn.Module):
         encoder_only: leave decoder and target out.
         dur_frames: frames of the model's input, in place of the checkpoint's. A clip shorter than that is then not padded:
             frames behind its last whole patch are not encoded.
-        num_classes: add a batch norm and a linear head, loaded where the checkpoint has one of so many classes.
+        num_classes: add a batch norm and a linear head, loaded from the checkpoint if it has one with this number of classes.
         freeze_embed: do not train the patch embedding.
         flat_features: every patch a vector of its own: `[B, F·T, D]`.
 
@@ -249,7 +249,7 @@ class RuntimeM2D(Reconstruction, nn.Module):
     def _encode(
         self, cut: Callable[[int, int], torch.Tensor], batch: int, frames: int, return_layers: bool, per_frame: bool
     ) -> list[torch.Tensor]:
-        """Features of an input of so many frames, of which `cut(start, stop)` gives a stretch, normalised."""
+        """Features of an input of `frames` frames; `cut(start, stop)` returns a stretch of it, normalised."""
         self._check_per_frame(per_frame)
         rows, columns = self.backbone.grid_size()
         pieces_at_once = max(1, _TOKENS_PER_BLOCK // (batch * (1 + rows * columns)))
@@ -389,7 +389,7 @@ class RuntimeM2D(Reconstruction, nn.Module):
         return features, get_timestamps(self.cfg, audio, features)
 
     def patch_times(self, samples: int) -> torch.Tensor:
-        """When the patches of each time step begin, in ms `[T]`, for a waveform of so many samples at the model's rate."""
+        """When the patches of each time step begin, in ms `[T]`, for a waveform of `samples` samples at the model's rate."""
         cutting = self.cutting
         starts = [cutting.step_start(step) for step in range(cutting.steps(frame_count(samples, self.front_end)))]
         return torch.tensor(starts, dtype=torch.float64) * (self.front_end.hop_size * 1000 / self.sample_rate)

@@ -46,7 +46,7 @@ class Sink(ABC):
 
     @abstractmethod
     def complete(self, clip: int, samples: int, frames: int) -> None:
-        """All embeddings of a file of so many samples and spectrogram frames were put."""
+        """All embeddings of a file were put; it has `samples` samples and `frames` spectrogram frames."""
 
     def discard(self, clip: int, reason: str) -> None:
         """Leave a file out, of which some embeddings may have been put."""

@@ -39,7 +39,7 @@ from .windows import Window, WindowMeans, joined
 
 logger = logging.getLogger("m2d")
 
-# Windows of a picture where none are asked for: of a second, or as long as so many need to be.
+# Windows of a picture without --window: of one second, or longer where these would be more than the limit.
 _PICTURE_SECONDS, _PICTURE_WINDOWS = 1.0, 600
 
 

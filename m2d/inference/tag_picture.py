@@ -22,7 +22,7 @@ _TICKS_KHZ = (0.125, 0.25, 0.5, 1, 2, 4, 8, 16)
 
 
 def read_log_mel(path: Path, runtime: RuntimeM2D, frames: int) -> np.ndarray:
-    """The log-mel of a file of so many frames in dB, averaged over time to at most 2,000 columns: `[n_mels, columns]`."""
+    """The log-mel of a file of `frames` frames in dB, averaged over time to at most 2,000 columns: `[n_mels, columns]`."""
     width = -(-frames // _MOST_COLUMNS)
     columns, rest = [], np.empty((runtime.front_end.n_mels, 0))
     for part in _parts(path, runtime):

@@ -55,7 +55,7 @@ def resample(audio: torch.Tensor, rate: int | None, wanted: int) -> torch.Tensor
 
 
 def frame_count(samples: int, front_end: FrontEnd) -> int:
-    """Frames of the spectrogram of so many samples."""
+    """Frames of the spectrogram of a waveform of `samples` samples."""
     return 1 + max(samples, front_end.min_samples) // front_end.hop_size
 
 

@@ -27,7 +27,7 @@ class WindowMeans:
 
     Args:
         seconds: length of a window; None: one of all.
-        most: join windows in pairs, again and again, where there are more than so many.
+        most: the most windows to keep: beyond that, windows are joined in pairs and become twice as long.
     """
 
     def __init__(self, seconds: float | None, most: int | None = None):
@@ -52,7 +52,7 @@ class WindowMeans:
         self._sums[place] = values
 
     def windows(self, duration: float) -> list[Window]:
-        """The windows of a clip of so many seconds, in order. A last one of less than half the length joins the one before."""
+        """The windows of a clip of `duration` seconds, in order. A last one of less than half the length joins the one before."""
         sums = [self._sums[place] for place in sorted(self._sums)]
         if self._seconds is not None and len(sums) > 1 and duration - sums[-1].start < self._seconds / 2 - 1e-6:
             last = sums.pop()

@@ -5,7 +5,7 @@ from .expert import UpstreamExpert as _UpstreamExpert
 
 
 def m2d_local(ckpt: str, **kwargs) -> _UpstreamExpert:
-    """A checkpoint, with the statistics that stand in it unless norm_mean and norm_std are given."""
+    """A checkpoint, with its own statistics unless norm_mean and norm_std are given."""
     return _UpstreamExpert(ckpt, **kwargs)
 
 
