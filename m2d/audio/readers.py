@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 import numpy as np
 import soundfile
@@ -107,7 +107,7 @@ class SndfileReader:
     promised_seconds = 0.0
 
     def __init__(self, source: str | int | FileView, sample_rate: int):
-        self._file = _SoundFile(source, closefd=False)
+        self._file = _SoundFile(cast(Any, source), closefd=False)
         self._sample_rate = sample_rate
         self.peak = 0.0
 
@@ -155,12 +155,13 @@ class FfmpegReader:
 
     def __init__(self, file: BinaryIO | FileView, format_name: str):
         import av
+        from av.error import FFmpegError
 
         file.seek(0)
-        self._error = av.FFmpegError
+        self._error = FFmpegError
         try:
-            self._container = av.open(file, format=format_name, metadata_errors="ignore")
-        except av.FFmpegError as error:
+            self._container = av.open(file, "r", format=format_name, metadata_errors="ignore")
+        except FFmpegError as error:
             raise ValueError(f"cannot be read as audio: {error.strerror}") from None
         if not self._container.streams.audio:
             self.close()
@@ -189,7 +190,7 @@ class FfmpegReader:
         stream = self._container.streams.audio[0]
         if self._container.format.name in _WITHOUT_LENGTH:
             return 0.0
-        if stream.duration is not None:
+        if stream.duration is not None and stream.time_base is not None:
             return float(stream.duration * stream.time_base)
         alone = len(self._container.streams) == 1  # a film may be longer than its sound
         return (self._container.duration or 0) / 1e6 if alone else 0.0
