@@ -700,7 +700,7 @@ def test_skip_bad_files_takes_the_next_clip_and_counts(how, capsys):
     break_clip(5, how)
     trained(f"{LIST} --epochs 2 --skip_bad_files", out="skipped")
     said = capsys.readouterr().out
-    assert "passed over (--skip_bad_files): data/files_main.csv row 7: main_lms/005.npy" in said
+    assert "skipped (--skip_bad_files): data/files_main.csv row 7: main_lms/005.npy" in said
     assert [line["skipped_files"] for line in log_lines(Path("skipped"))] == [1, 1]
     # The same run as with the next clip's content under that name.
     Path("data/main_lms/005.npy").write_bytes(reference)
