@@ -30,12 +30,14 @@ OPTIONS = (
 )
 
 ENCODERS = {
+    "mini": dict(embed_dim=192, depth=6, num_heads=3),
     "tiny": dict(embed_dim=192, depth=12, num_heads=3),
     "small": dict(embed_dim=384, depth=12, num_heads=6),
     "base": dict(embed_dim=768, depth=12, num_heads=12),
     "large": dict(embed_dim=1024, depth=24, num_heads=16),
 }
 PREDICTORS = {
+    "mini": dict(decoder_embed_dim=128, decoder_num_heads=4),
     "tiny": dict(decoder_embed_dim=256, decoder_num_heads=8),
     "small": dict(decoder_embed_dim=384, decoder_num_heads=6),
     "base": dict(decoder_embed_dim=512, decoder_num_heads=16),
@@ -104,59 +106,73 @@ def _image(family: str) -> Builder:
     return Builder(FAMILIES[family], dict(_full(family, "base").sizes, patch_size=16, in_chans=3), dict(img_size=224))
 
 
+mae_vit_mini = _full("mae", "mini")
 mae_vit_tiny = _full("mae", "tiny")
 mae_vit_small = _full("mae", "small")
 mae_vit_base = _full("mae", "base")
 mae_vit_large = _full("mae", "large")
+msm_mae_vit_mini = _full("msm_mae", "mini")
 msm_mae_vit_tiny = _full("msm_mae", "tiny")
 msm_mae_vit_small = _full("msm_mae", "small")
 msm_mae_vit_base = _full("msm_mae", "base")
 msm_mae_vit_large = _full("msm_mae", "large")
+m2d_vit_mini = _full("m2d", "mini")
 m2d_vit_tiny = _full("m2d", "tiny")
 m2d_vit_small = _full("m2d", "small")
 m2d_vit_base = _full("m2d", "base")
 m2d_vit_large = _full("m2d", "large")
+m2d_d2v_vit_mini = _full("m2d_d2v", "mini")
 m2d_d2v_vit_tiny = _full("m2d_d2v", "tiny")
 m2d_d2v_vit_small = _full("m2d_d2v", "small")
 m2d_d2v_vit_base = _full("m2d_d2v", "base")
 m2d_d2v_vit_large = _full("m2d_d2v", "large")
+m2d_x_vit_mini = _full("m2d_x", "mini")
 m2d_x_vit_tiny = _full("m2d_x", "tiny")
 m2d_x_vit_small = _full("m2d_x", "small")
 m2d_x_vit_base = _full("m2d_x", "base")
 m2d_x_vit_large = _full("m2d_x", "large")
+m2d_as_vit_mini = _full("m2d_as", "mini")
 m2d_as_vit_tiny = _full("m2d_as", "tiny")
 m2d_as_vit_small = _full("m2d_as", "small")
 m2d_as_vit_base = _full("m2d_as", "base")
 m2d_as_vit_large = _full("m2d_as", "large")
+m2d_s_vit_mini = _full("m2d_s", "mini")
 m2d_s_vit_tiny = _full("m2d_s", "tiny")
 m2d_s_vit_small = _full("m2d_s", "small")
 m2d_s_vit_base = _full("m2d_s", "base")
 m2d_s_vit_large = _full("m2d_s", "large")
 
+mae_vit_mini_encoder_only = _encoder("mini")
 mae_vit_tiny_encoder_only = _encoder("tiny")
 mae_vit_small_encoder_only = _encoder("small")
 mae_vit_base_encoder_only = _encoder("base")
 mae_vit_large_encoder_only = _encoder("large")
+msm_mae_vit_mini_encoder_only = _encoder("mini")
 msm_mae_vit_tiny_encoder_only = _encoder("tiny")
 msm_mae_vit_small_encoder_only = _encoder("small")
 msm_mae_vit_base_encoder_only = _encoder("base")
 msm_mae_vit_large_encoder_only = _encoder("large")
+m2d_vit_mini_encoder_only = _encoder("mini")
 m2d_vit_tiny_encoder_only = _encoder("tiny")
 m2d_vit_small_encoder_only = _encoder("small")
 m2d_vit_base_encoder_only = _encoder("base")
 m2d_vit_large_encoder_only = _encoder("large")
+m2d_d2v_vit_mini_encoder_only = _encoder("mini")
 m2d_d2v_vit_tiny_encoder_only = _encoder("tiny")
 m2d_d2v_vit_small_encoder_only = _encoder("small")
 m2d_d2v_vit_base_encoder_only = _encoder("base")
 m2d_d2v_vit_large_encoder_only = _encoder("large")
+m2d_x_vit_mini_encoder_only = _encoder("mini")
 m2d_x_vit_tiny_encoder_only = _encoder("tiny")
 m2d_x_vit_small_encoder_only = _encoder("small")
 m2d_x_vit_base_encoder_only = _encoder("base")
 m2d_x_vit_large_encoder_only = _encoder("large")
+m2d_as_vit_mini_encoder_only = _encoder("mini")
 m2d_as_vit_tiny_encoder_only = _encoder("tiny")
 m2d_as_vit_small_encoder_only = _encoder("small")
 m2d_as_vit_base_encoder_only = _encoder("base")
 m2d_as_vit_large_encoder_only = _encoder("large")
+m2d_s_vit_mini_encoder_only = _encoder("mini")
 m2d_s_vit_tiny_encoder_only = _encoder("tiny")
 m2d_s_vit_small_encoder_only = _encoder("small")
 m2d_s_vit_base_encoder_only = _encoder("base")

@@ -96,7 +96,7 @@ def test_every_published_name_is_there():
 def test_builders_are_assigned_by_name_where_tools_see_them():
     tree = ast.parse(Path(registry.__file__).read_text())
     assigned = [target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets]
-    assert len(BUILDERS) == 59 and set(BUILDERS) <= set(assigned)
+    assert len(BUILDERS) == 73 and set(BUILDERS) <= set(assigned)
     for name, builder in BUILDERS.items():
         family, size = name.removesuffix("_encoder_only").removesuffix("_patch16").split("_vit_")
         sizes = registry.ENCODERS[size]
@@ -175,7 +175,7 @@ def test_unknown_options_are_refused(name):
 
 @pytest.mark.parametrize(
     "name, hint",
-    [("m2d_vit_bas", "did you mean m2d_vit_base"), ("m2dvit_tiny", "m2d_vit_tiny"), ("resnet50", "choose from mae_vit_tiny")],
+    [("m2d_vit_bas", "did you mean m2d_vit_base"), ("m2dvit_tiny", "m2d_vit_tiny"), ("resnet50", "choose from mae_vit_mini")],
 )
 def test_unknown_names_offer_close_ones(name, hint):
     with pytest.raises(ValueError, match=f"unknown model '{name}'.*{hint}"):
