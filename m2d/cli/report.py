@@ -3,11 +3,13 @@
     m2d report RUN_FOLDER --data_path data --csv data/files.csv --out picture.png
 
 shows the loss, the mask over a spectrogram, and, where the clips' folders name their classes, a linear probe of the
-trained encoder against the same encoder untrained and against mean and deviation of the log-mel.
+trained encoder against the same encoder untrained and against mean and deviation of the log-mel. The probe takes about a
+minute, of as many clips as that allows; `m2d probe` judges with all of them, and holds out whole groups of clips.
 """
 
 import argparse
 import json
+import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -18,12 +20,14 @@ import numpy as np
 import torch
 
 from ..audio.logmel import PRESETS, FrontEnd, mel_filters
-from ..checkpoint.spec import ModelSpec
 from ..checkpoint.weights import checkpoints_in, load_file
 from ..data.clip_list import read_list
-from ..evaluation.linear_probe import FOLDS, encoder_means, held_out_accuracy, mel_statistics
+from ..evaluation.features import EncoderFeatures, FeatureSource, LogMelFeatures, clip_features, untrained
+from ..evaluation.labelled_clips import LabelledClips
+from ..evaluation.probe import Judgement, Protocol
 from ..inference.runtime import RuntimeM2D
 from ..utils.atomic_file import write_figure
+from ..utils.device import pick_device
 from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by
 from ..utils.program import ArgumentParser, run_program
 
@@ -32,9 +36,20 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
 
+logger = logging.getLogger("m2d")
+
 _PROGRAM = "m2d report"  # in the picture's metadata
 PROBE_CLIPS = 1000
 CLIPS_PER_CLASS = 12
+FOLDS = 4
+ENCODING_FLOPS = 2e12  # about half a minute of two cores; fitting takes less
+POOLING = "mean"  # what m2d embed gives for a clip
+ACCURACY = "linear/accuracy"
+TRAINED, UNTRAINED, LOGMEL = "trained encoder", "same encoder, untrained", "mean and deviation of the log-mel"
+NEXT_STEP = (
+    "So far training has gained nothing certain for these classes. What to do next: judge released weights on the same sounds "
+    "(m2d probe AUDIO_FOLDER --weights CKPT; README, Released weights), or train for longer on more audio (docs/learning.md)."
+)
 INK, ACCENT, MUTED = "#222222", "#c0392b", "#9aa5b1"
 
 
@@ -71,18 +86,19 @@ def show(run: Path, data_path: Path, csv: Path, out: Path) -> dict[str, float]:
     names = list(read_list(csv).names)
     losses = read_losses(run / "log.txt")
     print(f"loss: {losses[0][1]:.4f} after the first epoch, {losses[-1][1]:.4f} after the last of {len(losses)}")
-    trained = RuntimeM2D(weight_file=checkpoints[-1])
-    chosen, labels = labelled_clips(names)
-    accuracies = probe(trained, [load_clip(data_path / name) for name in chosen], labels)
-    for what, accuracy in accuracies.items():
-        print(f"linear probe on held-out clips: {accuracy:6.1%}  {what}")
+    trained = RuntimeM2D(weight_file=checkpoints[-1]).to(pick_device("auto")).eval()
+    clips = labelled_clips(data_path, names, affordable_clips(trained, [data_path / name for name in names]))
+    judgements = probe(trained, clips) if clips else {}
+    for line in verdict(judgements):
+        print(line)
+    accuracies = {what: judgement.figures[ACCURACY][0] for what, judgement in judgements.items()}
 
     figure = plt.figure(figsize=(12, 6.5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1, 1.3))
     axes = left.subplots(2 if accuracies else 1, 1, squeeze=False)[:, 0]
     draw_losses(axes[0], losses)
     if accuracies:
-        draw_probe(axes[1], accuracies, chance=1 / len(set(labels)))
+        draw_probe(axes[1], accuracies, chance=1 / len(clips.classes))
     draw_mask(right.subplots(2, 1, sharex=True), trained, load_clip(data_path / names[0]), load_file(checkpoints[-1])["args"])
     out.parent.mkdir(parents=True, exist_ok=True)
     write_figure(out, figure, _PROGRAM, dpi=110)
@@ -110,37 +126,73 @@ def load_clip(path: Path) -> np.ndarray:
     return clip
 
 
-def labelled_clips(names: list[str]) -> tuple[list[str], np.ndarray]:
+def affordable_clips(trained: RuntimeM2D, paths: Sequence[Path]) -> int:
+    """How many clips two encoders of this size can encode in ENCODING_FLOPS: the same ones whenever it is asked."""
+    backbone = trained.backbone
+    (rows, columns), input_frames = backbone.grid_size(), backbone.patch_embed.img_size[1]
+    frames = np.mean([np.load(path, mmap_mode="r").shape[-1] for path in paths[:: max(1, len(paths) // 32)]])
+    tokens = rows * columns * max(1.0, frames / input_frames)
+    flops = 2 * tokens * sum(parameter.numel() for parameter in backbone.blocks.parameters())
+    return int(ENCODING_FLOPS / (2 * flops))
+
+
+def labelled_clips(data_path: Path, names: Sequence[str], most: int) -> LabelledClips | None:
     """Clips to probe with and their classes, the folders they lie in; none where there are fewer than two classes.
 
-    Classes of fewer than CLIPS_PER_CLASS clips are left out; of many clips PROBE_CLIPS evenly spread ones are taken.
+    Classes of fewer than CLIPS_PER_CLASS clips are left out. Of many clips `most` evenly spread ones are taken, at most
+    PROBE_CLIPS, of no more of the largest classes than leave each CLIPS_PER_CLASS.
     """
-    sizes = Counter(Path(name).parent for name in names)
-    classes = {folder for folder, size in sizes.items() if size >= CLIPS_PER_CLASS}
-    if len(classes) < 2:
-        return [], np.array([])
-    names = sorted(name for name in names if Path(name).parent in classes)
-    names = names[:: -(-len(names) // max(PROBE_CLIPS, FOLDS * len(classes)))]
-    labels = [Path(name).parent.as_posix() for name in names]
+    most = max(2 * CLIPS_PER_CLASS, min(PROBE_CLIPS, most))
+    sizes = Counter(Path(name).parent.as_posix() for name in names)
+    large = [folder for folder, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])) if size >= CLIPS_PER_CLASS]
+    large = set(large[: most // CLIPS_PER_CLASS])
+    chosen = sorted(name for name in names if Path(name).parent.as_posix() in large)
+    chosen = chosen[:: max(1, -(-len(chosen) // most))]
+    labels = [Path(name).parent.as_posix() for name in chosen]
     kept = {label for label, size in Counter(labels).items() if size >= FOLDS}
-    pairs = [(name, label) for name, label in zip(names, labels, strict=True) if label in kept]
-    return [name for name, _ in pairs], np.array([label for _, label in pairs])
+    rows = [i for i, label in enumerate(labels) if label in kept]
+    if len(kept) < 2:
+        return None
+    logger.info("linear probe with %d of %d clips, of %d classes", len(rows), len(names), len(kept))
+    classes, targets = np.unique([labels[i] for i in rows], return_inverse=True)
+    paths = [data_path / chosen[i] for i in rows]
+    return LabelledClips(paths, classes.tolist(), targets.astype(np.int64), np.arange(len(rows)))
 
 
-def probe(trained: RuntimeM2D, clips: list[np.ndarray], labels: np.ndarray) -> dict[str, float]:
-    """Accuracies of linear probes, by what they see."""
-    if len(clips) == 0:
-        return {}
-    cfg = trained.cfg
-    torch.manual_seed(0)
-    untrained = RuntimeM2D(weight_file=f"{ModelSpec(cfg.input_size, cfg.patch_size, cfg.sr, cfg.model)}-random")
-    untrained.cfg.mean, untrained.cfg.std = cfg.mean, cfg.std
-    features = {
-        "trained encoder": encoder_means(trained, clips),
-        "same encoder, untrained": encoder_means(untrained, clips),
-        "mean and deviation of the log-mel": mel_statistics(clips),
+def probe(trained: RuntimeM2D, clips: LabelledClips) -> dict[str, Judgement]:
+    """Judgements of linear probes, by what they see.
+
+    Raises:
+        ValueError: a clip cannot be read.
+    """
+    protocol = Protocol(clips, FOLDS)
+    sources: dict[str, FeatureSource] = {
+        TRAINED: EncoderFeatures(trained, POOLING, "trained"),
+        UNTRAINED: EncoderFeatures(untrained(trained).eval(), POOLING, "untrained"),
+        LOGMEL: LogMelFeatures(trained.cfg.sr),
     }
-    return {what: held_out_accuracy(x, labels) for what, x in features.items()}
+    judgements = {}
+    for what, source in sources.items():
+        features, readable = clip_features(source, clips.paths)
+        if not readable.all():
+            raise ValueError(f"{(~readable).sum()} of the {len(readable)} clips to probe with cannot be read: see above")
+        judgements[what] = protocol.judge(features, what)
+    return judgements
+
+
+def verdict(judgements: dict[str, Judgement]) -> list[str]:
+    """What the probes say, a line each, and what follows from it (nothing without probes)."""
+    if not judgements:
+        return []
+    lines = [f"linear probe on held-out clips: {j.figures[ACCURACY][0]:6.1%}  {what}" for what, j in judgements.items()]
+    gains = {what: judgements[TRAINED].difference(judgements[what], ACCURACY) for what in (UNTRAINED, LOGMEL)}
+    lines += [
+        f"  more than the {what}: {100 * d:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+        for what, (d, low, high) in gains.items()
+    ]
+    if min(low for _, low, _ in gains.values()) > 0:
+        return [*lines, "Training taught it something that tells these classes apart."]
+    return [*lines, NEXT_STEP]
 
 
 # ---------------------------------------------------------------- pictures
