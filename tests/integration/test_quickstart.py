@@ -40,7 +40,7 @@ def test_sample_set_becomes_an_encoder(sample_run):
     assert len(checkpoints) == 1
     assert str(checkpoints[0]) in said
     runtime = RuntimeM2D(weight_file=checkpoints[0])
-    assert runtime.cfg.model == "m2d_vit_tiny"
+    assert runtime.cfg.model == "mae_vit_mini"
     assert len(list((work / "lms").rglob("*.npy"))) == 120
 
 
