@@ -11,8 +11,9 @@ mixes them to mono and resamples them. The .npz holds
     file_index   [rows]          with --level frame: which of the files a row belongs to
     times_ms     [rows]          with --level frame: when the patches of its time step begin
 
-Files are decoded and encoded in stretches: the program needs up to 300 MB beside the model, however long the files are and
-however many. What is done is kept in embeddings.npz.partial/ until the end: the same command continues a run that was killed.
+Files are decoded and encoded in stretches: with the default --batch_size the program needs up to 300 MB beside a model of
+ViT-Base's size, however long the files are and however many. What is done is kept in embeddings.npz.partial/ until the end:
+the same command continues a run that was killed.
 
 A file that cannot be read is reported and left out; the exit status is then 1.
 """
@@ -100,7 +101,7 @@ def embed(
     runtime: RuntimeM2D,
     out: Path,
     per_frame: bool = False,
-    batch_size: int = 16,
+    batch_size: int = 8,
     workers: int = 4,
     bf16: bool = False,
     overwrite: bool = False,
@@ -183,7 +184,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", required=True, help="checkpoint: a file, a folder, or an https address")
     parser.add_argument("--out", required=True, type=Path, help="the .npz file to write")
     parser.add_argument("--level", choices=("clip", "frame"), default="clip", help="a vector per file, or per time step")
-    parser.add_argument("--batch_size", type=int, default=16, help="pieces of the model's input length encoded at a time")
+    parser.add_argument("--batch_size", type=int, default=8, help="pieces of the model's input length encoded at a time")
     parser.add_argument("--workers", "--threads", type=int, default=4, help="files decoded at a time")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
     parser.add_argument("--bf16", action="store_true", help="encode in bfloat16: cosine with float32's above 0.999")

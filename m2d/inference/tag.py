@@ -9,9 +9,9 @@ rows of a table with a column `mid` are taken in the order of the mids as text, 
 others in the order of their column `index`, or as they stand (--order index: never by mid). Checkpoints of app/finetune.py
 bring the names along, and need no --classes.
 
-Files are decoded and encoded in stretches: the program needs up to 300 MB beside the model, however long the files are. A
-last window of less than half the length joins the one before. A file that cannot be read is reported; the exit status is
-then 1.
+Files are decoded and encoded in stretches: with the default --batch_size the program needs up to 300 MB beside a model of
+ViT-Base's size, however long the files are. A last window of less than half the length joins the one before. A file that
+cannot be read is reported; the exit status is then 1.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--single", action="store_true", help="classes exclude each other: probabilities sum to 1")
     parser.add_argument("--plot", type=Path, help="picture of the tags over time to draw (.png, .pdf, .svg)")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
-    parser.add_argument("--batch_size", type=int, default=16, help="pieces of the model's input length encoded at a time")
+    parser.add_argument("--batch_size", type=int, default=8, help="pieces of the model's input length encoded at a time")
     parser.add_argument("--workers", type=int, default=2, help="files decoded at a time")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
     return parse_with_audio(parser, argv)
