@@ -21,6 +21,7 @@ else
   echo "shellcheck is not installed: the shell scripts are not checked"
 fi
 if [ $# = 0 ]; then
+  "$PYTHON" -m basedpyright --pythonpath "$PYTHON"
   NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --strict --quiet --site-dir build/site
 fi
 OMP_NUM_THREADS=1 exec "$PYTHON" -m pytest -n auto --dist worksteal "$@"

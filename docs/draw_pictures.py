@@ -31,9 +31,9 @@ HZ = (250, 500, 1000, 2000, 4000)
 SECONDS_PER_FRAME = 0.01
 FRAMES = 208
 MASK_RATIO = 0.7
-SIZES = dict(img_size=(80, FRAMES), patch_size=(16, 8), embed_dim=96, depth=3, num_heads=3)
+SIZES = dict(img_size=(80, FRAMES), patch_size=(16, 16), embed_dim=96, depth=3, num_heads=3)
 SIZES |= dict(decoder_embed_dim=96, decoder_depth=1, decoder_num_heads=3)
-STEPS, BATCH, LEARNING_RATE = 700, 32, 3e-3
+STEPS, BATCH, LEARNING_RATE = 1000, 32, 1e-3
 
 
 def read_clips(list_file: Path, left_out: Path) -> list[np.ndarray]:

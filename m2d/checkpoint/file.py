@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ def _archived(path: Path) -> list[str] | None:
 
 def _unpack(path: Path) -> Path:
     """The only checkpoint of a fetched archive, unpacked beside it under its folder's name."""
-    name = _archived(path)[0]
+    name = (_archived(path) or [""])[0]
     member = Path(name)
     folder = path.parent / (member.parent.name or path.stem)
     target = (folder if folder != path else path.with_suffix("")) / member.name
@@ -283,7 +283,7 @@ def load_file(source: str | Path, mmap: bool = True) -> dict:
     return load_mapped(source, mmap)[0]
 
 
-def load_mapped(source: str | Path, mmap: bool = True) -> tuple[dict, MappedFile | None]:
+def load_mapped(source: str | Path, mmap: bool = True) -> tuple[Any, MappedFile | None]:
     """`load_file`, and the file that the tensors are mapped from, if they are."""
     path = resolve(source)
     complaint = _complaint(path)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import CheckpointError
 
@@ -64,7 +64,7 @@ def spec_of_path(path: str | Path) -> ModelSpec | None:
     return None
 
 
-def _pair(value: object) -> list[int] | None:
+def _pair(value: Any) -> list[int] | None:
     """`[a, b]` from "axb" or a pair of numbers; None from anything else."""
     try:
         first, second = value.lower().split("x") if isinstance(value, str) else value

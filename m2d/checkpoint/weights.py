@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from .errors import CheckpointError, MissingWeightsError
 from .file import (
@@ -283,7 +283,7 @@ def _fits(name: str, own: torch.Tensor, stored: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def load_into(
-    model: nn.Module,
+    model: Any,
     state: Mapping[str, torch.Tensor],
     take_norm_stats: bool = True,
     mapped: MappedFile | None = None,

@@ -26,6 +26,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..checkpoint.file import load_file
 from ..evaluation.labelled_clips import LabelledClips, read_labelled, read_table
@@ -199,7 +200,7 @@ def draw_curve(path: Path, entries: list[dict], metric: str) -> None:
     right = axes.twinx()
     right.plot(epochs, [entry[metric] for entry in entries], color="#c0392b", label=f"validation {metric}")
     right.set(ylabel=metric, ylim=(0, 1.02))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="outside upper center", ncols=2, frameon=False)
     write_figure(path, figure, _PROGRAM, dpi=110)
 

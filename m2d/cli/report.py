@@ -94,7 +94,7 @@ def show(run: Path, data_path: Path, csv: Path, out: Path) -> dict[str, float]:
     accuracies = {what: judgement.figures[ACCURACY][0] for what, judgement in judgements.items()}
 
     figure = plt.figure(figsize=(12, 6.5), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.3))
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.3))[0]
     axes = left.subplots(2 if accuracies else 1, 1, squeeze=False)[:, 0]
     draw_losses(axes[0], losses)
     if accuracies:

@@ -65,7 +65,7 @@ class AudioDataset(Dataset):
         epochs, positions, indices = np.array(keys, dtype=np.int64).T
         epoch = int(epochs[0])
         arrays, skipped = self._readable(self.read, self.clips, indices, self._places(epoch, positions, Purpose.CROP))
-        if self.noise is not None:
+        if self.noise is not None and self.noise_order is not None:
             places = self._places(epoch, positions, Purpose.NOISE_CROP)
             noise, more = self._readable(self._read_noise, self.noise, self.noise_order(epoch, positions), places)
             arrays, skipped = arrays | noise, skipped + more
@@ -144,7 +144,7 @@ def prepare(
     if noise_ratio == 0 or noise is None:
         clean = clean / std
         return clean, clean
-    mixed = _float32(noise) - noise_stats[0]
+    mixed = _float32(noise) - (noise_stats or stats)[0]
     if noise_ratio < 1:
         # The sum in the log domain: exp() of a value far above the mean would overflow.
         mixed = torch.logaddexp(mixed + math.log(noise_ratio), clean + math.log(1 - noise_ratio)).clamp(min=math.log(EPS))

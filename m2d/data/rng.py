@@ -69,8 +69,8 @@ def random_bits(seed: int, epoch: int, position: torch.Tensor, purpose: Purpose,
 
 def uniform(seed: int, epoch: int, position: np.ndarray, purpose: Purpose) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 `[B]`, one per position of an epoch."""
-    position = torch.from_numpy(np.ascontiguousarray(position, dtype=np.int64))
-    bits = random_bits(seed, epoch, position, purpose)[:, 0].numpy()
+    positions = torch.from_numpy(np.ascontiguousarray(position, dtype=np.int64))
+    bits = random_bits(seed, epoch, positions, purpose)[:, 0].numpy()
     return (bits >> 10) * 2.0**-53
 
 

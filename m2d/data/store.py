@@ -117,6 +117,7 @@ def read_replacing(read: Reader, clips: np.ndarray, u: np.ndarray, count: int, r
 
 def _first_readable(read: Reader, clip: int, u: np.ndarray, count: int) -> tuple[int, int]:
     """The first clip from `clip` on that can be read, and how many were skipped."""
+    last: Exception | None = None
     for skipped in range(MAX_IN_A_ROW):
         found = (clip + skipped) % count
         try:

@@ -84,7 +84,7 @@ class _Gram:
             rows = rows - rows.mean(axis=0) if self._centred else rows
             return _roots_of_eigenvalues(rows @ rows.T)
         self._fold()
-        return _roots_of_eigenvalues(self._gram - np.outer(self._sum, self._sum) / self._samples)
+        return _roots_of_eigenvalues(np.asarray(self._gram) - np.outer(self._sum, self._sum) / self._samples)
 
     def _fold(self) -> None:
         if not self._pending:

@@ -216,7 +216,7 @@ def read_events(table: pd.DataFrame, folder: Path, where: str) -> tuple[list[Pat
     for name, rows in table.groupby("file_name", sort=True):
         some = rows.index[labelled[rows.index]]
         spans = [(times["onset"][i], times["offset"][i], index[table["label"][i]]) for i in some]
-        paths.append(folder / name)
+        paths.append(folder / str(name))
         events.append(Events(np.array(spans, dtype=np.float64).reshape(-1, 3)))
         firsts.append(rows.index[0])
     return paths, events, classes, table.loc[firsts].reset_index(drop=True)

@@ -11,12 +11,12 @@ class Config:
     """
 
     weight_file = ""
-    feature_d = None
+    feature_d: Any = None
     norm_type = None
     pooling_type = "mean"
     model = ""
-    input_size = None
-    patch_size = None
+    input_size: Any = None
+    patch_size: Any = None
     sr = "16k"
     training_mask = 0.0
     flat_features = False

@@ -76,9 +76,9 @@ class CheckpointWriter:
         if self._thread is not None and self._thread.is_alive() and epoch is None and not (wait or is_best):
             return
         self.finish()
-        state = host_copy(state)
+        on_host = host_copy(state)
         self._saved_at = time.monotonic()
-        self._thread = threading.Thread(target=self._write, args=(state, epoch, is_best, then), name="checkpoint writer")
+        self._thread = threading.Thread(target=self._write, args=(on_host, epoch, is_best, then), name="checkpoint writer")
         self._thread.start()
         if wait:
             self.finish()

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -48,7 +49,8 @@ class RunLog:
     """
 
     def __init__(self, folder: Path | None, tensorboard: str = "", start: float = 0.0):
-        self.folder, self._start = folder, start
+        self.folder: Any = folder
+        self._start = start
         self._events_folder, self._purge_step = tensorboard or str(folder), int(1000 * start) + 1
         self._console: logging.Handler | None = None
         self._events: EventFile | None = None

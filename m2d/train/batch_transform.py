@@ -1,9 +1,9 @@
 """From a loaded batch to a model's inputs, on the device: noise, normalisation, offline target and mask."""
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
-from torch import nn
 
 from ..data.batch import Batch
 from ..data.dataset import prepare
@@ -47,7 +47,7 @@ class BatchTransform:
     noise_stats: tuple[float, float] | None = None
     noise_ratio: float = 0.0
     swap_inputs: bool = False
-    teacher: nn.Module | None = None
+    teacher: Any = None
 
     def __call__(self, batch: Batch) -> tuple:
         """`(imgs, plan)`, or `(imgs, offline target, plan)` where there is a teacher or the batch has a target."""
@@ -66,6 +66,6 @@ class BatchTransform:
 
     def _offline_target(self, batch: Batch, teacher_input: torch.Tensor) -> torch.Tensor:
         if self.teacher is None:
-            return batch.target
+            return cast(torch.Tensor, batch.target)
         with torch.no_grad():
             return self.teacher.encode_lms(teacher_input)

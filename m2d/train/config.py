@@ -9,6 +9,7 @@ import ast
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from typing import Any
 
 from ..audio.logmel_torch import PRESETS
 from ..models.m2d import LOSS_TYPES
@@ -76,7 +77,7 @@ def flag(
     choices: tuple[str, ...] = (),
     low: float = -INFINITY,
     high: float = INFINITY,
-) -> Field:
+) -> Any:
     """A field that is the flag `--name VALUE`, and `--alias VALUE` too.
 
     Args:
@@ -90,7 +91,7 @@ def flag(
     return field(default=default, metadata=options)
 
 
-def switch(default: bool | None, on: str = "", off: str = "") -> Field:
+def switch(default: bool | None, on: str = "", off: str = "") -> Any:
     """A field that is turned on by `--name` (its help: `on`), off by `--no_name` (its help: `off`), or both."""
     return field(default=default, metadata={"on": on, "off": off})
 
@@ -263,7 +264,7 @@ class Settings:
         return [(getattr(self, name), each) for name, group in GROUPS.items() for each in fields(group)]
 
 
-GROUPS: Mapping[str, type] = {each.name: each.type for each in fields(Settings) if each.name != "flags"}
+GROUPS: Mapping[str, Any] = {each.name: each.type for each in fields(Settings) if each.name != "flags"}
 
 
 # ---------------------------------------------------------------- flags

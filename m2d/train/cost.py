@@ -1,9 +1,10 @@
 """What a training step costs: its arithmetic, its memory, and what share of the device's peak it reaches (MFU)."""
 
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
 
 from ..models.masking import keep_count
 from .device import synchronize
@@ -36,7 +37,7 @@ _TYPICAL_UTILISATION = 0.5
 _MEASURED_SIZE = {"cuda": 8192, "mps": 4096, "cpu": 1024}
 
 
-def blocks_flops(blocks: nn.ModuleList, tokens: int) -> float:
+def blocks_flops(blocks: Iterable[Any], tokens: int) -> float:
     """Operations of transformer blocks on a clip's tokens, forward: two per multiplication and addition.
 
     Per block of width D: 24·N·D² in the matrices (at an MLP ratio of 4), 4·N²·D in attention.
@@ -48,7 +49,7 @@ def blocks_flops(blocks: nn.ModuleList, tokens: int) -> float:
     return total
 
 
-def step_flops(model: nn.Module, mask_ratio: float) -> float:
+def step_flops(model: Any, mask_ratio: float) -> float:
     """Operations of one clip's training step: forward and twice that backward, and the target encoder's forward.
 
     Norms, activations and the loss are left out, as is a teacher.
@@ -64,7 +65,7 @@ def step_flops(model: nn.Module, mask_ratio: float) -> float:
     return 3 * trained + target
 
 
-def step_memory(model: nn.Module, mask_ratio: float, batch_size: int, precision: torch.dtype, recomputed: bool) -> float:
+def step_memory(model: Any, mask_ratio: float, batch_size: int, precision: torch.dtype, recomputed: bool) -> float:
     """Estimate of a training step's memory in bytes: weights, gradients, AdamW's state, and what the backward pass needs.
 
     Args:

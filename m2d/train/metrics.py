@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -37,7 +37,7 @@ class LossMeter:
         skipped: clips that were skipped in this epoch (--skip_bad_files).
     """
 
-    def __init__(self, state: Mapping[str, object] | None = None):
+    def __init__(self, state: Mapping[str, Any] | None = None):
         state = state or {"sums": None, "count": 0, "skipped": 0}
         sums = state["sums"] or {}
         self.sums: dict[str, float] = dict(sums if isinstance(sums, Mapping) else zip(_EARLIER_ORDER, sums, strict=False))

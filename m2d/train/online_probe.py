@@ -2,12 +2,12 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
 
 from ..evaluation.features import clip_features, pool
 from ..evaluation.labelled_clips import LabelledClips, judgeable, read_labelled
@@ -44,7 +44,7 @@ class EncoderInTraining:
 
     key = "in training"
 
-    def __init__(self, trainer: Trainer, model: nn.Module):
+    def __init__(self, trainer: Trainer, model: Any):
         self.rate = trainer.settings.model.sr
         self._trainer, self._model = trainer, model
         self._cutting = Cutting(model.patch_embed.img_size[1], model.patch_size()[1])
@@ -65,7 +65,7 @@ class EncoderInTraining:
         return pool(torch.cat(steps, dim=1), "mean").cpu()
 
 
-def probe_figures(trainer: Trainer, model: nn.Module) -> dict[str, float]:
+def probe_figures(trainer: Trainer, model: Any) -> dict[str, float]:
     """Accuracy, or mean average precision where clips have several labels, as `probe_linear` and `probe_knn`."""
     model.eval()
     clips = probe_clips(trainer.settings)

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint.training_state import load_training_state
 from ..run.evar import evaluate_by_evar
@@ -80,9 +81,12 @@ def pretrain(program: Program, settings: Settings, launch: Launch) -> int:
         logger.info("resuming from %s", newest)
         checkpoint = run_on_all_ranks(launch, lambda: load_training_state(newest, own=True))
         check_same_run(checkpoint, settings, metadata)
-    stats = metadata["stats"] = checkpoint["stats"] if checkpoint else normalisation(settings, data.train, launch)
+    stats: Any = checkpoint["stats"] if checkpoint else normalisation(settings, data.train, launch)
+    metadata["stats"] = stats
     check_same(launch, {"statistics": stats, "updates done": checkpoint["updates"] if checkpoint else 0})
-    trainer = run_on_all_ranks(launch, lambda: make_trainer(settings, data.train, sampler, *stats, launch, checkpoint is None))
+    trainer = run_on_all_ranks(
+        launch, lambda: make_trainer(settings, data.train, sampler, stats[0], stats[1], launch, checkpoint is None)
+    )
     state = run_on_all_ranks(launch, lambda: start_state(trainer, metadata, checkpoint))
     wrap_distributed(trainer, data.train)
     from_rank0(launch, lambda: folder.begin(settings.as_dict()))

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -57,7 +58,7 @@ def _stores(data: AudioDataset) -> dict[str, ClipStore]:
     return {flag: store for flag, store in stores.items() if store is not None}
 
 
-def check_same_run(checkpoint: Mapping[str, object], settings: Settings, metadata: Mapping[str, object]) -> None:
+def check_same_run(checkpoint: Mapping[str, Any], settings: Settings, metadata: Mapping[str, Any]) -> None:
     """Refuse settings or lists that would make a resumed run another run.
 
     Args:

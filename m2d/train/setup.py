@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -15,6 +16,7 @@ from ..data.norm_stats import cached_stats
 from ..data.open import open_store
 from ..data.sampler import EpochSampler
 from ..models import registry
+from ..models.masked_vit import MaskedPredictorViT
 from ..models.onednn import use_onednn_if_faster
 from ..utils.errors import UserError
 from .batch_transform import BatchTransform, MaskRule
@@ -90,7 +92,7 @@ def normalisation(settings: Settings, data: AudioDataset, launch: Launch) -> tup
 
     def decide() -> tuple[Stats, Stats | None]:
         if given is not None:
-            stats = resumed_norm_stats(settings.run.resume) if given == "resume" else given
+            stats = resumed_norm_stats(settings.run.resume) if isinstance(given, str) else given
             return stats, stats
         noise_stats = None
         if data.noise is not None:
@@ -131,7 +133,7 @@ def load_teacher(settings: Settings, device: torch.device) -> tuple[torch.nn.Mod
     return teacher, features.shape[2]
 
 
-def build_model(settings: Settings, stats: Stats, target_width: int | None) -> torch.nn.Module:
+def build_model(settings: Settings, stats: Stats, target_width: int | None) -> MaskedPredictorViT:
     """The model of the settings, the same start on all ranks."""
     torch.manual_seed(settings.run.seed)
     model, loss = settings.model, settings.loss
@@ -148,7 +150,7 @@ def build_model(settings: Settings, stats: Stats, target_width: int | None) -> t
     )
     if target_width is not None:
         options["off_emb_dim"] = target_width
-    return registry.build(model.model, **options)
+    return cast(MaskedPredictorViT, registry.build(model.model, **options))
 
 
 def make_trainer(

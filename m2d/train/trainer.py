@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..data.batch import Batch
 from ..data.sampler import EpochSampler
+from ..models.masked_vit import MaskedPredictorViT
 from .batch_transform import BatchTransform
 from .config import Settings
 from .cost import peak_flops, step_flops
@@ -34,14 +37,14 @@ class Trainer:
 
     settings: Settings
     launch: Launch
-    model: nn.Module
-    ddp_model: nn.Module
+    model: Any  # of the program's families; with FSDP's methods where it is sharded
+    ddp_model: Any
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     transform: BatchTransform
     sampler: EpochSampler
     peak_lr: float
-    full_model: nn.Module | None = None
+    full_model: MaskedPredictorViT | None = None
 
     def __post_init__(self):
         run, model = self.settings.run, self.settings.model
@@ -93,7 +96,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, self.settings.optim.clip_grad or float("inf"))
         if self.is_sharded:
-            norm = norm.full_tensor()
+            norm = cast(DTensor, norm).full_tensor()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -173,7 +176,7 @@ class TrainState:
         """Epochs done, with their fraction."""
         return self.updates / self.trainer.sampler.updates_per_epoch
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> Any:
         """What a checkpoint holds; all ranks call this where the model is sharded."""
         trainer = self.trainer
         return full_state(

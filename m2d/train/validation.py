@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..data.batch import Batch
 from ..data.dataset import AudioDataset
 from ..data.sampler import SampleKey
 from ..evaluation.label_free import GramAccumulator
+from ..models.masked_vit import MaskedPredictorViT
 from .distributed.collectives import from_rank0, run_on_all_ranks, sum_over_ranks
 from .distributed.fsdp import full_model
 from .setup import DataSets
@@ -63,13 +63,13 @@ def _text(figures: dict[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
 
 
-def _quality_of_all(trainer: Trainer, model: nn.Module, data: DataSets) -> dict[str, float]:
+def _quality_of_all(trainer: Trainer, model: MaskedPredictorViT, data: DataSets) -> dict[str, float]:
     quality = label_free_quality(trainer, model, data.train, "train")
     return quality | (label_free_quality(trainer, model, data.val, "val") if data.val else {})
 
 
 @torch.no_grad()
-def validation_losses(trainer: Trainer, model: nn.Module, dataset: AudioDataset) -> dict[str, float]:
+def validation_losses(trainer: Trainer, model: MaskedPredictorViT, dataset: AudioDataset) -> dict[str, float]:
     """Mean losses over at most VALIDATION_CLIPS clips of a data set, by name: `val_loss` and its parts."""
     model.eval()
     launch, batch_size = trainer.launch, trainer.settings.run.batch_size
@@ -87,7 +87,7 @@ def validation_losses(trainer: Trainer, model: nn.Module, dataset: AudioDataset)
 
 
 @torch.no_grad()
-def label_free_quality(trainer: Trainer, model: nn.Module, dataset: AudioDataset, prefix: str) -> dict[str, float]:
+def label_free_quality(trainer: Trainer, model: MaskedPredictorViT, dataset: AudioDataset, prefix: str) -> dict[str, float]:
     """RankMe (Garrido et al., 2023) and AUC of the cumulative explained variance (Li et al., 2022).
 
     Of the unmasked encoder's patch embeddings of about QUALITY_CLIPS clips; nothing, with a reason, for very few clips.

@@ -1,7 +1,7 @@
 """What the ranks of a run do together: one computes for all, errors reach all, sums over all."""
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,7 +35,8 @@ def run_on_all_ranks(launch: Launch, compute: Callable[[], T]) -> T:
     """
     if launch.world_size == 1:
         return compute()
-    result, error = None, None
+    result: Any = None
+    error = None
     try:
         result = compute()
     except Exception as failed:

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ...models.block import Block
+from ...models.masked_vit import MaskedPredictorViT
 from ..optim import make_optimizer
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def full_state(value):
     return value
 
 
-def full_model(trainer: "Trainer") -> nn.Module:
+def full_model(trainer: "Trainer") -> MaskedPredictorViT:
     """A model that each rank can use by itself: the trainer's own, or its full one with the gathered weights."""
     if not trainer.is_sharded:
         return trainer.model
