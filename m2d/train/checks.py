@@ -99,7 +99,7 @@ def _check_probe(settings: Settings) -> None:
     if output.keep_best and not output.probe:
         raise UserError("--keep_best needs --probe, labelled clips to judge by")
     if output.probe:
-        from .online_probe import probe_clips  # imports scikit-learn, which takes a second
+        from .monitoring.online_probe import probe_clips  # imports scikit-learn, which takes a second
 
         probe_clips(settings)
 

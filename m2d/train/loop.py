@@ -6,10 +6,10 @@ resumed run.
 
 from ..run.stop_signal import StopSignal
 from .metrics import LossMeter, Throughput
+from .monitoring.validation import evaluate
 from .output import RunOutput
 from .setup import DataSets, TrainingBatches
 from .trainer import TrainState
-from .validation import evaluate
 
 LOG_STEPS = 20
 

@@ -11,7 +11,7 @@ from ..data.open import open_features, open_store
 from ..data.speech_dataset import SpeechDataset
 from ..data.store import ClipStore
 from .config import Settings
-from .reconstruction_plots import draw_samples
+from .monitoring.reconstruction_plots import draw_samples
 from .trainer import Trainer
 
 #: Opens a list of clips: (settings, the list's path, background noise, for validation the training data) to a data set.

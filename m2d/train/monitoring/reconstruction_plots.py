@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ..audio.logmel import SILENCE
-from ..utils.atomic_file import write_figure
-from .checks import N_MELS
-from .trainer import Trainer
+from ...audio.logmel import SILENCE
+from ...utils.atomic_file import write_figure
+from ..checks import N_MELS
+from ..trainer import Trainer
 
 logger = logging.getLogger("m2d")
 

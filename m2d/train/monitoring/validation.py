@@ -6,15 +6,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ..data.batch import Batch
-from ..data.dataset import AudioDataset
-from ..data.sampler import SampleKey
-from ..evaluation.label_free import GramAccumulator
-from ..models.masked_vit import MaskedPredictorViT
-from .distributed.collectives import from_rank0, run_on_all_ranks, sum_over_ranks
-from .distributed.fsdp import full_model
-from .setup import DataSets
-from .trainer import Trainer
+from ...data.batch import Batch
+from ...data.dataset import AudioDataset
+from ...data.sampler import SampleKey
+from ...evaluation.label_free import GramAccumulator
+from ...models.masked_vit import MaskedPredictorViT
+from ..distributed.collectives import from_rank0, run_on_all_ranks, sum_over_ranks
+from ..distributed.fsdp import full_model
+from ..setup import DataSets
+from ..trainer import Trainer
 
 VALIDATION_CLIPS = 2048
 QUALITY_CLIPS = 1000

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
-from ..evaluation.features import clip_features, pool
-from ..evaluation.labelled_clips import LabelledClips, judgeable, read_labelled
-from ..evaluation.probe import Protocol
-from ..inference.pieces import Cutting
-from .config import Settings
-from .trainer import Trainer
+from ...evaluation.features import clip_features, pool
+from ...evaluation.labelled_clips import LabelledClips, judgeable, read_labelled
+from ...evaluation.probe import Protocol
+from ...inference.pieces import Cutting
+from ..config import Settings
+from ..trainer import Trainer
 
 MOST_CLIPS = 2000
 
