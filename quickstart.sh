@@ -6,7 +6,7 @@
 #   bash quickstart.sh AUDIO_DIR    on your recordings of any format (data/README.md), in folders or not
 #
 # Everything goes below quickstart/ (QUICKSTART_DIR names another folder). What is there already is used again: a run that
-# was stopped goes on, a finished one is shown. QUICKSTART_EPOCHS and QUICKSTART_CLIPS (sounds of a class) make it shorter
+# was stopped continues, a finished one is shown. QUICKSTART_EPOCHS and QUICKSTART_CLIPS (sounds of a class) make it shorter
 # or longer.
 set -euo pipefail
 unset CDPATH
@@ -107,7 +107,7 @@ main() {
     echo "These sounds were synthesised here: they show that it works. docs/learning.md has figures for real sound."
   fi
   step "Done in $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s. Your encoder: $run/checkpoint-$epochs.pth"
-  echo "README.md goes on from here: embed audio with it, or train M2D on more data with train_audio.py."
+  echo "README.md continues from here: embed audio with it, or train M2D on more data with train_audio.py."
 }
 
 case ${1:-} in

@@ -116,5 +116,5 @@ for ((w = 0; w < WORKERS; w++)); do
   worker "$w" &
   pids+=($!)
 done
-for pid in "${pids[@]}"; do wait "$pid" || die "a clip could not be made: see above; the same command goes on from there"; done
+for pid in "${pids[@]}"; do wait "$pid" || die "a clip could not be made: see above; the same command continues from there"; done
 echo "$(find "$OUT" -type f ! -name '*.part*' | wc -l) clips of ${#SOURCES[@]} sources in $OUT"

@@ -65,7 +65,7 @@ def make_data(folder: Path) -> dict[str, Path]:
 def report(way: str, path: Path, folder: Path) -> None:
     """In a process of its own: print seconds, CPU seconds, peak memory above the start in MB, and the figures."""
     WAYS["measured"](*warm_up(folder))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     before = memory("VmRSS")
     begin, cpu = time.perf_counter(), time.process_time()
     mean, std = WAYS[way](path, folder)

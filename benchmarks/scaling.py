@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --check      # the same arithmetic against two processes on this machine (gloo)
 
 A ring reduces 2·(N-1)/N of the gradients' bytes through each GPU's link per update, within a node at one bandwidth, across
-nodes at another, per GPU. DDP reduces buckets while the backward pass goes on, which is about two thirds of the trained
+nodes at another, per GPU. DDP reduces buckets while the backward pass continues, which is about two thirds of the trained
 part of a step: only what does not fit beside it makes a step longer. Targets, teacher and EMA are not communicated.
 """
 

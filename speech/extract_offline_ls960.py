@@ -9,7 +9,7 @@ belong to the clip and not to its padding (M2D-S: Niizumi et al., Interspeech 20
 A clip shorter than --min_seconds is padded with zeros at its end. The teacher's input is the padded clip with mean 0
 and variance 1, as Wav2Vec2Processor of facebook/wav2vec2-base-960h makes it. Only clips of the same length are encoded
 together: HuBERT-base normalises over time and knows no mask, so padding within a batch would change its features.
-Clips that are there already are skipped, so a run that was stopped goes on when it is started again.
+Clips that are there already are skipped, so a run that was stopped continues when it is started again.
 """
 
 import argparse

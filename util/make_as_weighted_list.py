@@ -192,7 +192,7 @@ def make_weighted_list(org_list: Path, to_list: Path, segments: str, cache: Path
         folder = Path(segments)
         missing = [name for name in (*SEGMENT_FILES, CLASS_FILE) if not (folder / name).is_file()]
         if missing:
-            raise FileNotFoundError(f"--segments {folder}: lacks {', '.join(missing)}")
+            raise FileNotFoundError(f"--segments {folder}: missing {', '.join(missing)}")
     table = label_files(file_names, read_segments(folder), read_classes(folder))
     table["weight"] = weights(table["label"])
     to_list.parent.mkdir(parents=True, exist_ok=True)

@@ -117,7 +117,7 @@ class Converter:
                 return self.finish(outcome, self._log_mel(waveform))
         except (OSError, ValueError) as error:
             return Outcome(job, error=str(error))
-        except Exception as error:  # whatever a damaged file does to a decoder, or to memory, the run goes on with the next one
+        except Exception as error:  # whatever a damaged file does to a decoder, or to memory, the run continues with the next one
             return Outcome(job, error=f"{shown(job.source)}: {type(error).__name__}: {error}")
 
     def finish(self, outcome: Outcome, lms: np.ndarray) -> Outcome:
@@ -209,7 +209,7 @@ def convert_all(
     except BrokenProcessPool:
         raise RuntimeError(
             "a worker process died (killed, or out of memory): the files written are whole, and the same command "
-            "goes on from here; use fewer --workers if memory ran out"
+            "continues from here; use fewer --workers if memory ran out"
         ) from None
     finally:
         stop.set()

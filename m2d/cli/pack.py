@@ -3,9 +3,9 @@
     m2d pack data/files_audioset.csv --data_path data --out data/audioset.pack
     m2d pack --verify data/audioset.pack
 
-The pack stands in the list's place: --csv_main data/audioset.pack (and --csv_bg_noise, --csv_val). A list of .npz files
+The pack replaces the list: --csv_main data/audioset.pack (and --csv_bg_noise, --csv_val). A list of .npz files
 (speech/extract_offline_ls960.py) gives a pack with features. Columns `label` and `weight` come along.
-A run that was stopped goes on where it was when it is started again. --shard 2/4 writes the second of four parts,
+A run that was stopped continues where it was when it is started again. --shard 2/4 writes the second of four parts,
 so that machines that share a disk do it together; on disks of their own, copy the parts into one folder after it.
 float16 halves the size and rounds the log-mel values, by at most 0.004; --dtype float32 keeps them to the bit.
 """
@@ -119,11 +119,11 @@ def damaged_clips(out: Path, info: PackInfo, chunk: int, progress: Callable[[int
 
 
 def verify(out: Path, workers: int) -> list[str]:
-    """Compare every clip of a pack with its checksum. Returns what is damaged, and what lacks."""
+    """Compare every clip of a pack with its checksum. Returns what is damaged, and what is missing."""
     info = read_info(out)
-    lacking = missing_chunks(out, info)
-    found = [f"{chunk_path(out, k, 'index.npz')}: not there" for k in lacking]
-    there = [k for k in range(info.chunks) if k not in set(lacking)]
+    missing = missing_chunks(out, info)
+    found = [f"{chunk_path(out, k, 'index.npz')}: not there" for k in missing]
+    there = [k for k in range(info.chunks) if k not in set(missing)]
 
     def check(chunk: int) -> list[str]:
         try:
@@ -157,7 +157,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def run_pack(args: argparse.Namespace) -> int:
-    """Pack what lacks; returns the exit status."""
+    """Pack what is missing; returns the exit status."""
     clips = read_list(args.csv, optional=("label", "weight"))
     store = open_files(clips, args.data_path, args.n_mels)
     info = PackInfo(
@@ -170,8 +170,8 @@ def run_pack(args: argparse.Namespace) -> int:
         columns=tuple(clips.columns),
     )
     written = pack(store, clips, args.out, info, args.shard, args.workers)
-    lacking = missing_chunks(args.out, info)
-    logger.info("%s: %d clips written, %d of %d chunks there", args.out, written, info.chunks - len(lacking), info.chunks)
+    missing = missing_chunks(args.out, info)
+    logger.info("%s: %d clips written, %d of %d chunks there", args.out, written, info.chunks - len(missing), info.chunks)
     return 0
 
 

@@ -97,7 +97,7 @@ def convert_wav(
 ) -> Report:
     """Convert a folder of audio files to log-mel spectrograms: SRC/sub/a.wav becomes DEST/sub/a.npy.
 
-    Files that exist are skipped, so that the same call goes on after an interruption.
+    Files that exist are skipped, so that the same call continues after an interruption.
 
     Args:
         from_dir: SRC, the folder to walk; its files are taken in sorted order.
@@ -177,7 +177,7 @@ def _converted(
         for outcomes in chunks:
             for outcome in finish(outcomes) if finish else outcomes:
                 if outcome.fatal:
-                    raise OSError(f"{outcome.error}. Stopped: files written are whole, and the same command goes on from here")
+                    raise OSError(f"{outcome.error}. Stopped: files written are whole, and the same command continues from here")
                 report.add(outcome)
                 _log(outcome, verbose)
                 yield outcome
@@ -219,7 +219,7 @@ def _write_pack(audio_pack: "AudioPack", outcomes: Iterator[Outcome]) -> None:
             raise
         raise OSError(
             f"{shown(audio_pack.folder)} cannot be written: {error.strerror}. "
-            "Stopped: its chunks are whole, and the same command goes on with those that lack"
+            "Stopped: its chunks are whole, and the same command continues with those that are missing"
         ) from None
 
 

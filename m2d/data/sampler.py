@@ -20,8 +20,7 @@ class SampleKey(NamedTuple):
 class NoiseOrder:
     """Which background noise clip goes with the sample at a position of an epoch.
 
-    Every clip of the list comes once, in random order, before any comes again
-    (system.md: "each epoch goes through the noise list in a random order").
+    Every clip of the list comes once, in random order, before any comes again.
     """
 
     def __init__(self, seed: int, count: int):

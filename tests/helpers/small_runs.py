@@ -104,7 +104,7 @@ def launch(program: str, more: str = "", processes: int = 1, agent: str = "", **
 
 
 class Forked:
-    """A small run in processes forked from this one, so that nothing is imported anew.
+    """A small run in processes forked from this one, so that nothing is imported again.
 
     Args:
         program, more: as for `run`; several texts of flags are one for each rank.

@@ -22,7 +22,7 @@ def weight_file(tmp_path_factory):
 
 
 def evar_config(weight_file, **entries):
-    """The settings as EVAR reads them from YAML: entries without a value are None, others are lacking."""
+    """The settings as EVAR reads them from YAML: entries without a value are None, others are missing."""
     yaml = dict(
         audio_repr="ar_m2d.AR_M2D",
         weight_file=weight_file,
@@ -127,13 +127,13 @@ def test_linear_evaluation_reads_back_from_its_own_config(weight_file):
     assert (float(cfg.mean), float(cfg.std)) == (-6.5, 3.5)
 
 
-@pytest.mark.parametrize("nothing", [None, "None", "", "lacking"])
+@pytest.mark.parametrize("nothing", [None, "None", "", "missing"])
 def test_entries_of_the_config_may_be_empty(weight_file, nothing):
     cfg = evar_config(weight_file, dur_frames=nothing, freeze_embed=nothing, encoder_only=nothing, training_mask=nothing)
-    if nothing == "lacking":
+    if nothing == "missing":
         for name in ("dur_frames", "freeze_embed", "encoder_only", "training_mask", "flat_features", "feature_d"):
             cfg.pop(name)
-    runtime = RuntimeM2D(cfg=cfg, weight_file=weight_file, training_mask=None if nothing == "lacking" else nothing)
+    runtime = RuntimeM2D(cfg=cfg, weight_file=weight_file, training_mask=None if nothing == "missing" else nothing)
     assert cfg.input_size == [80, 208] and cfg.training_mask == 0.0 and not hasattr(runtime.backbone, "decoder_blocks")
     assert runtime.backbone.patch_embed.proj.weight.requires_grad
 

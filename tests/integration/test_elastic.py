@@ -1,4 +1,4 @@
-"""A run under torchrun whose workers are killed: the group restarts and goes on."""
+"""A run under torchrun whose workers are killed: the group restarts and continues."""
 
 import multiprocessing
 import os
@@ -100,7 +100,7 @@ def test_torchrun_restarts_after_a_killed_worker_and_continues_exactly():
             os.kill(children(agent)[victim], signal.SIGKILL)
         said, _ = agent.communicate(timeout=300)
     assert agent.returncode == 0, said
-    assert said.count("going on from out/last") == 3
+    assert said.count("resuming from out/last") == 3
     assert digest(Path("out/last.pth")) == digest(Path("whole/last.pth"))
     same_log("out", "whole")
 
@@ -113,7 +113,7 @@ def test_sigterm_to_torchrun_saves_and_the_run_continues_exactly():
         wait_until_logged(4, agent)
         agent.send_signal(signal.SIGTERM)
         said, _ = agent.communicate(timeout=300)
-    assert agent.returncode == 1 and "--auto_resume goes on from there" in said, said
+    assert agent.returncode == 1 and "--auto_resume resumes from there" in said, said
     stopped_at = int(re.search(r"stopped at update (\d+)", said)[1])
     assert 4 * 12 <= load(Path("out/last.pth"))["updates"] == stopped_at < 40 * 12
     assert Forked(M2D, f"{flags} out --auto_resume", 2).wait() == [0, 0]

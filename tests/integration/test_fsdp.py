@@ -1,4 +1,4 @@
-"""--fsdp: the same run, its weights dealt to two processes; checkpoints in the one layout either way."""
+"""--fsdp: the same run, its weights sharded across two processes; checkpoints in the one layout either way."""
 
 from pathlib import Path
 
@@ -25,17 +25,17 @@ def losses_of(flags: str) -> list[float]:
 
 def test_a_sharded_run_is_the_run(lists):
     whole = losses_of(f"{lists} --output_dir whole")
-    assert losses_of(f"{lists} --output_dir dealt --fsdp") == pytest.approx(whole, abs=2e-4)
-    for ours, theirs in zip(log_lines(Path("dealt")), log_lines(Path("whole")), strict=True):
+    assert losses_of(f"{lists} --output_dir sharded --fsdp") == pytest.approx(whole, abs=2e-4)
+    for ours, theirs in zip(log_lines(Path("sharded")), log_lines(Path("whole")), strict=True):
         assert ours.keys() == theirs.keys()
         assert ours["val_loss"] == pytest.approx(theirs["val_loss"], abs=1e-4)
-    dealt, plain = load(Path("dealt/checkpoint-3.pth")), load(Path("whole/checkpoint-3.pth"))
-    assert dealt.keys() == plain.keys()
+    sharded, plain = load(Path("sharded/checkpoint-3.pth")), load(Path("whole/checkpoint-3.pth"))
+    assert sharded.keys() == plain.keys()
     for name, tensor in plain["model"].items():
-        torch.testing.assert_close(dealt["model"][name], tensor, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(sharded["model"][name], tensor, rtol=1e-3, atol=1e-4)
     for number, moments in plain["optimizer"]["state"].items():
         for key, value in moments.items():
-            assert dealt["optimizer"]["state"][number][key].shape == value.shape
+            assert sharded["optimizer"]["state"][number][key].shape == value.shape
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A run that is killed or asked to stop goes on to the bit, on another number of processes too."""
+"""A run that is killed or asked to stop continues to the bit, on another number of processes too."""
 
 import os
 import random

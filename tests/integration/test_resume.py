@@ -1,4 +1,4 @@
-"""Which file a run goes on from, and which run: torn checkpoints, changed settings, two runs in one folder."""
+"""Which file a run continues from, and which run: torn checkpoints, changed settings, two runs in one folder."""
 
 import json
 import random

@@ -137,8 +137,8 @@ def test_bad_files_stay_listed_until_their_chunk_is_made_again(src, bad, tmp_pat
     (row,) = [row for row in failed_rows(out) if row[0] == bad[0]]
     for path in out.glob(f"{row[1]}.*"):
         path.unlink()
-    mended = convert_wav(src, pack=out, workers=1, chunk_clips=4)
-    assert list(mended.failed) == bad[1:] and "0/3.npy" in names_of(out)
+    repaired = convert_wav(src, pack=out, workers=1, chunk_clips=4)
+    assert list(repaired.failed) == bad[1:] and "0/3.npy" in names_of(out)
     write(src / bad[1], 5000, 98)
     for path in out.glob(f"{failed_rows(out)[1][1]}.*"):
         path.unlink()
@@ -191,17 +191,17 @@ def test_a_killed_run_goes_on_with_the_chunks_that_lack(tmp_path):
         time.sleep(0.002)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    lacking = missing_chunks(out, read_info(out))
-    assert 0 < len(lacking) < 7
+    missing = missing_chunks(out, read_info(out))
+    assert 0 < len(missing) < 7
     leftovers = list(out.glob(".chunk-*.m2d-tmp"))
     assert leftovers
     for path in leftovers:
         os.utime(path, (0, time.time() - 100_000))
-    kept = {k: chunk_path(out, k, "frames.npy").stat().st_mtime_ns for k in range(7) if k not in lacking}
+    kept = {k: chunk_path(out, k, "frames.npy").stat().st_mtime_ns for k in range(7) if k not in missing}
     with pytest.raises(ValueError, match="chunks are not there"):
         open_store(out, ".")
     report = convert_wav(src, pack=out, chunk_clips=30, workers=2)
-    assert len(report.converted) == sum(min(30, 200 - 30 * k) for k in lacking)
+    assert len(report.converted) == sum(min(30, 200 - 30 * k) for k in missing)
     assert report.existing == 200 - len(report.converted)
     assert {k: chunk_path(out, k, "frames.npy").stat().st_mtime_ns for k in kept} == kept
     assert files_of(out) == files_of(tmp_path / "whole.pack")

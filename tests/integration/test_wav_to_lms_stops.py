@@ -1,4 +1,4 @@
-"""A conversion that is stopped: by a full disk, a kill, Ctrl-C; and one that goes on."""
+"""A conversion that is stopped: by a full disk, a kill, Ctrl-C; and one that continues."""
 
 import errno
 import os

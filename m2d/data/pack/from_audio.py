@@ -34,7 +34,7 @@ class AudioPack:
     """A pack that is made of audio files; its clips are named by their jobs' targets.
 
     Args:
-        folder: the pack. One that an earlier run of the same jobs began is gone on with.
+        folder: the pack. One that an earlier run of the same jobs began is continued.
         jobs: all files, in the list's order.
         converter: how they are converted.
         dtype: float16 or float32.

@@ -207,11 +207,11 @@ def test_an_interrupted_run_goes_on_with_the_chunks_that_lack(make_list, tmp_pat
 def test_shards_make_the_same_pack(make_list, tmp_path):
     csv = make_list(LENGTHS)
     pack(csv, tmp_path / "whole.pack", "--chunk_clips", 2)
-    lacking = []
+    missing = []
     for shard in ("2/3", "3/3", "1/3"):
         assert pack(csv, tmp_path / "shared.pack", "--chunk_clips", 2, "--shard", shard) == 0
-        lacking.append(missing_chunks(tmp_path / "shared.pack", read_info(tmp_path / "shared.pack")))
-    assert lacking == [[0, 2, 3, 5], [0, 3], []]
+        missing.append(missing_chunks(tmp_path / "shared.pack", read_info(tmp_path / "shared.pack")))
+    assert missing == [[0, 2, 3, 5], [0, 3], []]
     assert main(["--verify", str(tmp_path / "shared.pack")]) == 0
     whole, shared = (
         batches(AudioDataset(open_store(tmp_path / name, tmp_path), 20, 0)) for name in ("whole.pack", "shared.pack")

@@ -157,11 +157,11 @@ def test_an_update_takes_the_same_samples_however_it_is_dealt(per_rank, world, a
     samples = per_update + extra
     alone = EpochSampler(samples, per_update, seed=3)
     ranks = [EpochSampler(samples, per_rank, accum, rank, world, seed=3) for rank in range(world)]
-    dealt = [[batch for batch in plan.batches(epoch)] for plan in ranks]
-    assert all(len(batches) == plan.steps_per_epoch for batches, plan in zip(dealt, ranks, strict=True))
+    split = [[batch for batch in plan.batches(epoch)] for plan in ranks]
+    assert all(len(batches) == plan.steps_per_epoch for batches, plan in zip(split, ranks, strict=True))
     for update, whole in enumerate(alone.batches(epoch)):
         steps = range(update * accum, (update + 1) * accum)
-        assert sorted(key for batches in dealt for step in steps for key in batches[step]) == sorted(whole)
+        assert sorted(key for batches in split for step in steps for key in batches[step]) == sorted(whole)
 
 
 def test_updates_count_whole_groups_only():

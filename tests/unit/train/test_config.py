@@ -265,8 +265,8 @@ def test_nothing_is_measured_for_a_run_without_a_whole_batch(folder, capsys):
 def test_lists_that_cannot_be_used(folder, capsys):
     Path("data/no_column.csv").write_text("file\nmain_lms/000.npy\n")
     refused(capsys, M2D, "--csv_main data/no_column.csv", "data/no_column.csv", "file_name")
-    Path("data/lacking.csv").write_text("file_name\nmain_lms/000.npy\nmain_lms/no.npy\n")
-    refused(capsys, M2D, "--csv_main data/lacking.csv --batch_size 1", "row 3", "main_lms/no.npy", "--data_path")
+    Path("data/missing.csv").write_text("file_name\nmain_lms/000.npy\nmain_lms/no.npy\n")
+    refused(capsys, M2D, "--csv_main data/missing.csv --batch_size 1", "row 3", "main_lms/no.npy", "--data_path")
     Path("data/empty.csv").write_text("file_name\n")
     refused(capsys, M2D, "--csv_main data/empty.csv", "empty")
 
