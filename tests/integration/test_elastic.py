@@ -132,6 +132,6 @@ def test_two_nodes_by_rendezvous_restart_after_a_killed_worker_and_continue_exac
             os.kill(children(node)[-1], signal.SIGKILL)
         said = [node.communicate(timeout=300)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], said
-    assert "".join(said).count("going on from out/last") == 2
+    assert "".join(said).count("resuming from out/last") == 2
     assert digest(Path("out/last.pth")) == digest(Path("whole/last.pth"))
     same_log("out", "whole")
