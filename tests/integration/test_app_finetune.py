@@ -143,7 +143,7 @@ def test_every_program_reads_a_fine_tuned_checkpoint(prepared, tmp_path, flags, 
 def test_an_output_folder_whose_name_tells_another_length_is_refused_before_training(prepared, tmp_path, caplog):
     out = tmp_path / "m2d_vit_tiny-80x208p80x16-lungs"
     assert run(prepared / "segments.csv", out, "--epochs", 1) == 2
-    assert "its name tells input_size 80x208, the settings in the file 80x96" in caplog.text and not out.exists()
+    assert "its name says input_size 80x208, the settings in the file 80x96" in caplog.text and not out.exists()
 
 
 def test_a_batch_in_parts_gives_the_same_update(prepared):

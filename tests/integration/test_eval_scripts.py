@@ -259,7 +259,8 @@ def test_modules_of_the_working_folder_are_not_run(project, tmp_path):
     done, _ = bash(project / "util" / "setup_evar.sh", cwd=here, PATH=path)
     assert done.returncode == 0, done.stderr
     script = f"set -euo pipefail; source '{project}/util/setup_venv.sh'; install() {{ pip_install --help; }}; setup_venv"
-    done = subprocess.run(["bash", "-c", script], cwd=here, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "M2D_PYTHON"}
+    done = subprocess.run(["bash", "-c", script], cwd=here, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (project / ".venv/bin/python").exists() and not (here / "marker").exists()
 

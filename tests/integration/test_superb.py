@@ -121,7 +121,7 @@ def test_features_are_the_runtimes_of_padded_normalised_waveforms(result, checkp
         for layer, wanted in zip(layers, expected, strict=True):
             np.testing.assert_allclose(layer, wanted.numpy(), rtol=1e-4, atol=1e-4)
         facts = json.loads((out / f"{name}.json").read_text())
-        assert facts == {"dim": 192, "rate": 640, "module": "s3prl.upstream.m2d.m2d.m2d.runtime_audio"}
+        assert facts == {"dim": 192, "rate": 640, "module": "s3prl.upstream.m2d.m2d.m2d.inference.runtime"}
         # s3prl accepts features whose length is within 5 steps of that of the waveform.
         assert abs(layers[-1].shape[1] - round(23_457 / 640)) <= 1
 

@@ -16,7 +16,7 @@ from checkpoint_files import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What is installed with m2d-audio[train] alone.
-TRAINING_PACKAGES = ("matplotlib", "msgspec", "pandas", "pyarrow", "sklearn", "tensorboard")
+TRAINING_PACKAGES = ("matplotlib", "pandas", "pyarrow", "sklearn", "tensorboard")
 
 
 @pytest.fixture(scope="module")
