@@ -200,7 +200,7 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
                 f"{path} was saved with pickle protocol {protocol}, which is not read without running code. "
                 f"If you trust where it comes from, save it with PyTorch's own protocol once: {_rewriting_command(path)}"
             )
-        return CheckpointError(f"{path} is damaged, or no checkpoint: {str(error).splitlines()[0]}")
+        return CheckpointError(f"{path} is damaged, or no checkpoint")
     return CheckpointError(
         f"{path} asks to run {', '.join(sorted(wanted))} on loading, which a checkpoint has no need of: refused. "
         f"If you trust where it comes from, take its weights out once: {_rewriting_command(path)}"

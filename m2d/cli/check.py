@@ -76,6 +76,9 @@ def open_list(args: argparse.Namespace) -> tuple[ClipList, FileStore]:
     if is_pack(args.csv):
         raise ValueError(f"{args.csv} is a pack: m2d pack --verify {args.csv} checks it")
     clips = read_list(args.csv)
+    broken = sum("\n" in name for name in clips.names)
+    if broken:
+        logger.warning("%d names hold line breaks: an open quote in the list makes one name of several rows", broken)
     kind = NpzStore if clips.names[0].endswith(".npz") else NpyStore
     return clips, kind(clips, args.data_path, args.n_mels)
 

@@ -14,6 +14,7 @@ torchrun every process takes --batch_size clips a step.
 """
 
 import argparse
+import hashlib
 import json
 import logging
 import sys
@@ -139,6 +140,7 @@ def finetune(args: argparse.Namespace) -> None:
         folder=args.out,
         launch=launch,
         workers=args.workers,
+        data=_digest(clips, events),
     )
     best = run.run()
     if launch.is_main:
@@ -175,6 +177,15 @@ def _recordings(table: pd.DataFrame, args: argparse.Namespace) -> tuple[Labelled
     for i, event in enumerate(events):
         targets[i, event.spans[:, 2].astype(int)] = True
     return LabelledClips.from_table(args.data, firsts, paths, classes, targets), events
+
+
+def _digest(clips: LabelledClips, events: list[Events] | None) -> str:
+    """Of files, labels, groups, splits and events."""
+    digest = hashlib.sha256("\0".join([*map(str, clips.paths), *clips.classes]).encode(errors="surrogateescape"))
+    for values in (clips.targets, clips.groups, *(event.spans for event in events or ())):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    digest.update(repr(None if clips.splits is None else clips.splits.tolist()).encode())
+    return digest.hexdigest()
 
 
 def _finish(run: FineTuning, out: Path, best: float) -> None:

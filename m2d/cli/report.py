@@ -48,7 +48,7 @@ ACCURACY = "linear/accuracy"
 TRAINED, UNTRAINED, LOGMEL = "trained encoder", "same encoder, untrained", "mean and deviation of the log-mel"
 NEXT_STEP = (
     "So far training has gained nothing certain for these classes. What to do next: judge released weights on the same sounds "
-    "(m2d probe AUDIO_FOLDER --weights CKPT; README, Released weights), or train for longer on more audio (docs/learning.md)."
+    "(m2d probe AUDIO_FOLDER --weights CKPT; docs/weights.md), or train for longer on more audio (docs/learning.md)."
 )
 INK, ACCENT, MUTED = "#222222", "#c0392b", "#9aa5b1"
 

@@ -217,6 +217,6 @@ def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None
         elif close:
             hint = f": rename {close[0]!r}?"
         else:
-            hint = _WHO_WRITES.get(column, ": one path a line, relative to --data_path")
+            hint = _WHO_WRITES.get(column, ": one path a line")
         shown = ", ".join(header)[:200]
         raise FileError(f"{path}: no column {column} (its columns: {shown}){hint}")

@@ -23,7 +23,7 @@ def open_store(
     """The clips of a list.
 
     Args:
-        path: a CSV with a column `file_name` of .npy files, or a pack (`util/pack_lms.py`).
+        path: a CSV with a column `file_name` of .npy files, or a pack (`m2d pack`).
         data_path: folder that the file names of a CSV are relative to.
         n_mels: mel bands expected.
         sort: order the clips by file name; otherwise keep the list's order.

@@ -51,7 +51,13 @@ class LabelledClips:
         """
         _check_present(source, paths)
         groups = _numbered(table["group"] if "group" in table else table["file_name"])
-        return cls(paths, classes, targets, groups, _splits(source, table))
+        splits = _splits(source, table)
+        if splits is not None:
+            _warn_of_shared_groups(source, groups, splits)
+        repeated = int(table["file_name"].duplicated().sum())
+        if repeated:
+            logger.warning("%s: %d rows name a file that another row names; each counts as a clip", shown(source), repeated)
+        return cls(paths, classes, targets, groups, splits)
 
     @property
     def multi_label(self) -> bool:
@@ -168,6 +174,13 @@ def _splits(path: Path, table: pd.DataFrame) -> np.ndarray | None:
         if not (splits == split).any():
             raise UserError(f"{shown(path)}: no clip has the split {split}")
     return splits
+
+
+def _warn_of_shared_groups(path: Path, groups: np.ndarray, splits: np.ndarray) -> None:
+    """Figures of clips whose group was trained on flatter: a list's own splits are kept, with a word."""
+    shared = np.intersect1d(groups[splits == "train"], groups[splits != "train"])
+    if len(shared):
+        logger.warning("%s: %d groups are in the split train and in another: figures will flatter", shown(path), len(shared))
 
 
 def _numbered(names: Iterable[str]) -> np.ndarray:

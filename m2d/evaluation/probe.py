@@ -92,8 +92,9 @@ class Protocol:
     def _folds(self, rows: np.ndarray, folds: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Parts of clips, whole groups in each, classes spread evenly where a clip has one."""
         groups = self.clips.groups[rows]
-        folds = max(2, min(folds, len(np.unique(groups))))
         targets = self.clips.targets[rows]
+        largest = len(rows) if self.clips.multi_label else np.bincount(targets).max()
+        folds = max(2, min(folds, len(np.unique(groups)), largest))
         if self.clips.multi_label or len(self.clips.classes) > _MOST_FOLD_CLASSES:
             splitter = GroupKFold(folds, shuffle=True, random_state=seed)
         else:

@@ -143,7 +143,8 @@ class FineTuneSet:
                 raise ValueError(f"expected a finite log-mel [1, {self._front_end.n_mels}, frames], got {list(lms.shape)}")
             return lms[0].astype(np.float32)
         except (OSError, ValueError, MemoryError) as error:
-            raise ReadError(f"{shown(path)}: {error or 'too large for the memory'}") from None
+            reason = str(error) or "too large for the memory"
+            raise ReadError(reason if shown(path) in reason else f"{shown(path)}: {reason}") from None
 
     def _stretch(self, lms: np.ndarray, row: int, start: int) -> tuple[np.ndarray, np.ndarray, int]:
         """The model's length from frame `start` on: log-mel `[bands, frames]`, target, and how many frames are the clip's."""

@@ -141,6 +141,7 @@ class FineTuning:
         folder: where checkpoints and the log are written.
         launch: this process among the run's.
         workers: threads that read ahead.
+        data: a digest of what is trained on: a run is not resumed with other data.
     """
 
     def __init__(
@@ -155,9 +156,10 @@ class FineTuning:
         folder: Path,
         launch: Launch,
         workers: int,
+        data: str,
     ):
         self.settings, self.classes, self.single_label = settings, classes, single_label
-        self.folder, self.launch, self.workers = folder, launch, workers
+        self.folder, self.launch, self.workers, self.data = folder, launch, workers, data
         self.model = build(settings, len(classes), per_step).to(launch.device)
         self.train_set, self.validation_set = train(self.model.runtime), validation(self.model.runtime)
         size = min(settings.batch_size, max(1, len(self.train_set) // launch.world_size))
@@ -300,7 +302,7 @@ class FineTuning:
             "sr": cfg.sr,
         }
         saved = {"model": state, "args": spec, "classes": self.classes, "single_label": self.single_label}
-        saved |= {"epoch": self.progress.epoch, "finetune": asdict(self.settings)}
+        saved |= {"epoch": self.progress.epoch, "finetune": asdict(self.settings), "data": self.data}
         if name == LAST:
             saved |= {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}
         save_atomically(saved, self.folder / name)
@@ -313,12 +315,17 @@ class FineTuning:
         differing = [name for name, value in asdict(self.settings).items() if saved["finetune"].get(name) != value]
         if saved["classes"] != self.classes:
             differing.append("the classes of the data")
+        elif saved["data"] != self.data:
+            differing.append("the data: files, labels, groups or splits")
         if differing:
             raise UserError(f"{shown(self.folder)} holds a run with other settings ({', '.join(differing)}): give another --out")
         self._load(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.progress = Progress(**saved["progress"])
-        logger.info("resuming after epoch %d", self.progress.epoch)
+        if self.progress.epoch >= self.settings.epochs:
+            logger.info("%s is finished: %d epochs are done", shown(self.folder), self.progress.epoch)
+        else:
+            logger.info("resuming after epoch %d", self.progress.epoch)
 
     def load_best(self) -> None:
         """Take the weights of the best epoch."""

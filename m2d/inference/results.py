@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 
 from ..utils.atomic_file import write_text
-from ..utils.errors import UserError
+from ..utils.errors import FileError, UserError
 from ..utils.names import shown
 from ..utils.own_file import open_own
 
@@ -116,7 +116,10 @@ class PartialResults:
             lines.pop()
             self._list.truncate(sum(len(line.encode()) for line in lines))
         for line in lines:
-            result = FileResult(**json.loads(line))
+            try:
+                result = FileResult(**json.loads(line))
+            except (ValueError, TypeError):
+                raise FileError(f"{shown(self.folder)} holds results that are damaged: --overwrite starts over") from None
             if all(row + count <= held for row, count in result.extents):
                 self.done[result.path] = result
         self._end = held

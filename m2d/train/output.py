@@ -65,6 +65,9 @@ class RunOutput:
             trainer.peak_lr,
         )
         logger.info("TensorBoard: tensorboard --logdir %s (its steps are 1000 x epochs)", self._settings.log_dir or self.folder)
+        if trainer.settings.optim.warmup_epochs >= run.epochs:
+            longer = (trainer.settings.optim.warmup_epochs, run.epochs)
+            logger.warning("--warmup_epochs %d of --epochs %d: the learning rate never reaches its peak", *longer)
         if state.updates:
             logger.info("starting at epoch %.3f of %d", state.position, run.epochs)
         if self._writer is not None:
@@ -187,7 +190,7 @@ class RunOutput:
         logger.info("done in %s: %s", timedelta(seconds=round(time.monotonic() - self._began)), checkpoint)
         if trainer.last_epoch < epochs:
             logger.info("--auto_resume without --stop_at continues to epoch %d", epochs)
-        logger.info("next: m2d report %s; m2d embed RECORDINGS --weights %s --out embeddings.npz", self.folder, checkpoint)
+        logger.info("next: m2d probe LABELLED_SOUNDS --weights %s judges it; m2d embed embeds sounds with it", checkpoint)
 
 
 def _step_of(epochs: float) -> int:

@@ -95,6 +95,18 @@ def test_another_run_in_the_same_folder_is_refused(classifier, sounds, weights, 
     assert "other settings (seed): give another --out" in caplog.messages[-1]
 
 
+def test_a_run_is_not_resumed_with_other_labels(sounds, weights, tmp_path, caplog):
+    rows = [(path, path.parent.name) for path in sorted(sounds.glob("*/*.wav"))]
+    listed, out = tmp_path / "list.csv", tmp_path / "out"
+    command = [str(listed), "--weights", weights, "--out", str(out), *FAST, "--epochs", "1"]
+    listed.write_text("\n".join(["file_name,label", *(f"{path},{label}" for path, label in rows)]))
+    assert main(command) == 0
+    swapped = {"low": "high", "high": "low"}
+    listed.write_text("\n".join(["file_name,label", *(f"{path},{swapped[label]}" for path, label in rows)]))
+    assert main(command) == 2
+    assert "the data: files, labels, groups or splits" in caplog.messages[-1]
+
+
 def test_several_labels_and_early_stop(sounds, weights, tmp_path):
     lines = ["file_name,label,split"]
     for path in sorted(sounds.glob("*/*.wav")):

@@ -26,7 +26,7 @@ HEADER_BYTES = 128
 DTYPES = ("float16", "float32")
 MOST_CHUNKS = 256  # their files stay open
 _USUAL_CHUNK = 8192
-_WRITERS = "util/pack_lms.py"
+_WRITERS = "m2d pack"
 _MOST_CLIPS, _WIDEST = 1 << 40, 1 << 16
 
 

@@ -282,3 +282,10 @@ def test_as_a_program():
         env=environment(), capture_output=True, text=True, cwd=os.getcwd(),
     )  # fmt: skip
     assert called.returncode == 1 and "missing" in called.stdout, called.stderr
+
+
+def test_an_open_quote_that_swallows_rows_is_reported(capsys, caplog):
+    lines = Path(CSV).read_text().splitlines()
+    Path(CSV).write_text("\n".join([*lines[:5], '"' + lines[5], *lines[6:]]) + "\n")
+    assert check() == 1
+    assert "1 names hold line breaks: an open quote" in caplog.text + capsys.readouterr().err

@@ -303,7 +303,7 @@ def test_a_pack_cut_short_or_longer_is_refused_at_once(packed, caplog, part, cha
 
 def test_a_lacking_chunk_is_refused_and_written_again(packed, tmp_path, caplog):
     chunk_path(packed, 1, "index.npz").unlink()
-    with pytest.raises(ValueError, match=r"1 of its 3 chunks are not there \(the first is 1\): run util/pack_lms.py again"):
+    with pytest.raises(ValueError, match=r"1 of its 3 chunks are not there \(the first is 1\): run m2d pack again"):
         open_store(packed, ".")
     assert verify(packed) == 1
     assert pack(tmp_path / "clips.csv", packed, "--chunk_clips", 2) == 0
@@ -313,7 +313,7 @@ def test_a_lacking_chunk_is_refused_and_written_again(packed, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda info: "{", r"pack\.json: not what util/pack_lms\.py writes"),
+        (lambda info: "{", r"pack\.json: not what m2d pack writes"),
         (lambda info: "[]", r"pack\.json: not what"),
         (lambda info: json.dumps(info | {"version": 2}), "a pack of version 2; this program reads version 1"),
         (lambda info: json.dumps(info | {"format": "zip"}), "not what"),

@@ -50,6 +50,13 @@ def test_better_features_win_outside_the_interval_of_the_difference():
         assert low > 0.1 and value == pytest.approx(good.figures[name][0] - bad.figures[name][0], abs=1e-6)
 
 
+def test_more_folds_than_clips_of_a_class_are_as_many_as_there_can_be():
+    clips = clips_of(np.arange(12) % 2, np.arange(12))
+    protocol = Protocol(clips, folds=9)
+    assert len(protocol.splits) == 6
+    protocol.judge(np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32))
+
+
 def test_given_splits_are_used_as_they_are():
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 2, 90)
