@@ -190,7 +190,7 @@ class RunOutput:
         logger.info("done in %s: %s", timedelta(seconds=round(time.monotonic() - self._began)), checkpoint)
         if trainer.last_epoch < epochs:
             logger.info("--auto_resume without --stop_at continues to epoch %d", epochs)
-        logger.info("next: m2d probe LABELLED_SOUNDS --weights %s judges it; m2d embed embeds sounds with it", checkpoint)
+        logger.info("next: m2d embed RECORDINGS --weights %s --out embeddings.npz", checkpoint)
 
 
 def _step_of(epochs: float) -> int:

@@ -153,6 +153,7 @@ class Forked:
 
 
 def _rank(program: str, more: str, rank: int, processes: int, port: int, out: str) -> None:
+    torch.set_num_threads(1)  # rebuilds torch's thread pool, which a fork breaks: loader threads would race to do it
     if processes > 1:
         launched = dict(RANK=rank, WORLD_SIZE=processes, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         os.environ.update({name: str(value) for name, value in launched.items()})
