@@ -1,6 +1,7 @@
 """Write files atomically: readers see the old file or the whole new one. Every program writes its files through here."""
 
 import csv
+import errno
 import os
 import re
 import time
@@ -23,7 +24,7 @@ _NAME_CHARACTERS = 40  # of the file's own name in a temporary's: at most 160 of
 
 
 @contextmanager
-def open_atomic(path: str | os.PathLike, durable: bool = True) -> Iterator[BinaryIO]:
+def open_atomic(path: str | os.PathLike, durable: bool = True, replace: bool = True) -> Iterator[BinaryIO]:
     """A file to write to (and seek in) that takes the place of `path` when the block ends without an error.
 
     It is written in the same folder under a random name, which is created exclusively: writers of the same path, in
@@ -32,8 +33,10 @@ def open_atomic(path: str | os.PathLike, durable: bool = True) -> Iterator[Binar
     Args:
         path: the file; its folder exists.
         durable: flush the file and its folder to the disk. Without, a machine that loses power may leave an empty file.
+        replace: False keeps a file that is there. Of several writers at once one wins, where the file system has hard links.
 
     Raises:
+        FileExistsError: `path` is there, and `replace` is False.
         OSError: the disk is full, or the folder is not writable; what `path` held stays, and nothing is left behind.
     """
     target = os.path.abspath(path)
@@ -46,13 +49,29 @@ def open_atomic(path: str | os.PathLike, durable: bool = True) -> Iterator[Binar
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(temporary, target)
+        if replace:
+            os.replace(temporary, target)
+        else:
+            _rename_to_new(temporary, target)
     except BaseException:
         with suppress(OSError):
             os.unlink(temporary)
         raise
     if durable:
         _flush_folder(folder)
+
+
+def _rename_to_new(path: str, target: str) -> None:
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        raise
+    except OSError as error:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target) from error
+        os.rename(path, target)
+    else:
+        os.unlink(path)
 
 
 def _flush_folder(folder: str) -> None:
@@ -85,15 +104,15 @@ def remove_leftovers(folder: str | os.PathLike, seconds: float = LEFTOVER_SECOND
             remove_leftover(entry.path, seconds)
 
 
-def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Write a file. Raises OSError as `open_atomic`, as all functions below."""
-    with open_atomic(path) as file:
+def write_bytes(path: str | os.PathLike, content: bytes, replace: bool = True) -> None:
+    """Write a file. `replace`, and OSError: as for `open_atomic`; so for all functions below."""
+    with open_atomic(path, replace=replace) as file:
         file.write(content)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+def write_text(path: str | os.PathLike, text: str, replace: bool = True) -> None:
     """Write a text in UTF-8."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), replace)
 
 
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -40,6 +40,9 @@ def hold_lock(path: Path) -> IO[bytes]:
     file = _open_lock(path)
     try:
         _lock(path, file)
+        if not _is_at(path, file):  # its last holder removed it before we had it
+            file.close()
+            return hold_lock(path)
         file.truncate(0)
         file.write(_BEGIN + f"{os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}".encode())
         file.flush()
@@ -67,6 +70,12 @@ def _open_lock(path: Path) -> IO[bytes]:
         raise UserError(f"{path} is there and is no lock file of this program: move it away")
     file.seek(0)
     return file
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    return False
 
 
 def _lock(path: Path, file: IO[bytes]) -> None:

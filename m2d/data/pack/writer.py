@@ -2,17 +2,20 @@
 
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ...utils.atomic_file import open_atomic, remove_leftovers, write_npz, write_text
+from ...utils.atomic_file import is_temporary, open_atomic, remove_leftovers, write_npz, write_text
 from ...utils.errors import UserError
 from ...utils.lock import LockedError, locked
 from ..clip_list import TextColumn
 from .format import HEADER_BYTES, MOST_CHUNKS, PackInfo, array_header, chunk_path, info_path, read_info
+
+
+_NO_PACK = "{} is there and is no pack: give another name"
 
 
 class PackedClip(NamedTuple):
@@ -59,23 +62,28 @@ def start_pack(pack: str | Path, info: PackInfo) -> None:
     if info.chunks > MOST_CHUNKS:
         least = -(-info.clips // MOST_CHUNKS)
         raise UserError(f"{info.chunks} chunks of {info.chunk_clips} clips, at most {MOST_CHUNKS}: --chunk_clips {least} or more")
-    path = info_path(pack)
-    if path.is_file():
-        before = read_info(pack)
-        differ = [
-            f"{name} {getattr(before, name)}, now {getattr(info, name)}"
-            for name in info.__struct_fields__
-            if getattr(before, name) != getattr(info, name)
-        ]
-        if differ:
-            raise UserError(f"{pack} is a pack of another list or of other settings ({'; '.join(differ)}): give another name")
-        remove_leftovers(pack)
-        return
-    folder = Path(pack)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise UserError(f"{pack} is there and is no pack: give another name")
+    folder, path = Path(pack), info_path(pack)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(_NO_PACK.format(pack))
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, info.to_json())
+    foreign = [entry for entry in folder.iterdir() if not is_temporary(entry)]
+    if not path.is_file():  # looked for after the listing: another packer may have started in between
+        if foreign:
+            raise UserError(_NO_PACK.format(pack))
+        with suppress(FileExistsError):
+            write_text(path, info.to_json(), replace=False)
+    _check_same(pack, read_info(pack), info)
+    remove_leftovers(pack)
+
+
+def _check_same(pack: str | Path, before: PackInfo, info: PackInfo) -> None:
+    differ = [
+        f"{name} {getattr(before, name)}, now {getattr(info, name)}"
+        for name in info.__struct_fields__
+        if getattr(before, name) != getattr(info, name)
+    ]
+    if differ:
+        raise UserError(f"{pack} is a pack of another list or of other settings ({'; '.join(differ)}): give another name")
 
 
 @contextmanager

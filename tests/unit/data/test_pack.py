@@ -19,6 +19,7 @@ from m2d.data.label_dataset import LIST_COLUMNS, ASDataset
 from m2d.data.loader import BatchLoader
 from m2d.data.norm_stats import cached_stats, measure_stats
 from m2d.data.open import open_features, open_store
+from m2d.data.pack import writer as pack_writer
 from m2d.data.pack.format import PackInfo, array_header, chunk_path, missing_chunks, read_info
 from m2d.data.pack.store import PackFeatureStore, PackStore
 from m2d.data.pack.writer import pack_clip, start_pack, write_chunk
@@ -439,3 +440,38 @@ def test_a_packer_that_another_one_overtakes_says_so_and_leaves_its_files(tmp_pa
         before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.name.startswith("chunk")}
         slow.add(clip, {"file_name": "slow.npy"})
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.name != "pack.json"} == before
+
+
+def pack_info(digest: str) -> PackInfo:
+    return PackInfo(digest, 1, 1, "float32", 80, 0, ("file_name",))
+
+
+def test_a_pack_that_a_killed_packer_began_is_continued(tmp_path):
+    """It was killed while it wrote pack.json."""
+    (tmp_path / f".pack.json.{'0' * 16}.m2d-tmp").touch()
+    start_pack(tmp_path, pack_info("x"))
+    assert read_info(tmp_path) == pack_info("x")
+
+
+@pytest.mark.parametrize("moment", ["before the folder is looked at", "before pack.json is written"])
+def test_two_packers_that_start_at_once_agree_on_one_list(tmp_path, monkeypatch, moment):
+    """The other one writes its pack.json at the worst moments; a packer of the same list goes on, of another list is refused."""
+    owner, name = (Path, "iterdir") if moment == "before the folder is looked at" else (pack_writer, "write_text")
+    usual = getattr(owner, name)
+
+    def late(*args, **options):
+        monkeypatch.setattr(owner, name, usual)
+        start_pack(folder, pack_info("first"))
+        return usual(*args, **options)
+
+    for digest in ("first", "second"):
+        folder = tmp_path / digest
+        folder.mkdir()
+        (folder / f".pack.json.{'0' * 16}.m2d-tmp").touch()  # the other one is about to write it
+        monkeypatch.setattr(owner, name, late)
+        if digest == "first":
+            start_pack(folder, pack_info(digest))
+        else:
+            with pytest.raises(UserError, match="another list"):
+                start_pack(folder, pack_info(digest))
+        assert read_info(folder) == pack_info("first")

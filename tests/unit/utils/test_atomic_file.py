@@ -54,6 +54,20 @@ def test_an_error_leaves_the_old_file_alone(tmp_path, error):
     assert path.read_bytes() == b"old" and names(tmp_path) == ["a.bin"]
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_is_there_can_be_kept(tmp_path, monkeypatch, has_links):
+    def refuse(*_):
+        raise PermissionError("no hard links here")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "a"
+    write_text(path, "first", replace=False)
+    with pytest.raises(FileExistsError):
+        write_text(path, "second", replace=False)
+    assert path.read_text() == "first" and os.listdir(tmp_path) == ["a"]
+
+
 def test_links_at_the_place_of_a_temporary_are_not_followed(tmp_path, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from m2d.utils import lock
 from m2d.utils.errors import UserError
 from m2d.utils.lock import LockedError, hold_lock, locked
 
@@ -74,3 +75,19 @@ def test_what_is_no_lock_is_left_alone(path, kind):
 def test_a_folder_that_is_missing(tmp_path):
     with pytest.raises(OSError):
         hold_lock(tmp_path / "none/run.lock")
+
+
+def test_a_lock_file_that_was_removed_meanwhile_is_not_held(path, monkeypatch):
+    """Its holder removes it between our opening it and locking it: a third process would hold the new file."""
+    with locked(path):
+        usual = lock.open_own
+
+        def open_then_lose(name):
+            monkeypatch.setattr(lock, "open_own", usual)
+            file = usual(name)
+            path.unlink()
+            return file
+
+        monkeypatch.setattr(lock, "open_own", open_then_lose)
+        with hold_lock(path) as held:
+            assert os.path.samestat(os.fstat(held.fileno()), path.stat())
