@@ -14,7 +14,6 @@ from ...utils.lock import LockedError, locked
 from ..clip_list import TextColumn
 from .format import HEADER_BYTES, MOST_CHUNKS, PackInfo, array_header, chunk_path, info_path, read_info
 
-
 _NO_PACK = "{} is there and is no pack: give another name"
 
 
