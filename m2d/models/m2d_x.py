@@ -5,25 +5,21 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from .m2d import M2DViT, Prediction
-from .masking import Masking
+from .m2d import Prediction
+from .offline_task import OfflineTaskViT
 from .vit import take_tokens
 
 
-class M2D_X_ViT(M2DViT):
-    """M2D plus the prediction of an offline teacher's features, per time step.
+class M2D_X_ViT(OfflineTaskViT):
+    """M2D plus the prediction of an offline teacher's features `[B, T, E]`, per time step.
 
     Args:
-        loss_m2d, loss_off: weights of the two losses.
         off_emb_dim: width E of an offline target.
-        sizes: the arguments of M2DViT.
+        sizes: the arguments of OfflineTaskViT.
     """
 
-    loss_names = ("loss", "loss_m2d", "loss_off")
-
-    def __init__(self, loss_m2d: float = 1.0, loss_off: float = 1.0, off_emb_dim: int = 3840, **sizes):
+    def __init__(self, off_emb_dim: int = 3840, **sizes):
         super().__init__(**sizes)
-        self.loss_m2d, self.loss_off = loss_m2d, loss_off
         self.offline_predictor = nn.Linear(self.grid_size()[0] * self.embed_dim, off_emb_dim)
         self.init_offline_predictor()
 
@@ -51,35 +47,9 @@ class M2D_X_ViT(M2DViT):
             )
         return self.forward_loss(target, pred)
 
-    def losses(self, step: Prediction, target: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """`loss_m2d`, `loss_off` (0 without a target) and their weighted sum `loss`, each a scalar."""
-        loss_m2d = super().losses(step)["loss"]
-        loss_off = loss_m2d.new_zeros(())
-        if target is not None:
-            loss_off = self.offline_loss(self.forward_offline(step.latent, step.pred, step.ids_restore), target)
-        return {"loss": self.loss_m2d * loss_m2d + self.loss_off * loss_off, "loss_m2d": loss_m2d, "loss_off": loss_off}
-
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]: the published order of arguments
-        self, imgs: torch.Tensor, target: torch.Tensor | None, mask_ratio: Masking = 0.7
-    ) -> tuple:
-        """One step of both tasks.
-
-        Args:
-            imgs: normalised log-mel `[B, C, mels, frames]`.
-            target: offline target `[B, T, E]` (M2D-AS: labels `[B, classes]`); None leaves the offline task out.
-            mask_ratio: share of masked patches, or a fixed plan.
-
-        Returns:
-            `(loss, pred [B, L - keep, D], (ids_restore, mask, M2D loss, offline loss))`.
-        """
-        step = self.predict(imgs, mask_ratio)
-        losses = self.losses(step, target)
-        return losses["loss"], step.pred, (step.ids_restore, step.mask, losses["loss_m2d"], losses["loss_off"])
-
-    def named_losses(self, output: tuple) -> dict[str, torch.Tensor]:
-        """The losses in what `forward` returned: `loss`, `loss_m2d` and `loss_off`."""
-        loss, _, (_, _, loss_m2d, loss_off) = output
-        return dict(zip(self.loss_names, (loss, loss_m2d, loss_off), strict=True))
+    def task_loss(self, step: Prediction, target: torch.Tensor) -> torch.Tensor:
+        """Loss between the features predicted from a step and the offline target."""
+        return self.offline_loss(self.forward_offline(step.latent, step.pred, step.ids_restore), target)
 
 
 class M2D_AS_ViT(M2D_X_ViT):

@@ -1,7 +1,7 @@
 """The published names: a builder for every model.
 
 Each builder takes `img_size`, `patch_size`, `decoder_depth`, `norm_pix_loss`, `loss_type`, `target_layers`, `loss_m2d`,
-`loss_off`, `off_emb_dim` and `norm_stats`; those that do not concern a model are accepted and ignored.
+`loss_off`, `off_emb_dim`, `sem_mode` and `norm_stats`; those that do not concern a model are accepted and ignored.
 `build(name, **options)` does the same for a name that a user has typed.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
+from .clap import M2D_CLAP_ViT
 from .m2d import M2D_D2ViT, M2DViT
 from .m2d_x import M2D_AS_ViT, M2D_S_ViT, M2D_X_ViT
 from .mae import MaskedAutoencoderViT
@@ -26,6 +27,7 @@ OPTIONS = (
     "loss_m2d",
     "loss_off",
     "off_emb_dim",
+    "sem_mode",
     "norm_stats",
 )
 
@@ -54,6 +56,7 @@ FAMILIES: dict[str, type[AudioViT]] = {
     "m2d_x": M2D_X_ViT,
     "m2d_as": M2D_AS_ViT,
     "m2d_s": M2D_S_ViT,
+    "m2d_clap": M2D_CLAP_ViT,
 }
 
 
@@ -141,6 +144,11 @@ m2d_s_vit_tiny = _full("m2d_s", "tiny")
 m2d_s_vit_small = _full("m2d_s", "small")
 m2d_s_vit_base = _full("m2d_s", "base")
 m2d_s_vit_large = _full("m2d_s", "large")
+m2d_clap_vit_mini = _full("m2d_clap", "mini")
+m2d_clap_vit_tiny = _full("m2d_clap", "tiny")
+m2d_clap_vit_small = _full("m2d_clap", "small")
+m2d_clap_vit_base = _full("m2d_clap", "base")
+m2d_clap_vit_large = _full("m2d_clap", "large")
 
 mae_vit_mini_encoder_only = _encoder("mini")
 mae_vit_tiny_encoder_only = _encoder("tiny")
@@ -177,6 +185,11 @@ m2d_s_vit_tiny_encoder_only = _encoder("tiny")
 m2d_s_vit_small_encoder_only = _encoder("small")
 m2d_s_vit_base_encoder_only = _encoder("base")
 m2d_s_vit_large_encoder_only = _encoder("large")
+m2d_clap_vit_mini_encoder_only = _encoder("mini")
+m2d_clap_vit_tiny_encoder_only = _encoder("tiny")
+m2d_clap_vit_small_encoder_only = _encoder("small")
+m2d_clap_vit_base_encoder_only = _encoder("base")
+m2d_clap_vit_large_encoder_only = _encoder("large")
 
 mae_vit_base_patch16 = _image("mae")
 m2d_vit_base_patch16 = _image("m2d")

@@ -8,7 +8,7 @@ ENCODER = dict(img_size=(80, 115), patch_size=16, embed_dim=32, depth=3, num_hea
 DECODER = dict(decoder_embed_dim=16, decoder_depth=2, decoder_num_heads=2)
 SPEECH = dict(img_size=(80, 140), patch_size=(80, 4))
 #: Width of each family's offline target.
-OFFLINE = {"m2d_x": 24, "m2d_as": 11, "m2d_s": 24}
+OFFLINE = {"m2d_x": 24, "m2d_as": 11, "m2d_s": 24, "m2d_clap": 20}
 #: 5 x 7 patches (speech: 1 x 35), of which plans keep 10.
 GRID, LENGTH, KEEP = (5, 7), 35, 10
 
@@ -29,6 +29,8 @@ def inputs(model, family, batch=2):
     x = torch.randn(batch, 1, mels, frames)
     if family == "m2d_as":
         return x, (torch.rand(batch, OFFLINE[family]) < 0.3).float()
+    if family == "m2d_clap":
+        return x, torch.randn(batch, OFFLINE[family])
     if family in OFFLINE:
         return x, torch.randn(batch, model.grid_size()[1], OFFLINE[family])
     return (x,)

@@ -177,13 +177,16 @@ def test_initial_values_of_every_tensor(family):
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.LayerNorm):
             assert (module.weight == 1).all() and not module.bias.any(), name
-        elif family == "m2d_s" and name == "offline_predictor":
-            assert starts_as_torchs_own(module)
-        elif isinstance(module, torch.nn.Linear):
-            assert starts_xavier(module) and not module.bias.any(), name
-        else:
+        elif not isinstance(module, torch.nn.Linear):
             continue
+        elif (family, name) == ("m2d_s", "offline_predictor") or name.startswith(("audio_proj.", "text_proj")):
+            assert starts_as_torchs_own(module)
+        else:
+            assert starts_xavier(module) and not module.bias.any(), name
         seen |= {f"{name}.weight", f"{name}.bias"}
+    if family == "m2d_clap":
+        assert model.logit_scale.item() == pytest.approx(np.log(1 / 0.07))
+        seen.add("logit_scale")
     for name in {"cls_token", "mask_token"} & set(model.state_dict()):
         token = numpy(model.get_parameter(name)).ravel()
         assert stats.kstest(token, stats.norm(0, 0.02).cdf).pvalue > 1e-4, name

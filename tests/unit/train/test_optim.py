@@ -13,7 +13,7 @@ def test_matrices_and_tokens_are_decayed_and_biases_and_norms_are_not(family):
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     plain, decayed = split_by_decay((name, p.ndim) for name, p in trained.items())
     assert sorted(plain + decayed) == sorted(trained)
-    assert all(name.endswith(".bias") or "norm" in name for name in plain)
+    assert all(name.endswith(".bias") or "norm" in name or name == "logit_scale" for name in plain)
     assert {"cls_token", "mask_token", "patch_embed.proj.weight"} <= set(decayed)
     assert all(name.endswith((".weight", "_token")) and "norm" not in name for name in decayed)
     fixed = {"pos_embed", "decoder_pos_embed", "norm_stats"}
