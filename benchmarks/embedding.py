@@ -1,12 +1,13 @@
 """Embedding clips with RuntimeM2D against a plain float32 runtime in the same run: clips/s.
 
     python -m benchmarks.embedding --device cpu --batch_size 32 --steps 3
-    python -m benchmarks.embedding --device cuda --batch_size 32 --bf16 --compile
+    python -m benchmarks.embedding --device cuda --batch_size 32 --bf16 --compile --steps 20
 
 The plain one is written the obvious way: nnAudio's log-mel, the input cut into the model's length and encoded piece by piece,
 PyTorch's own linear layers, attention as two products and a softmax, all in float32, freed memory given back as the C library
-does by itself. Ours is as `m2d.embed` has it. Both embed the same clips of noise with the same random weights, in rounds; the
-figures are medians on the clock, and the largest difference of their embeddings relative to the largest value.
+does by itself. Ours is as `m2d.embed` has it. On CUDA both run in true float32 and with TF32 products. All embed the same clips
+of noise with the same random weights, in rounds; the figures are medians on the clock, and the largest difference of the
+embeddings from the plain ones, relative to the largest value.
 """
 
 import argparse
@@ -33,8 +34,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a clip")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bf16", action="store_true", help="ours under autocast to bfloat16; float32 otherwise")
-    parser.add_argument("--compile", action="store_true", help="ours with its encoder compiled")
+    parser.add_argument("--bf16", action="store_true", help="also ours under autocast to bfloat16")
+    parser.add_argument("--compile", action="store_true", help="also ours with its encoder compiled, in bfloat16 with --bf16")
     parser.add_argument("--steps", type=int, default=5, help="of each round")
     parser.add_argument("--warmup", type=int, default=1, help="steps before, in each round")
     parser.add_argument("--rounds", type=int, default=2)
@@ -67,17 +68,40 @@ def plain_runtime(args: argparse.Namespace) -> Embed:
     return embed
 
 
-def our_runtime(args: argparse.Namespace) -> Embed:
-    """RuntimeM2D as it is."""
+def our_runtime(args: argparse.Namespace, bf16: bool = False, compiled: bool = False) -> Embed:
+    """RuntimeM2D as it is, or in bfloat16, or with its encoder compiled."""
     runtime = load(args)
-    if args.compile:
+    if compiled:
         runtime.backbone.forward_encoder = torch.compile(runtime.backbone.forward_encoder, dynamic=False)
 
     def embed(audio: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=bf16):
             return runtime.encode(audio)
 
     return embed
+
+
+def with_tf32(embed: Embed, on: bool) -> Embed:
+    """The same with float32 products of matrices by TF32, or without."""
+
+    def call(audio: torch.Tensor) -> torch.Tensor:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+        return embed(audio)
+
+    return call
+
+
+def all_ways(args: argparse.Namespace) -> dict[str, Embed]:
+    """The ways to compare, the plain one first."""
+    plain, ours = plain_runtime(args), our_runtime(args)
+    ways = {"plain": with_tf32(plain, False), "ours": with_tf32(ours, False)}
+    if torch.device(args.device).type == "cuda":
+        ways |= {"plain, TF32": with_tf32(plain, True), "ours, TF32": with_tf32(ours, True)}
+    if args.bf16:
+        ways["ours, bfloat16"] = with_tf32(our_runtime(args, bf16=True), True)
+    if args.compile:
+        ways["ours, compiled"] = with_tf32(our_runtime(args, args.bf16, compiled=True), True)
+    return ways
 
 
 @torch.no_grad()
@@ -85,10 +109,10 @@ def main() -> None:
     """Measure and print a table."""
     args = parse()
     device = torch.device(args.device)
-    compute.configure(device)
     audio = torch.rand(args.batch_size, int(args.seconds * 16000), device=device) - 0.5
-    ways = {"plain": plain_runtime(args), "ours": our_runtime(args)}
-    expected, found = (way(audio) for way in ways.values())
+    ways = all_ways(args)
+    found = {name: way(audio) for name, way in ways.items()}
+    expected = found["plain"]
     times = {name: [] for name in ways}
     for name, way in [*ways.items()] * args.rounds:
         keep_freed_memory(*(OWN_LIMITS if name == "plain" else []))
@@ -99,11 +123,14 @@ def main() -> None:
             if turn >= args.warmup:
                 times[name].append(time.perf_counter() - begin)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {args.weights}")
-    print(f"{'way':8} {'s/batch':>9} {'clips/s':>9} {'ratio':>6}")
+    clips = f"{args.batch_size} clips of {args.seconds:g} s"
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {clips}")
     for name, seconds in medians.items():
-        print(f"{name:8} {seconds:9.3f} {args.batch_size / seconds:9.2f} {medians['plain'] / seconds:6.2f}")
-    print(f"difference {((found - expected).abs().max() / expected.abs().max()).item():.1e} of the largest value")
+        away = ((found[name].float() - expected).abs().max() / expected.abs().max()).item()
+        print(
+            f"| embedding by {args.weights}, {name} | {seconds * 1000:.1f} ms a batch | {args.batch_size / seconds:.1f} clips/s "
+            f"| {medians['plain'] / seconds:.2f} | {away:.0e} from plain |"
+        )
 
 
 if __name__ == "__main__":

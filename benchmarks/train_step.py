@@ -1,12 +1,13 @@
-"""The training step against a plain one in the same run: clips/s, utilisation (MFU), peak memory.
+"""The training step against a plain one in the same run: clips/s, arithmetic, peak memory.
 
     python -m benchmarks.train_step --device cpu --model m2d_vit_base --input_size 80x208 --batch_size 16
     python -m benchmarks.train_step --device cuda --precision bf16 --batch_size 512 --compile
 
 The plain step is written the obvious way: PyTorch's own linear layers, attention as two products and a softmax, AdamW and
 EMA one parameter after the other, all tokens projected, the loss read at every step, freed memory given back. Both see the
-same batches, in rounds; the figures are medians, ratios those of a round's.
-With --each, every optimisation is turned off alone.
+same batches, in rounds; the figures are medians, ratios those of a round's. The arithmetic is compared with what a large
+matrix product reaches there. With --each, every optimisation is turned off alone. With --gaps, a profile tells for how much of
+the step no kernel runs (CUDA).
 """
 
 import argparse
@@ -17,6 +18,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.plain_model import without_fused_attention
 from m2d.models import registry
@@ -63,6 +66,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=1, help="steps before, in each round")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--each", action="store_true", help="also each optimisation turned off alone")
+    parser.add_argument("--gaps", action="store_true", help="also the share of the fast step in which no kernel runs")
     parser.add_argument("--fast_only", action="store_true", help="without the plain step (batches that it has no memory for)")
     return parser.parse_args()
 
@@ -151,8 +155,9 @@ def make_batch(step: Step) -> tuple[torch.Tensor, torch.Tensor | None, MaskPlan]
 
 @dataclass
 class Measured:
-    """What was measured of one way: seconds of each step, by round, and peak memory in GiB."""
+    """What was measured of one way: seconds of its first step (compilation) and of the others, by round; peak memory in GiB."""
 
+    first: float
     rounds: list[list[float]]
     memory: float = 0.0
 
@@ -166,10 +171,17 @@ class Measured:
         return statistics.median(statistics.median(slow) / statistics.median(fast) for slow, fast in pairs)
 
 
-def measure(steps: dict[str, Step], args: argparse.Namespace) -> dict[str, Measured]:
+def timed(step: Step, batch: tuple) -> float:
+    """Seconds of one step."""
+    begin = time.perf_counter()
+    step(*batch)
+    compute.synchronize(step.device)
+    return time.perf_counter() - begin
+
+
+def measure(steps: dict[str, Step], batch: tuple, args: argparse.Namespace) -> dict[str, Measured]:
     """Every way's steps, in rounds."""
-    results = {name: Measured([]) for name in steps}
-    batch = make_batch(next(iter(steps.values())))
+    results = {name: Measured(timed(step, batch), []) for name, step in steps.items()}
     for name, step in [*steps.items()] * args.rounds:
         keep_freed_memory(*([] if step.choices.memory_stays else OWN_LIMITS))
         times = []
@@ -177,14 +189,34 @@ def measure(steps: dict[str, Step], args: argparse.Namespace) -> dict[str, Measu
             if step.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated() - sum(p.nbytes for p in step.model.parameters()) * 3
-            begin = time.perf_counter()
-            step(*batch)
-            compute.synchronize(step.device)
-            times.append(time.perf_counter() - begin)
+            times.append(timed(step, batch))
             if step.device.type == "cuda":
                 results[name].memory = (torch.cuda.max_memory_allocated() - before) / 2**30
         results[name].rounds.append(times[args.warmup :])
     return results
+
+
+def idle_share(step: Step, batch: tuple, steps: int = 5) -> float:
+    """Share of the time from the first kernel of some steps to their last in which none runs."""
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            step(*batch)
+        compute.synchronize(step.device)
+    kernels = sorted((e.time_range.start, e.time_range.end) for e in profiler.events() if e.device_type == DeviceType.CUDA)
+    busy, until = 0.0, kernels[0][0]
+    for start, end in kernels:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return 1 - busy / (until - kernels[0][0])
+
+
+def row(what: str, found: Measured, base: Measured, args: argparse.Namespace, work: float, product: float) -> str:
+    """A way's row of the table."""
+    rate = args.batch_size / found.seconds()
+    return (
+        f"| {what} | {found.seconds() * 1000:.1f} ms | {rate:.0f} clips/s | {rate * work / product:.0%} of a product "
+        f"| {found.memory:.1f} GiB | first step {found.first:.1f} s | {found.ratio(base):.2f} |"
+    )
 
 
 def main() -> None:
@@ -197,17 +229,17 @@ def main() -> None:
     if args.each:
         for name in Choices.__dataclass_fields__:
             steps[f"fast without {name}"] = Step(args, replace(Choices(), **{name: False}), compiled=True)
-    results = measure(steps, args)
+    batch = make_batch(steps["fast"])
+    results = measure(steps, batch, args)
     work = cost.step_flops(steps["fast"].model, args.mask_ratio)
-    peak = cost.peak_flops(device, PRECISIONS[args.precision])
-    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads; {args.model} {args.input_size}", end=" ")
-    print(f"{args.patch_size} batch {args.batch_size}; {work / 1e9:.1f} GFLOP a clip; peak {peak / 1e12:.2f} TFLOP/s")
-    base = next(iter(results.values()))
-    print(f"{'step':32} {'s/step':>9} {'clips/s':>9} {'MFU':>6} {'GiB':>6} {'ratio':>6}")
+    product = cost.measured_flops(device, PRECISIONS[args.precision])
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, {where}; {work / 1e9:.1f} GFLOP a clip; a large product {product / 1e12:.2f} TFLOP/s")
+    sizes = f"{args.model} {args.input_size} {args.patch_size} {args.precision}, batch {args.batch_size}"
     for name, found in results.items():
-        rate = args.batch_size / found.seconds()
-        figures = f"{found.seconds():9.3f} {rate:9.1f} {rate * work / peak:6.0%} {found.memory:6.1f} {found.ratio(base):6.2f}"
-        print(f"{name:32} {figures}")
+        print(row(f"{sizes}, {name}", found, next(iter(results.values())), args, work, product))
+    if args.gaps and device.type == "cuda":
+        print(f"| {sizes}, no kernel runs | {idle_share(steps['fast'], batch):.1%} of the step |")
 
 
 if __name__ == "__main__":

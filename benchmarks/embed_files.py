@@ -1,0 +1,110 @@
+"""`m2d embed` on many files against its two halves in the same run: decoding alone, and encoding alone. Files per second.
+
+    python -m benchmarks.embed_files --device cuda --files 4000 --workers 16
+
+The files are WAVs of noise at the model's rate: a few of them, each under many names, so they come from the page cache.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from m2d.inference.clips import decode_ahead
+from m2d.inference.embed import embed
+from m2d.inference.runtime import RuntimeM2D
+from m2d.inference.stream import Sink, StreamEncoder
+from m2d.train import device as compute
+
+
+def parse() -> argparse.Namespace:
+    """The settings."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", default="m2d_vit_base-80x608p16x16-random", help="a checkpoint, or a name for random ones")
+    parser.add_argument("--files", type=int, default=4000)
+    parser.add_argument("--distinct", type=int, default=50, help="different files among them")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a file")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files decoded at a time")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16")
+    return parser.parse_args()
+
+
+def make_files(folder: Path, args: argparse.Namespace) -> list[Path]:
+    """The files' paths."""
+    rng, paths = np.random.default_rng(0), []
+    for i in range(args.files):
+        path = folder / f"{i:06d}.wav"
+        if i < args.distinct:
+            soundfile.write(path, rng.normal(0, 0.1, int(args.seconds * 16000)), 16000, subtype="PCM_16")
+        else:
+            os.link(paths[i % args.distinct], path)
+        paths.append(path)
+    return paths
+
+
+class Counter(Sink):
+    """Takes embeddings and leaves them."""
+
+    def put(self, clip: int, step: int, embeddings: torch.Tensor) -> None:
+        pass
+
+    def complete(self, clip: int, samples: int, frames: int) -> None:
+        pass
+
+
+def decode(paths: Sequence[Path], rate: int, workers: int) -> None:
+    """Decode all files."""
+    for clip in decode_ahead(paths, rate, workers):
+        for stretch in clip:
+            if isinstance(stretch, Exception):
+                raise stretch
+
+
+def encode(runtime: RuntimeM2D, paths: Sequence[Path], args: argparse.Namespace) -> None:
+    """Encode as many clips of one waveform."""
+    audio = soundfile.read(paths[0], dtype="float32")[0]
+    encoder = StreamEncoder(runtime, args.batch_size, Counter(paths))
+    with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16):
+        for _ in paths:
+            encoder.start()
+            encoder.add(audio)
+            encoder.end()
+        encoder.flush()
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def main() -> None:
+    """Measure and print a row."""
+    args = parse()
+    compute.configure(torch.device(args.device))
+    runtime = RuntimeM2D(weight_file=args.weights).to(args.device)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        paths = make_files(folder, args)
+        encode(runtime, paths[: 2 * args.batch_size], args)  # loads kernels
+        decoding = timed(lambda: decode(paths, runtime.sample_rate, args.workers))
+        encoding = timed(lambda: encode(runtime, paths, args))
+        out = folder / "embeddings.npz"
+        whole = timed(lambda: embed(paths, runtime, out, batch_size=args.batch_size, workers=args.workers, bf16=args.bf16))
+    rates = {"decoding alone": decoding, "encoding alone": encoding, "m2d embed": whole}
+    figures = " | ".join(f"{name} {args.files / seconds:.0f}/s" for name, seconds in rates.items())
+    share = max(decoding, encoding) / whole
+    print(f"| {args.files} WAVs of {args.seconds:g} s, {args.workers} workers | {figures} | {share:.0%} of the slower half |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# Measures what this project does on a GPU, in at most eight minutes, the most important first; a table comes last.
+# usage: bash benchmarks/gpu.sh [--device cuda|cpu] [--quick] [--out FOLDER] [--published FOLDER] [PART...]
+#   --device     cuda (the default), or cpu, to see that the parts work
+#   --quick      very small sizes, without time limits: the figures mean nothing
+#   --out        where the parts' output goes (default: $OUT, else gpu-TIME)
+#   --published  a clone of the published system, to measure beside ours
+#   PART         only these parts, of those listed at the end of this file
+# It needs no data and no network. Each part is a process of its own with a time limit; one that fails costs the others nothing.
+# The exit status is 1 where a part failed.
+set -euo pipefail
+unset CDPATH
+PYTHON=${PYTHON:-$(command -v python || command -v python3)}
+device=cuda quick='' out=${OUT:-} published='' wanted=() failed=0
+
+while [ $# -gt 0 ]; do
+  case $1 in
+    --device) device=$2 && shift ;;
+    --quick) quick=yes ;;
+    --out) out=$2 && shift ;;
+    --published) published=$(realpath "$2") && shift ;;
+    -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" && exit ;;
+    -*) echo "gpu.sh: error: there is no flag $1 (--help lists the flags)" >&2 && exit 2 ;;
+    *) wanted+=("$1") ;;
+  esac
+  shift
+done
+out=${out:-gpu-$(date +%Y%m%d-%H%M%S)}
+mkdir -p "$out"
+out=$(realpath "$out")
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+table=$out/table.txt
+: >"$table"
+spare=0
+[ -z "$quick" ] || spare=3000
+end=$((SECONDS + 470 + spare))
+
+# part NAME SECONDS COMMAND...: run a command with a time limit; its output goes to NAME.txt, its rows to the table.
+part() {
+  local name=$1 limit=$(($2 + spare)) left=$((end - SECONDS)) status=0
+  shift 2
+  if [ ${#wanted[@]} -gt 0 ] && [[ " ${wanted[*]} " != *" $name "* ]]; then
+    return
+  fi
+  if [ "$left" -lt 10 ]; then
+    echo "| $name | no time was left |" >>"$table"
+    failed=1
+    return
+  fi
+  echo "$(date +%T) $name" >&2
+  timeout --kill-after=10 $((limit < left ? limit : left)) "$@" >"$out/$name.txt" 2>&1 || status=$?
+  grep '^|' "$out/$name.txt" >>"$table" || true
+  if [ $status -ne 0 ]; then
+    echo "| $name | failed with status $status (124: its $limit s were over): $out/$name.txt |" >>"$table"
+    failed=1
+  fi
+}
+
+step=("$PYTHON" -m benchmarks.train_step --device "$device")
+embedding=("$PYTHON" -m benchmarks.embedding --device "$device" --bf16)
+files=("$PYTHON" -m benchmarks.embed_files --device "$device")
+run=("$PYTHON" -m benchmarks.run_from_pack --device "$device")
+theirs=("$PYTHON" benchmarks/published_step.py "$published" --device "$device")
+if [ "$device" = cpu ]; then
+  theirs+=(--precision fp32)
+else
+  step+=(--precision bf16 --compile)
+  embedding+=(--compile)
+  files+=(--bf16)
+  run+=(--bf16)
+fi
+base=m2d_vit_base batch=(--batch_size 512)
+options=(--short_attention)
+if [ -n "$quick" ]; then
+  base=m2d_vit_tiny batch=()
+  step+=("${options[@]}")
+  tiny=(--batch_size 1 --input_size 80x16 --steps 1)
+  step+=("${tiny[@]}" --warmup 0 --rounds 1)
+  theirs+=("${tiny[@]}" --warmup 0)
+  run+=(--model m2d_vit_tiny --decoder_depth 1 "${tiny[@]}" --clips 2 --num_workers 1)
+  embedding+=(--weights m2d_vit_tiny-80x16p16x16-random --batch_size 1 --seconds 0.5 --steps 1 --warmup 0 --rounds 1)
+  files+=(--weights m2d_vit_tiny-80x16p16x16-random --seconds 0.5 --files 4 --distinct 2 --batch_size 2 --workers 2)
+else
+  step+=(--steps 5 --warmup 3 --rounds 3)
+  embedding+=(--steps 20 --warmup 5)
+fi
+part step 130 "${step[@]}" --model $base "${batch[@]}" --gaps
+[ "$device" = cpu ] || part tests 120 "$PYTHON" -m pytest -m gpu -p no:cacheprovider --tb=short
+[ -z "$published" ] || part published 60 "${theirs[@]}" --model $base "${batch[@]}"
+part embedding 60 "${embedding[@]}"
+for option in $([ -n "$quick" ] || printf '%s ' "${options[@]}"); do
+  part "${option#--}" 70 "${step[@]}" --fast_only --model $base "${batch[@]}" "$option"
+done
+[ "$device" = cpu ] || part attention 30 "$PYTHON" -m benchmarks.attention
+part run_from_pack 80 "${run[@]}"
+part embed_files 60 "${files[@]}"
+if [ -z "$quick" ]; then
+  part m2d_s 70 "${step[@]}" --fast_only --model m2d_s_vit_base --patch_size 80x2 --batch_size 256
+  part m2d_as 70 "${step[@]}" --fast_only --model m2d_as_vit_base --batch_size 512
+  part m2d_x 70 "${step[@]}" --fast_only --model m2d_x_vit_base --batch_size 512
+  part msm_mae 70 "${step[@]}" --fast_only --model msm_mae_vit_base --mask_ratio 0.75 --batch_size 512
+  part tiny 60 "${step[@]}" --fast_only --model m2d_vit_tiny --input_size 80x208 --batch_size 256 --gaps
+  part small 60 "${step[@]}" --fast_only --model m2d_vit_small --input_size 80x208 --batch_size 256 --gaps
+fi
+tests=$(tail -n 1 "$out/tests.txt" 2>/dev/null) && echo "| pytest -m gpu | $tests |" >>"$table"
+cat "$table"
+exit $failed

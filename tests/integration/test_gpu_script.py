@@ -1,0 +1,43 @@
+"""benchmarks/gpu.sh on the CPU: every part runs, and one that fails costs the others nothing."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def gpu_sh(tmp_path):
+    """Run the script with some arguments: its result, and the table that it prints."""
+
+    def run(*arguments: object) -> tuple[int, list[str]]:
+        environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+        command = ["bash", ROOT / "benchmarks/gpu.sh", "--device", "cpu", "--quick", "--out", tmp_path / "out", *arguments]
+        done = subprocess.run(list(map(str, command)), env=environment, cwd=tmp_path, capture_output=True, text=True)
+        return done.returncode, done.stdout.splitlines()
+
+    return run
+
+
+def test_every_part_runs(gpu_sh, tmp_path):
+    status, table = gpu_sh()
+    assert status == 0, table
+    parts = {path.stem for path in (tmp_path / "out").glob("*.txt")} - {"table"}
+    assert parts == {"step", "embedding", "run_from_pack", "embed_files"}
+    for words in ("plain |", "fast |", "ours, bfloat16 |", "data-wait", "m2d embed"):
+        assert any(words in row for row in table), words
+
+
+def test_a_part_that_fails_is_named(gpu_sh, tmp_path):
+    status, table = gpu_sh("--published", tmp_path, "published")
+    assert status == 1
+    assert table == [f"| published | failed with status 1 (124: its 3060 s were over): {tmp_path}/out/published.txt |"]
+    assert "has no m2d/models_mae.py" in (tmp_path / "out/published.txt").read_text()
+
+
+def test_a_flag_that_is_not_there(gpu_sh):
+    assert gpu_sh("--quik")[0] == 2
