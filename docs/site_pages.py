@@ -41,6 +41,7 @@ PACKAGES = {
     "data": "Lists, files, packs, samples and batches.",
     "checkpoint": "Find, verify and load checkpoints of any layout.",
     "evaluation": "What an encoder is worth.",
+    "adapters": "An encoder as benchmarks ask for it.",
     "train": "The training loop and what it needs.",
     "run": "A run's folder, logs and checkpoints.",
     "utils": "What all programs share.",

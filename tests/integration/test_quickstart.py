@@ -169,6 +169,7 @@ def test_an_installation_with_extras_serves_those_who_need_none(project):
     folder, go = project
     go("test")
     assert any("-e .[test] -c constraints.txt" in line for line in installs(folder))
+    assert "--no-deps hearvalidator" in installs(folder)[-1]  # never with TensorFlow
     count = len(installs(folder))
     go()
     assert len(installs(folder)) == count

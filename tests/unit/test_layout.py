@@ -14,7 +14,7 @@ LAYERS = [
     {"audio", "models"},
     {"data", "checkpoint"},
     {"inference", "run"},
-    {"evaluation"},
+    {"evaluation", "adapters"},
     {"train"},
     {"finetune"},
     {"cli"},
