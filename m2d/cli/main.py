@@ -10,6 +10,7 @@ from ..utils.program import EXIT_USAGE, did_you_mean, run_program
 COMMANDS = {
     "convert": (".cli.convert", "audio files to log-mel spectrograms (.npy files, or a pack)"),
     "check": (".cli.check", "a list's clips: missing, truncated, silent, duplicate files"),
+    "captions": (".cli.captions", "embeddings of captions, which M2D-CLAP is trained on"),
     "pack": (".cli.pack", "the spectrograms of a list into a few large files, read faster"),
     "train": (".cli.train", "pre-train M2D, M2D-X, MAE, M2D-AS or M2D-S"),
     "profile": (".cli.profile", "where a training step spends its time"),

@@ -16,7 +16,8 @@ class Batch:
         index: samples of the data set, int64 `[B]`.
         epoch: the epoch, from 0.
         noise: background noise crops of the shape of `clean`, where there is a noise list.
-        target: offline targets: `[B, T, E]` (M2D-S), `[B, classes]` (M2D-AS).
+        target: offline targets: `[B, T, E]` (M2D-S), `[B, classes]` (M2D-AS), a caption's embedding `[B, E]` (M2D-CLAP).
+        texts: captions, one of each clip (M2D-CLAP with a text encoder that is trained).
         skipped: clips that could not be read and were replaced (--skip_bad_files).
     """
 
@@ -26,6 +27,7 @@ class Batch:
     epoch: int
     noise: torch.Tensor | None = None
     target: torch.Tensor | None = None
+    texts: list[str] | None = None
     skipped: int = 0
 
     def __len__(self) -> int:

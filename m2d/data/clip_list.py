@@ -4,6 +4,7 @@ import codecs
 import difflib
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -129,9 +130,11 @@ class ClipList:
     def sort(self) -> "ClipList":
         """The same clips in the order of their file names."""
         order = self.names.argsort()
-        if np.array_equal(order, np.arange(len(self))):
-            return self
-        return ClipList(self.source, {k: c.take(order) for k, c in self.columns.items()}, self.rows[order])
+        return self if np.array_equal(order, np.arange(len(self))) else self.take(order)
+
+    def take(self, order: np.ndarray) -> "ClipList":
+        """The clips at these places, int64 `[n]`."""
+        return ClipList(self.source, {name: column.take(order) for name, column in self.columns.items()}, self.rows[order])
 
 
 def read_list(csv_path: str | Path, columns: Sequence[str] = ("file_name",), optional: Sequence[str] = ()) -> ClipList:
@@ -139,7 +142,7 @@ def read_list(csv_path: str | Path, columns: Sequence[str] = ("file_name",), opt
 
     Args:
         csv_path: a CSV (UTF-8) with a header. Blank lines are skipped.
-        columns: columns it must have, with a value in every row; `file_name` is among them.
+        columns: columns it must have, with a value in every row: one or more.
         optional: columns that are read where the list has them.
 
     Raises:
@@ -147,23 +150,42 @@ def read_list(csv_path: str | Path, columns: Sequence[str] = ("file_name",), opt
         FileError: it is no CSV in UTF-8, a column or a value is missing (the row is named), or it lists nothing.
     """
     path = Path(csv_path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such list (a CSV with a column file_name)")
-    _check_encoding(path)
-    try:
-        header = _open(path, []).schema.names
-        _check_header(path, header, columns)
-        wanted = [*columns, *(c for c in optional if c in header)]
+    header = read_header(path)
+    _check_header(path, header, columns)
+    wanted = [*columns, *(c for c in optional if c in header)]
+    with _read_errors(path):
         parts = [{name: TextColumn.from_arrow(batch.column(name)) for name in wanted} for batch in _open(path, wanted)]
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise FileError(f"{path}: cannot be read as a CSV in UTF-8 with a header: {reason[:300]}") from error
     if not parts:
         raise FileError(f"{path}: {_EMPTY}")
     texts = {name: TextColumn.join([part.pop(name) for part in parts]) for name in wanted}
-    rows = np.arange(2, 2 + len(texts["file_name"]), dtype=np.int32)
+    rows = np.arange(2, 2 + len(texts[wanted[0]]), dtype=np.int32)
     pa.default_memory_pool().release_unused()
     return _without_empty_rows(ClipList(path, texts, rows), columns)
+
+
+def read_header(csv_path: str | Path) -> list[str]:
+    """The columns of a CSV.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileError: it is no CSV in UTF-8.
+    """
+    path = Path(csv_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such list (a CSV with a column file_name)")
+    _check_encoding(path)
+    with _read_errors(path):
+        return _open(path, []).schema.names
+
+
+@contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    """What goes wrong within is raised as FileError."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise FileError(f"{path}: cannot be read as a CSV in UTF-8 with a header: {reason[:300]}") from error
 
 
 def _check_encoding(path: Path) -> None:
@@ -198,8 +220,7 @@ def _without_empty_rows(clips: ClipList, required: Sequence[str]) -> ClipList:
         raise FileError(f"{clips.source}: {_EMPTY}")
     if not blank.any():
         return clips
-    kept = np.flatnonzero(~blank)
-    return ClipList(clips.source, {name: column.take(kept) for name, column in clips.columns.items()}, clips.rows[kept])
+    return clips.take(np.flatnonzero(~blank))
 
 
 def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ The loader's workers only read. Noise mixing and normalisation (`prepare`) take 
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from .store import ClipStore, Reader, check_finite, read_replacing
 class AudioDataset(Dataset):
     """Crops of clips, each with a background noise crop where a noise list is given.
 
-    A subclass that adds something to a sample extends `read`.
+    A subclass that adds something to a sample extends `read`, or `added` where it does not lie in the clip's file.
 
     Args:
         clips: the clips to learn from.
@@ -35,12 +36,14 @@ class AudioDataset(Dataset):
         target_width: width of the offline target that a subclass adds (E of M2D-X and its kin).
         weights: sampling weight of each sample, float64 `[len(self)]`, where the list gives them.
         metadata: what a checkpoint is to keep of the data, such as the names of classes.
+        digests: hashes of what is learned from beside the lists, by the flag that names it.
         skip_bad_files: replace a clip that cannot be read by the next one; batches count them in `skipped`.
     """
 
     target_width: int | None = None
     weights: np.ndarray | None = None
     metadata: Mapping[str, object] = MappingProxyType({})
+    digests: Mapping[str, str] = MappingProxyType({})
     skip_bad_files = False
 
     def __init__(
@@ -64,7 +67,9 @@ class AudioDataset(Dataset):
         """The batch that these keys of one epoch ask for."""
         epochs, positions, indices = np.array(keys, dtype=np.int64).T
         epoch = int(epochs[0])
-        arrays, skipped = self._readable(self.read, self.clips, indices, self._places(epoch, positions, Purpose.CROP))
+        places = self._places(epoch, positions, Purpose.CROP)
+        arrays, skipped = self._readable(self._read_and_name, self.clips, indices, places)
+        others = self.added(arrays.pop("clips"), epoch, positions)
         if self.noise is not None and self.noise_order is not None:
             places = self._places(epoch, positions, Purpose.NOISE_CROP)
             noise, more = self._readable(self._read_noise, self.noise, self.noise_order(epoch, positions), places)
@@ -75,6 +80,7 @@ class AudioDataset(Dataset):
                 tensors[name] = tensors[name].unsqueeze(1)
         return Batch(
             **tensors,
+            **others,
             epoch=epoch,
             position=torch.from_numpy(positions.copy()),
             index=torch.from_numpy(indices.copy()),
@@ -95,6 +101,18 @@ class AudioDataset(Dataset):
             u: where each crop starts among all valid starts, float64 `[B]` in [0, 1).
         """
         return {"clean": self.clips.read_crops(clips, u, self.input_frames, repeat=False)}
+
+    def added(self, clips: np.ndarray, epoch: int, positions: np.ndarray) -> dict[str, Any]:
+        """What a batch holds beside what `read` gives, by the names of Batch's fields.
+
+        Args:
+            clips: the clips that were read, int64 `[B]`.
+            epoch, positions: their places in the run.
+        """
+        return {}
+
+    def _read_and_name(self, clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
+        return self.read(clips, u) | {"clips": clips}
 
     def _read_noise(self, clips: np.ndarray, u: np.ndarray) -> dict[str, np.ndarray]:
         return {"noise": self.noise.read_crops(clips, u, self.input_frames, repeat=True)}

@@ -28,6 +28,10 @@ class FileStore(ClipStore):
         self.clip_list, self.data_path, self.n_mels = clip_list, Path(data_path), n_mels
         self.source, self.columns = clip_list.source, clip_list.columns
 
+    def keep(self, clips: np.ndarray) -> None:
+        self.clip_list = self.clip_list.take(clips)
+        self.columns = self.clip_list.columns
+
     def where(self, i: int) -> str:
         return f"{self.clip_list.where(i)}: {self.name(i)}"
 

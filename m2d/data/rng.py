@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     STATISTICS = 6
     WEIGHTED = 7
     QUALITY = 8
+    CAPTION = 9
 
 
 def _signed(value: int) -> int:

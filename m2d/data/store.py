@@ -43,6 +43,10 @@ class ClipStore(ABC):
         return self.columns["file_name"][i]
 
     @abstractmethod
+    def keep(self, clips: np.ndarray) -> None:
+        """Keep the clips at these places alone, int64 `[n]`, in this order."""
+
+    @abstractmethod
     def where(self, i: int) -> str:
         """Clip i for an error message: "data/x.csv row 17: fsd/17.npy"."""
 

@@ -147,6 +147,11 @@ class PackStore(ClipStore):
     def _take_features(self, index: list[dict[str, np.ndarray]]) -> None:
         """For a store of features."""
 
+    def keep(self, clips: np.ndarray) -> None:
+        self.order = self.order[clips]
+        self.columns = {name: column.take(clips) for name, column in self.columns.items()}
+        self.frames.take(clips)
+
     def where(self, i: int) -> str:
         return f"{self.source} clip {self.order[i] + 1}: {self.name(i)}"
 
@@ -200,6 +205,11 @@ class PackFeatureStore(PackStore, FeatureStore):
         self.features = PackedArray(self.source, "features.npy", self.info.dtype, self.feature_width, lengths)
         self.features.take(self.order)
         self.valid = np.concatenate([each["valid"] for each in index])[self.order]
+
+    def keep(self, clips: np.ndarray) -> None:
+        super().keep(clips)
+        self.features.take(clips)
+        self.valid = self.valid[clips]
 
     def starts(self, indices: np.ndarray, u: np.ndarray, frames: int) -> np.ndarray:
         return aligned_start(u, self.valid[indices], frames, self.patch_frames)

@@ -29,6 +29,9 @@ class RampStore(ClipStore):
     def name(self, i):
         return f"{i}.npy"
 
+    def keep(self, clips):
+        self.lengths = [self.lengths[i] for i in clips]
+
     def where(self, i):
         return f"{self.source} row {i + 2}: {i}.npy"
 
