@@ -81,6 +81,7 @@ class Weights:
         mapped: the file, where the tensors' memory is mapped from it.
         classes: names of the classifier's classes, where the file holds them.
         single_label: the classifier was trained for classes that exclude each other.
+        events: the classifier was trained on time steps.
     """
 
     state: dict[str, torch.Tensor]
@@ -94,6 +95,7 @@ class Weights:
     mapped: MappedFile | None
     classes: list[str] | None = None
     single_label: bool = False
+    events: bool = False
 
 
 def _tensors(saved: Mapping, path: Path) -> dict[str, torch.Tensor]:
@@ -217,6 +219,7 @@ def read_weights(source: str | Path) -> Weights:
         mapped=mapped,
         classes=_class_names(saved, head),
         single_label=saved.get("single_label") is True,
+        events=saved.get("events") is True,
     )
 
 

@@ -302,6 +302,7 @@ class FineTuning:
             "sr": cfg.sr,
         }
         saved = {"model": state, "args": spec, "classes": self.classes, "single_label": self.single_label}
+        saved |= {"events": self.model.per_step}
         saved |= {"epoch": self.progress.epoch, "finetune": asdict(self.settings), "data": self.data}
         if name == LAST:
             saved |= {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}

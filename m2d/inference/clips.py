@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import queue
 import sys
 import threading
@@ -50,6 +51,12 @@ def list_clips(sources: Sequence[str | Path]) -> list[Path]:
         else:
             raise FileNotFoundError(f"there is no file or folder {shown(source)}")
     return clips
+
+
+def name_in_list(path: str | Path, folder: Path) -> str:
+    """A file's name in a list that is in `folder`: relative to it where the file is below it, else absolute."""
+    absolute, start = os.path.abspath(path), os.path.abspath(folder)
+    return os.path.relpath(absolute, start) if os.path.commonpath([start, absolute]) == start else absolute
 
 
 def _listed(path: Path) -> Iterable[str]:

@@ -20,7 +20,6 @@ A file that cannot be read is reported and left out; the exit status is then 1.
 
 import argparse
 import logging
-import os
 import secrets
 import sys
 import zipfile
@@ -39,7 +38,7 @@ from ..utils.malloc import keep_freed_memory
 from ..utils.names import shown
 from ..utils.outputs import OVERWRITE_HELP, check_outputs
 from ..utils.program import ArgumentParser, run_program
-from .clips import add_audio, list_clips, parse_with_audio
+from .clips import add_audio, list_clips, name_in_list, parse_with_audio
 from .results import FileResult, PartialResults
 from .runtime import RuntimeM2D
 from .stream import Sink, check_finite, encode_files
@@ -166,15 +165,11 @@ def _write_npz(out: Path, results: PartialResults, done: Sequence[FileResult], t
 
 
 def _write_table(path: Path, done: Sequence[FileResult], sample_rate: int) -> None:
-    """Write the table: a list that this program reads too, so its paths are relative to its folder, or absolute."""
-    folder = os.path.abspath(path.parent)
+    """Write the table, a list that this program reads too."""
     starts = np.cumsum([0, *(result.rows for result in done)])
     rows = []
     for result, start in zip(done, starts[:-1], strict=True):
-        absolute = os.path.abspath(result.path)
-        below = os.path.commonpath([folder, absolute]) == folder
-        name = os.path.relpath(absolute, folder) if below else absolute
-        rows.append((name, round(result.samples / sample_rate, 3), start, result.rows))
+        rows.append((name_in_list(result.path, path.parent), round(result.samples / sample_rate, 3), start, result.rows))
     write_csv(path, ("file_name", "seconds", "row", "rows"), rows)
 
 

@@ -117,11 +117,18 @@ def write_text(path: str | os.PathLike, text: str, replace: bool = True) -> None
 
 def write_csv(path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV in UTF-8 with a header; bytes of file names that are not UTF-8 become \\udcXX."""
+    with open_csv(path, columns) as table:
+        table.writerows(rows)
+
+
+@contextmanager
+def open_csv(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[Any]:
+    """As `write_csv`, for rows that come one after the other: the csv.writer, with the header written."""
     with open_atomic(path) as file:
         text = TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
         table = csv.writer(_Lines(text), lineterminator="\r\n")
         table.writerow(columns)
-        table.writerows(rows)
+        yield table
         text.detach()
 
 

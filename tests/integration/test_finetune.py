@@ -139,6 +139,7 @@ def test_sound_events_in_time(weights, tmp_path):
     assert main([str(tmp_path / "events.csv"), "--weights", weights, "--out", str(out), *flags]) == 0
     entries = [json.loads(line) for line in (out / "log.txt").read_text().splitlines()]
     assert max(entry["map"] for entry in entries) > 0.8
+    assert read_weights(out / "checkpoint-best.pth").events
     runtime = RuntimeM2D(weight_file=out / "checkpoint-best.pth", num_classes=2)
     logits, times = runtime.forward_frames(torch.from_numpy(soundfile.read(tmp_path / "0.wav", dtype="float32")[0])[None])
     assert logits.shape[:2] == times.shape and logits.shape[2] == 2
