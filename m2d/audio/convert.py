@@ -24,8 +24,9 @@ from ..utils.atomic_file import open_atomic
 from ..utils.malloc import keep_freed_memory
 from ..utils.names import shown
 from ..utils.parallel import map_ahead
-from .decode import read_audio
+from .decode import DecodedAudio, read_audio
 from .logmel import FrontEnd, NumpyLogMel
+from .sources.member import InMemory, Place
 
 FAILED = "failed.csv"  # beside what was converted: what was not, and why
 FAILED_COLUMNS, PACK_FAILED_COLUMNS = ("file_name", "reason"), ("file_name", "chunk", "reason")
@@ -39,11 +40,15 @@ _FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, er
 
 @dataclass(frozen=True)
 class Job:
-    """One file to convert; `name` is its path below the source folder."""
+    """One file to convert; `name` is its path below the source folder.
+
+    `source`: its path, or, where it has a `place` in an archive, its name in messages.
+    """
 
     name: str
     source: str
     target: str
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class Converter:
         try:
             if any("\ud800" <= character <= "\udfff" for character in job.name):
                 raise ValueError(f"{shown(job.source)} has a name that is not UTF-8, which no list can hold: rename it")
-            waveform, warnings, seconds_left_out = read_audio(job.source, self.front_end.sample_rate)
+            waveform, warnings, seconds_left_out = self._read(job)
             if len(waveform) < self.min_samples:
                 waveform = np.pad(waveform, (0, self.min_samples - len(waveform)))
             outcome = Outcome(job, waveform=waveform, warnings=tuple(warnings), seconds_left_out=seconds_left_out)
@@ -119,6 +124,17 @@ class Converter:
             return Outcome(job, error=str(error))
         except Exception as error:  # whatever a damaged file does to a decoder, or to memory, the run continues with the next one
             return Outcome(job, error=f"{shown(job.source)}: {type(error).__name__}: {error}")
+
+    def _read(self, job: Job) -> DecodedAudio:
+        if job.place is None:
+            return read_audio(job.source, self.front_end.sample_rate)
+        try:
+            content = job.place.read()
+        except ValueError as error:
+            raise ValueError(f"{shown(job.source)} {error}") from None
+        except OSError as error:
+            raise OSError(f"{shown(job.source)} cannot be read: {error.strerror or error}") from None
+        return read_audio(content, self.front_end.sample_rate, job.source)
 
     def finish(self, outcome: Outcome, lms: np.ndarray) -> Outcome:
         """Check the spectrogram `[n_mels, frames]` of a decoded file and hand it to the sink."""
@@ -196,10 +212,10 @@ def convert_all(
         RuntimeError: a worker died.
     """
     size = max(1, min(_FILES_PER_ORDERED_CHUNK if in_order else _FILES_PER_CHUNK, len(jobs) // (4 * workers)))
-    chunks = (jobs[begin : begin + size] for begin in range(0, len(jobs), size))
     if workers == 1:
         yield from ([converter(job)] for job in jobs)
         return
+    chunks = (list(map(_with_content, jobs[begin : begin + size])) for begin in range(0, len(jobs), size))
     # A fork starts at once and needs no main guard in the calling program; only Linux forks safely.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     stop = context.Event()
@@ -214,6 +230,16 @@ def convert_all(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+def _with_content(job: Job) -> Job:
+    """A job with its file's bytes, where these are to be read by one process, in turn."""
+    if job.place is None or not job.place.in_turn:
+        return job
+    try:
+        return replace(job, place=InMemory(job.place.read()))
+    except (OSError, ValueError) as error:
+        return replace(job, place=InMemory(error))
 
 
 def _results(pool: ProcessPoolExecutor, chunks: Iterable[list[Job]], in_flight: int) -> Iterator[list[Outcome]]:

@@ -1,5 +1,6 @@
 """Reading audio files: decode, mix to mono, resample. Free of torch, as is `logmel`."""
 
+import io
 import logging
 import os
 import stat
@@ -7,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import soundfile
@@ -21,6 +22,8 @@ from .readers import FfmpegReader, Reader, SndfileReader, ffmpeg_format, has_ffm
 
 logger = logging.getLogger("m2d")
 
+#: An audio file: its path, its bytes, or an open file that can seek.
+Audio: TypeAlias = str | os.PathLike | bytes | BinaryIO
 #: Sampling rates in Hz that a file may have; a header with another is damaged.
 RATES = (1_000, 768_000)
 #: Float samples above this are in another scale, such as that of 16-bit integers.
@@ -30,7 +33,7 @@ _TOLD_BY_NAME = (".gsm", ".vox")  # formats without a header
 _SECONDS_OF_TOLERANCE = 0.5
 
 
-def load_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
+def load_audio(audio: Audio, sample_rate: int, name: str = "") -> np.ndarray:
     """Decode an audio file, average its channels, resample it: float32 `[samples]`, full scale ±1.
 
     What is wrong with a file that can be read is logged as a warning.
@@ -38,7 +41,7 @@ def load_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     Raises:
         As `open_audio` and iterating over it.
     """
-    waveform, warnings, _ = read_audio(path, sample_rate)
+    waveform, warnings, _ = read_audio(audio, sample_rate, name)
     for warning in warnings:
         logger.warning("%s", warning)
     return waveform
@@ -70,19 +73,19 @@ class WarningCount:
         return f", {self.files} with warnings{left_out}" if self.files else ""
 
 
-def read_audio(path: str | os.PathLike, sample_rate: int) -> DecodedAudio:
+def read_audio(audio: Audio, sample_rate: int, name: str = "") -> DecodedAudio:
     """As `load_audio`, but what is wrong with the file is returned.
 
     Raises:
         As `open_audio` and iterating over it.
     """
-    with open_audio(path, sample_rate) as stream:
+    with open_audio(audio, sample_rate, name) as stream:
         blocks = list(stream)
     waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     return DecodedAudio(waveform, stream.warnings, stream.seconds_left_out)
 
 
-def open_audio(path: str | os.PathLike, sample_rate: int) -> "AudioStream":
+def open_audio(audio: Audio, sample_rate: int, name: str = "") -> "AudioStream":
     """Open an audio file for decoding block by block, in bounded memory however long it is.
 
         with open_audio("day.flac", 16000) as stream:
@@ -95,11 +98,16 @@ def open_audio(path: str | os.PathLike, sample_rate: int) -> "AudioStream":
     WebM and others; soxr's high quality resampling. Files put one after the other, chained Ogg, and streams whose length
     their header does not tell are read whole, changes of the rate or the channels included.
 
+    Args:
+        audio: a path; or the bytes of an audio file, or a file to read and to seek in, which is left open.
+        sample_rate: of the blocks, in Hz.
+        name: what messages call bytes or an open file.
+
     Raises:
         OSError: the file cannot be opened.
         ValueError: it is no regular file, no audio file, or its header is damaged.
     """
-    return AudioStream(path, sample_rate)
+    return AudioStream(audio, sample_rate, name)
 
 
 class AudioStream:
@@ -118,21 +126,22 @@ class AudioStream:
         ValueError: while iterating. The file is damaged, holds no samples, or some that are NaN, infinite or beyond any scale.
     """
 
-    def __init__(self, path: str | os.PathLike, sample_rate: int):
+    def __init__(self, audio: Audio, sample_rate: int, name: str = ""):
         self.sample_rate = sample_rate
         self.warnings: list[str] = []
         self.seconds_left_out = 0.0
-        self._name = shown(path)
-        self._path = os.fsdecode(path)
-        self._file = _open_regular(path, self._name)
+        self._from_path = isinstance(audio, str | os.PathLike)
+        self._path = os.fsdecode(audio) if isinstance(audio, str | os.PathLike) else name or "the audio"
+        self._name = shown(self._path)
+        self._file = _opened(audio, self._name)
         try:
-            self._size = os.fstat(self._file.fileno()).st_size
+            self._size = self._file.seek(0, os.SEEK_END)
             layout = read_layout(self._file, self._size, self._path)
             self._left_out(layout.warning, layout.seconds_left_out)
             self._parts = layout.parts or (None,)
             self._reader = self._open_part(self._parts[0])
         except BaseException:
-            self._file.close()
+            self._close_file()
             raise
 
     def __enter__(self) -> "AudioStream":
@@ -142,9 +151,9 @@ class AudioStream:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the decoder, and the file where it was opened by its path."""
         self._reader.close()
-        self._file.close()
+        self._close_file()
 
     def __iter__(self) -> Iterator[np.ndarray]:
         samples = 0
@@ -189,9 +198,16 @@ class AudioStream:
             self.warnings.append(f"{self._name} {warning}")
         self.seconds_left_out += seconds
 
+    def _close_file(self) -> None:
+        if self._from_path:
+            self._file.close()
+
     def _open_part(self, part: Part | None) -> Reader:
         """A decoder at the beginning of a part; None: of the file as it is."""
-        self._source = self._file if part is None else FileView(self._file, part.pieces)
+        if part is not None:
+            self._source = FileView(self._file, part.pieces)
+        else:
+            self._source = self._file if self._from_path else self._whole()
         try:
             try:
                 reader = self._by_libsndfile()
@@ -224,8 +240,8 @@ class AudioStream:
             raise ValueError("is empty (0 bytes)")
         other = ffmpeg_format(head)
         if other is not None and has_ffmpeg():
-            if self._source is self._file:  # a view lets a damaged header seek anywhere
-                self._source = FileView(self._file, (range(self._size),))
+            if self._source is self._file:
+                self._source = self._whole()
             return FfmpegReader(self._source, other.name)
         if other is not None and not other.is_sndfiles:
             raise ValueError(f"is {other.words}, which needs PyAV: pip install 'm2d-audio[av]'")
@@ -234,9 +250,19 @@ class AudioStream:
         reason = "Format not recognised" if "not a regular file" in error.error_string else error.error_string.rstrip(".")
         raise ValueError(f"cannot be read as audio: {reason}{hint}")
 
+    def _whole(self) -> FileView:
+        """The file as it is, in which a damaged header may seek anywhere."""
+        return FileView(self._file, (range(self._size),))
+
     def _named(self, error: ValueError) -> ValueError:
         """With the file's name in front of the words of an error."""
         return ValueError(f"{self._name} {error}")
+
+
+def _opened(audio: Audio, name: str) -> BinaryIO:
+    if isinstance(audio, bytes):
+        return io.BytesIO(audio)
+    return _open_regular(audio, name) if isinstance(audio, str | os.PathLike) else audio
 
 
 def _open_regular(path: str | os.PathLike, name: str) -> BinaryIO:

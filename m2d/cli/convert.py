@@ -6,6 +6,10 @@
 SRC/sub/a.wav becomes DEST/sub/a.npy, float32 [1, 80, frames], 100 frames a second. Files that exist are skipped, so that
 the same command continues after an interruption. Files that cannot be converted are listed in DEST/failed.csv.
 
+SRC may also be a .tar (as WebDataset has them), a .zip, a .parquet with a column of audio (as Hugging Face has them), or a
+pattern in quotes that names several, such as 'shards/*.tar'. They are read as they are, without unpacking. The member
+sub/a.flac becomes DEST/sub/a.npy; with several archives shards/7.tar's becomes DEST/7/sub/a.npy.
+
 With --pack OUT.pack in the place of DEST, all go into a few large files, which training takes as --csv_main OUT.pack. The
 same command continues with the chunks that are missing. Files that cannot be converted are left out, and listed in
 OUT.pack/failed.csv; to try them again, remove the chunk-N.* files that it names.
@@ -34,14 +38,15 @@ logger = logging.getLogger("m2d")
 def build_parser() -> argparse.ArgumentParser:
     """The flags, named as the arguments of `convert_wav`. What they hold is text: a path may be `a,b`, `snd#2` or `None`."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("from_dir", metavar="SRC", help="the folder to walk; its files are taken in sorted order")
+    parser.add_argument(
+        "from_dir", metavar="SRC", help="the folder to walk, an archive or a pattern; files are taken in sorted order"
+    )
     parser.add_argument("to_dir", metavar="DEST", nargs="?", help="the folder to write to; not with --pack")
     parser.add_argument("--out", metavar="DEST", help="the same as DEST")
     parser.add_argument(
         "--suffix",
-        default=".wav",
-        help=f"the audio files' suffix (.wav), or several: wav,flac,mp3; {ALL_SUFFIXES}: every format that can be read. "
-        "Upper and lower case count as the same",
+        help=f"the audio files' suffix, or several: wav,flac,mp3; {ALL_SUFFIXES}: every format that can be read "
+        f"(default: of a folder wav, of archives {ALL_SUFFIXES}). Upper and lower case count as the same",
     )
     parser.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the first N files of the sorted order")
     parser.add_argument(

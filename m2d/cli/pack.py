@@ -5,6 +5,8 @@
 
 The pack replaces the list: --csv_main data/audioset.pack (and --csv_bg_noise, --csv_val). A list of .npz files
 (speech/extract_offline_ls960.py) gives a pack with features. Columns `label` and `weight` come along.
+A .tar, .zip or .parquet of audio, or a pattern of these in quotes, in the place of the list is the same as
+m2d convert ARCHIVE --pack OUT.pack.
 A run that was stopped continues where it was when it is started again. --shard 2/4 writes the second of four parts,
 so that machines that share a disk do it together; on disks of their own, copy the parts into one folder after it.
 float16 halves the size and rounds the log-mel values, by at most 0.004; --dtype float32 keeps them to the bit.
@@ -21,7 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..audio.sources.find import find_archives
 from ..data.clip_list import ClipList, read_list
+from ..data.convert_folder import convert_wav
 from ..data.feature_store import NpzStore
 from ..data.file_store import FileStore, NpyStore
 from ..data.pack.format import (
@@ -139,7 +143,7 @@ def verify(out: Path, workers: int) -> list[str]:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("csv", nargs="?", help="the list: a CSV with a column file_name")
+    parser.add_argument("csv", nargs="?", help="the list: a CSV with a column file_name; or archives of audio")
     parser.add_argument("--data_path", default="data", help="folder that the file names are relative to")
     parser.add_argument("--out", type=Path, help="the pack to write: a folder")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the values in the pack")
@@ -158,6 +162,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def run_pack(args: argparse.Namespace) -> int:
     """Pack what is missing; returns the exit status."""
+    if find_archives(args.csv) is not None:
+        report = convert_wav(args.csv, pack=args.out, dtype=args.dtype, chunk_clips=args.chunk_clips, workers=args.workers)
+        return 1 if report.failed else 0
     clips = read_list(args.csv, optional=("label", "weight"))
     store = open_files(clips, args.data_path, args.n_mels)
     info = PackInfo(

@@ -1,4 +1,4 @@
-"""A folder of audio files to log-mel spectrograms: a .npy file each, or one pack. The work of `wav_to_lms.py`.
+"""A folder or archives of audio files to log-mel spectrograms: a .npy file each, or one pack. The work of `wav_to_lms.py`.
 
 Torch is imported only where a device other than the CPU computes, so that a run starts at once.
 """
@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ from ..audio.convert import (
 from ..audio.decode import WarningCount
 from ..audio.listing import list_audio, readable_suffixes, walk_files, words_of_others
 from ..audio.logmel import PRESETS
+from ..audio.sources.find import find_archives, list_members
 from ..utils.atomic_file import remove_leftover, write_csv
 from ..utils.names import shown
 from ..utils.outputs import check_outputs, has_header, lists_only
@@ -82,7 +83,7 @@ class Report:
 def convert_wav(
     from_dir: str | os.PathLike,
     to_dir: str | os.PathLike | None = None,
-    suffix: str | Iterable[str] = ".wav",
+    suffix: str | Iterable[str] | None = None,
     skip: int = 0,
     min_length: float | None = 6.1,
     verbose: bool = False,
@@ -95,14 +96,16 @@ def convert_wav(
     chunk_clips: int | None = None,
     overwrite: bool = False,
 ) -> Report:
-    """Convert a folder of audio files to log-mel spectrograms: SRC/sub/a.wav becomes DEST/sub/a.npy.
+    """Convert a folder of audio files, or archives of them, to log-mel spectrograms: SRC/sub/a.wav becomes DEST/sub/a.npy.
 
     Files that exist are skipped, so that the same call continues after an interruption.
 
     Args:
-        from_dir: SRC, the folder to walk; its files are taken in sorted order.
+        from_dir: SRC, the folder to walk, a .tar, .zip or .parquet, or a pattern that names several of these, such as
+            shards/*.tar, whose files' names then begin with their archive's. Files are taken in sorted order.
         to_dir: DEST, the folder to write to; not with `pack`.
-        suffix: the audio files' suffix, or several: a list, or a text such as "wav,flac"; "all": every format.
+        suffix: the audio files' suffix, or several: a list, or a text such as "wav,flac"; "all": every format, which is the
+            default of archives; a folder's is wav.
         skip: leave out this many files at the start of the sorted order.
         min_length: zero-pad shorter clips to this many seconds; None: do not pad.
         verbose: name each file.
@@ -126,14 +129,16 @@ def convert_wav(
     min_samples = round((min_length or 0) * PRESETS[sr].sample_rate)
     if csv is not None:
         _check_list_place(csv, folder)
-    jobs = _plan(Path(from_dir), folder if pack is None else Path(), _suffixes(suffix))
+    jobs, broken = _plan(from_dir, folder if pack is None else Path(), suffix)
     chosen = jobs[skip:]
     if not chosen:
         raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {shown(from_dir)}")
     _check_own_files(folder, csv, jobs, overwrite, pack is not None)
     converter = Converter(PRESETS[sr], min_samples, npy_sink if pack is None else _pack_sink(dtype), decode_only=device != "cpu")
     finish = None if device == "cpu" else DeviceMel(converter, device)
-    report = Report(found=len(chosen), existing=0)
+    report = Report(found=len(chosen) + len(broken), existing=0, failed=dict(broken))
+    for reason in broken.values():
+        logger.warning("failed: %s", reason)
     existing: set[str] = set()
     audio_pack = None
     if pack is None:
@@ -142,7 +147,7 @@ def convert_wav(
     else:
         audio_pack = _open_pack(folder, chosen, converter, dtype or PACK_DTYPE, chunk_clips, report)
         to_do = audio_pack.jobs_left()
-    report.existing = len(chosen) - len(to_do) - len(report.failed)
+    report.existing = report.found - len(to_do) - len(report.failed)
     workers = min(workers or _cpu_count(), max(1, len(to_do)))
     try:
         with closing(_converted(to_do, converter, finish, workers, verbose, report, in_order=pack is not None)) as outcomes:
@@ -206,7 +211,7 @@ def _open_pack(
     """Begin a pack, or go on with it; what earlier runs had to leave out counts as failed."""
     from .pack.from_audio import AudioPack
 
-    audio_pack = AudioPack(folder, jobs, converter, dtype, chunk_clips)
+    audio_pack = AudioPack(folder, jobs, converter, dtype, chunk_clips, report.failed)
     report.failed.update(audio_pack.left_out)
     return audio_pack
 
@@ -288,26 +293,57 @@ def _suffixes(suffix: str | Iterable[str]) -> list[str]:
     return [f".{name}" for name in names if name]
 
 
-def _plan(source: Path, dest: Path, suffixes: list[str]) -> list[Job]:
-    sources, others = list_audio(source, suffixes)
+def _plan(source: str | os.PathLike, dest: Path, suffix: str | Iterable[str] | None) -> tuple[list[Job], dict[str, str]]:
+    """What is to be converted; and what of archives cannot be read, with reasons."""
+    archives = find_archives(source)
+    if archives is None:
+        folder, suffixes = Path(source), _suffixes(".wav" if suffix is None else suffix)
+        paths, others = list_audio(folder, suffixes)
+        _check_found(source, suffixes, paths, others)
+        names = (path.relative_to(folder) for path in paths)
+        jobs = [Job(str(name), str(path), _target(dest, name)) for name, path in zip(names, paths, strict=True)]
+        first, twin = next(_twins(jobs), (None, None))
+        if first is not None and twin is not None:
+            raise ValueError(
+                f"{shown(first.source)} and {shown(twin.source)} would both become {shown(twin.target)}: rename one, "
+                "or convert one suffix at a time into folders of their own"
+            )
+        return jobs, {}
+    suffixes = _suffixes(ALL_SUFFIXES if suffix is None else suffix)
+    found = list_members(archives, suffixes)
+    _check_found(source, suffixes, found.members, found.others)
+    jobs = [Job(each.name, each.where, _target(dest, Path(each.name)), each.place) for each in found.members]
+    again = {id(twin): first for first, twin in _twins(jobs)}
+    for number, job in enumerate(jobs):
+        if id(job) in again:
+            first = again[id(job)].source
+            found.left_out[f"{job.name} (file {number + 1})"] = (
+                f"{shown(job.source)} has the name of another, {shown(first)}: the first is taken"
+            )
+    return [job for job in jobs if id(job) not in again], found.left_out
+
+
+def _target(dest: Path, name: Path) -> str:
+    return str(dest / name.with_suffix(".npy"))
+
+
+def _twins(jobs: Iterable[Job]) -> Iterator[tuple[Job, Job]]:
+    """Jobs that have the target of one before them, behind the first of that target."""
+    firsts: dict[str, Job] = {}
+    for job in jobs:
+        first = firsts.setdefault(job.target, job)
+        if first is not job:
+            yield first, job
+
+
+def _check_found(source: str | os.PathLike, suffixes: Sequence[str], found: Sequence[object], others: Mapping[str, int]) -> None:
     not_taken = words_of_others(others, "--suffix")
-    if not sources:
+    if not found:
         raise FileNotFoundError(
             f"there is no file with the suffix {' or '.join(suffixes)} in {shown(source)}{f': {not_taken}' if not_taken else ''}"
         )
     if not_taken:
         logger.warning("%s", not_taken)
-    jobs: dict[str, Job] = {}
-    for path in sources:
-        name = path.relative_to(source)
-        job = Job(str(name), str(path), str(dest / name.with_suffix(".npy")))
-        first = jobs.setdefault(job.target, job)
-        if first is not job:
-            raise ValueError(
-                f"{shown(first.source)} and {shown(job.source)} would both become {shown(job.target)}: rename one, "
-                "or convert one suffix at a time into folders of their own"
-            )
-    return list(jobs.values())
 
 
 def _existing_targets(dest: Path) -> set[str]:

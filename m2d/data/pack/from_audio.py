@@ -4,10 +4,11 @@ Workers compute the spectrograms; this process writes them into the pack's chunk
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -39,12 +40,21 @@ class AudioPack:
         converter: how they are converted.
         dtype: float16 or float32.
         chunk_clips: files per chunk.
+        broken: files that cannot be listed among the jobs, and why.
 
     Raises:
         ValueError: the folder holds something else, or a pack of other files or settings.
     """
 
-    def __init__(self, folder: Path, jobs: list[Job], converter: Converter, dtype: str, chunk_clips: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        jobs: list[Job],
+        converter: Converter,
+        dtype: str,
+        chunk_clips: int | None = None,
+        broken: Mapping[str, str] = MappingProxyType({}),
+    ):
         self.folder, self.jobs = folder, jobs
         names = {"file_name": TextColumn.of(_name(job) for job in jobs)}
         front_end = converter.front_end
@@ -60,11 +70,11 @@ class AudioPack:
         )
         start_pack(folder, self.info)
         self._lacking = missing_chunks(folder, self.info)
-        self._left_out = self._find_left_out()
+        self._left_out = {name: ("", reason) for name, reason in broken.items()} | self._find_left_out()
 
     @property
     def left_out(self) -> dict[str, str]:
-        """Files that the chunks that are there had to leave out, and why."""
+        """Files that the chunks that are there had to leave out, and broken ones, with reasons."""
         return {name: reason for name, (_, reason) in self._left_out.items()}
 
     def jobs_left(self) -> list[Job]:

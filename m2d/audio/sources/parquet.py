@@ -1,0 +1,169 @@
+"""Audio in the rows of a parquet file, as the datasets of Hugging Face have it: a column of bytes, each with a path."""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+
+from ...utils.errors import UserError
+from ...utils.names import shown
+from ...utils.read_file import open_regular
+from .member import MOST_BYTES, Contents, not_readable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_ROWS_AT_ONCE = 8
+_MOST_GROUP_BYTES = 1 << 32
+
+
+class ParquetRow(NamedTuple):
+    """The audio of one row: its row group, and its row there."""
+
+    path: str
+    column: str
+    group: int
+    row: int
+
+    in_turn = True
+
+    def read(self) -> bytes:
+        """As `Place.read`; fast for rows one after the other."""
+        content = _group(self.path, self.column, self.group).row(self.row)
+        if content is None:
+            raise ValueError("has no bytes in its row, at most the path of a file elsewhere")
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"has {len(content) >> 20} MiB; at most {MOST_BYTES >> 20} are read from a row")
+        return content
+
+
+def parquet_contents(path: str, is_audio: Callable[[str], bool]) -> Contents:
+    """The audio files of a parquet file, named by the last part of their paths, or by their row's number.
+
+    Args:
+        path: the file.
+        is_audio: tells by a name whether it is wanted; a name without a suffix is.
+
+    Raises:
+        OSError: it cannot be opened.
+        FileError: it is no parquet file, damaged, or has no column of audio.
+        UserError: Arrow is not installed.
+    """
+    contents = Contents()
+    _group.cache_clear()  # of a file that may have been replaced
+    with _opened(path) as file:
+        column, path_column = _audio_column(file.schema_arrow, path)
+        rows = 0
+        for group in range(file.num_row_groups):
+            first, rows = rows, rows + file.metadata.row_group(group).num_rows
+            size = file.metadata.row_group(group).total_byte_size
+            if not 0 <= size <= _MOST_GROUP_BYTES:
+                contents.leave_out(f"row group {group}", f"has {size >> 20} MiB, at most {_MOST_GROUP_BYTES >> 20} are read")
+                continue
+            try:
+                names = _names(file, group, path_column, range(first, rows))
+            except (OSError, ValueError) as error:
+                contents.leave_out(f"row group {group}", f"is damaged ({_one_line(error)})")
+                continue
+            for row, name in enumerate(names):
+                if is_audio(name) or not PurePosixPath(name).suffix:
+                    contents.add(name, ParquetRow(path, column, group, row), 0)
+    return contents
+
+
+class _Group:
+    """The audio of a row group, read once from its first row to its last."""
+
+    def __init__(self, path: str, column: str, group: int):
+        self._arguments = path, column, group
+        self._next, self._rows = 0, _rows(*self._arguments)
+        self._error: Exception | None = None
+
+    def row(self, row: int) -> bytes | None:
+        if self._error is not None:
+            raise self._error
+        if row < self._next:
+            self._next, self._rows = 0, _rows(*self._arguments)
+        try:
+            for content in self._rows:
+                self._next += 1
+                if self._next > row:
+                    return content
+            raise ValueError("it ends before its number of rows")
+        except (OSError, ValueError, MemoryError) as error:
+            self._error = ValueError(f"is in a damaged row group ({_one_line(error)})")
+            raise self._error from None
+
+
+@lru_cache(maxsize=1)
+def _group(path: str, column: str, group: int) -> _Group:
+    return _Group(path, column, group)
+
+
+def _rows(path: str, column: str, group: int) -> Iterator[bytes | None]:
+    with _opened(path) as file:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False):
+            values = batch.column(0)
+            if "." in column:
+                (values,) = values.flatten()
+            for i in range(len(values)):
+                yield values[i].as_py()
+
+
+def _opened(path: str) -> "pq.ParquetFile":
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise UserError(f"{shown(path)}: reading parquet files needs Arrow: pip install 'm2d-audio[train]'") from None
+    file = open(open_regular(path), "rb")
+    try:
+        return pq.ParquetFile(pa.PythonFile(file, "r"), pre_buffer=False, buffer_size=1 << 20)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        file.close()
+        raise not_readable(shown(path), f"no parquet file, or damaged, or cut short ({_one_line(error)})") from None
+
+
+def _names(file: "pq.ParquetFile", group: int, column: str | None, rows: range) -> list[str]:
+    texts: list[str | None] = [None] * len(rows)
+    if column is not None:
+        paths = file.read_row_group(group, columns=[column], use_threads=False).column(0).to_pylist()
+        texts = [path["path"] if path else None for path in paths]
+    return [PurePosixPath(text or "").name or f"{row:08d}" for row, text in zip(rows, texts, strict=True)]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _audio_column(schema: "pa.Schema", path: str) -> tuple[str, str | None]:
+    """The column of the bytes, and that of the paths, if there is one."""
+    import pyarrow.types as kinds
+
+    def is_bytes(kind: "pa.DataType") -> bool:
+        return kinds.is_binary(kind) or kinds.is_large_binary(kind)
+
+    def is_text(kind: "pa.DataType") -> bool:
+        return kinds.is_string(kind) or kinds.is_large_string(kind)
+
+    for name in dict.fromkeys(["audio", *_declared_audio(schema)]):
+        if schema.get_field_index(name) < 0:
+            continue
+        kind = schema.field(name).type
+        if is_bytes(kind):
+            return name, None
+        if kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type):
+            has_paths = kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
+            return f"{name}.bytes", f"{name}.path" if has_paths else None
+    raise not_readable(shown(path), f"no column of audio bytes in it (its columns: {', '.join(schema.names)[:200]})")
+
+
+def _declared_audio(schema: "pa.Schema") -> list[str]:
+    """The columns that the datasets of Hugging Face call audio."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return [name for name, feature in features.items() if isinstance(feature, dict) and feature.get("_type") == "Audio"]
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return []
