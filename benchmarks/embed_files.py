@@ -20,7 +20,7 @@ from m2d.inference.clips import decode_ahead
 from m2d.inference.embed import embed
 from m2d.inference.runtime import RuntimeM2D
 from m2d.inference.stream import Sink, StreamEncoder
-from m2d.train import device as compute
+from m2d.utils.device import no_tf32
 
 
 def parse() -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--files", type=int, default=4000)
     parser.add_argument("--distinct", type=int, default=50, help="different files among them")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a file")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, help="pieces encoded at a time; none: as many as the runtime takes at once")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files decoded at a time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="encode in bfloat16")
@@ -50,8 +50,11 @@ def make_files(folder: Path, args: argparse.Namespace) -> list[Path]:
     return paths
 
 
-class Counter(Sink):
-    """Takes embeddings and leaves them."""
+class Means(Sink):
+    """Takes what m2d embed takes, and leaves it."""
+
+    def condense(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return embeddings.sum(dim=1, dtype=torch.float64)
 
     def put(self, clip: int, step: int, embeddings: torch.Tensor) -> None:
         pass
@@ -71,7 +74,7 @@ def decode(paths: Sequence[Path], rate: int, workers: int) -> None:
 def encode(runtime: RuntimeM2D, paths: Sequence[Path], args: argparse.Namespace) -> None:
     """Encode as many clips of one waveform."""
     audio = soundfile.read(paths[0], dtype="float32")[0]
-    encoder = StreamEncoder(runtime, args.batch_size, Counter(paths))
+    encoder = StreamEncoder(runtime, args.batch_size, Means(paths))
     with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16):
         for _ in paths:
             encoder.start()
@@ -90,8 +93,9 @@ def timed(work: Callable[[], object]) -> float:
 def main() -> None:
     """Measure and print a row."""
     args = parse()
-    compute.configure(torch.device(args.device))
+    no_tf32()
     runtime = RuntimeM2D(weight_file=args.weights).to(args.device)
+    args.batch_size = args.batch_size or runtime.pieces_at_once
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = make_files(folder, args)
@@ -99,7 +103,8 @@ def main() -> None:
         decoding = timed(lambda: decode(paths, runtime.sample_rate, args.workers))
         encoding = timed(lambda: encode(runtime, paths, args))
         out = folder / "embeddings.npz"
-        whole = timed(lambda: embed(paths, runtime, out, batch_size=args.batch_size, workers=args.workers, bf16=args.bf16))
+        how = dict(batch_size=args.batch_size, workers=args.workers, bf16=args.bf16)
+        whole = timed(lambda: embed(paths, runtime, out, **how))
     rates = {"decoding alone": decoding, "encoding alone": encoding, "m2d embed": whole}
     figures = " | ".join(f"{name} {args.files / seconds:.0f}/s" for name, seconds in rates.items())
     share = max(decoding, encoding) / whole

@@ -12,7 +12,8 @@ mixes them to mono and resamples them. The .npz holds
     times_ms     [rows]          with --level frame: when the patches of its time step begin
 
 Files are decoded and encoded in stretches: with the default --batch_size the program needs up to 300 MB beside a model of
-ViT-Base's size, however long the files are and however many. What is done is kept in embeddings.npz.partial/ until the end:
+ViT-Base's size, however long the files are and however many. On a GPU decoding, copying and encoding overlap, and encoding
+is in bfloat16 (--precision fp32: in float32). What is done is kept in embeddings.npz.partial/ until the end:
 the same command continues a run that was killed.
 
 A file that cannot be read is reported and left out; the exit status is then 1.
@@ -23,7 +24,6 @@ import logging
 import secrets
 import sys
 import zipfile
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,15 +33,16 @@ import torch
 from ..checkpoint.build import is_random
 from ..checkpoint.weights import resolve
 from ..utils.atomic_file import open_atomic, write_csv
-from ..utils.device import pick_device
+from ..utils.device import no_tf32, pick_device
 from ..utils.malloc import keep_freed_memory
 from ..utils.names import shown
 from ..utils.outputs import OVERWRITE_HELP, check_outputs
 from ..utils.program import ArgumentParser, run_program
 from .clips import add_audio, list_clips, name_in_list, parse_with_audio
+from .pieces import Cutting
 from .results import FileResult, PartialResults
 from .runtime import RuntimeM2D
-from .stream import Sink, check_finite, encode_files
+from .stream import BATCH_SIZE_HELP, Sink, check_counts, check_finite, encode_files
 
 logger = logging.getLogger("m2d")
 
@@ -49,24 +50,24 @@ logger = logging.getLogger("m2d")
 class ClipMeans(Sink):
     """One row per file: the mean of its time steps."""
 
-    def __init__(self, paths: Sequence[Path], results: PartialResults):
+    def __init__(self, paths: Sequence[Path], results: PartialResults, cutting: Cutting):
         super().__init__(paths)
-        self._results = results
+        self._results, self._cutting = results, cutting
         self._sums: dict[int, torch.Tensor] = {}
-        self._steps: Counter[int] = Counter()
+
+    def condense(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return embeddings.sum(dim=1, dtype=torch.float64)
 
     def put(self, clip: int, step: int, embeddings: torch.Tensor) -> None:
-        self._sums[clip] = self._sums.get(clip, 0) + embeddings.double().sum(dim=0)
-        self._steps[clip] += len(embeddings)
+        self._sums[clip] = self._sums.get(clip, 0) + embeddings
 
     def complete(self, clip: int, samples: int, frames: int) -> None:
-        mean = self._sums.pop(clip) / self._steps.pop(clip)
+        mean = self._sums.pop(clip) / self._cutting.steps(frames)
         extent = self._results.append(mean.float().numpy()[None])
         self._results.add(self.paths[clip], samples, frames, [extent])
 
     def discard(self, clip: int, reason: str) -> None:
         self._sums.pop(clip, None)
-        self._steps.pop(clip, None)
         super().discard(clip, reason)
 
 
@@ -100,7 +101,7 @@ def embed(
     runtime: RuntimeM2D,
     out: Path,
     per_frame: bool = False,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int = 4,
     bf16: bool = False,
     overwrite: bool = False,
@@ -120,7 +121,7 @@ def embed(
         todo = results.todo(paths)
         if len(todo) < len(paths):
             logger.info("continuing: %d of %d files are done", len(paths) - len(todo), len(paths))
-        sink = (FrameRows if per_frame else ClipMeans)(todo, results)
+        sink = FrameRows(todo, results) if per_frame else ClipMeans(todo, results, runtime.cutting)
         with torch.autocast(runtime.backbone.cls_token.device.type, torch.bfloat16, enabled=bf16):
             encode_files(runtime, sink, batch_size, workers)
         left_out = set(sink.left_out)
@@ -179,12 +180,23 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", required=True, help="checkpoint: a file, a folder, or an https address")
     parser.add_argument("--out", required=True, type=Path, help="the .npz file to write")
     parser.add_argument("--level", choices=("clip", "frame"), default="clip", help="a vector per file, or per time step")
-    parser.add_argument("--batch_size", type=int, default=8, help="pieces of the model's input length encoded at a time")
+    parser.add_argument("--batch_size", type=int, help=BATCH_SIZE_HELP)
     parser.add_argument("--workers", "--threads", type=int, default=4, help="files decoded at a time")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
-    parser.add_argument("--bf16", action="store_true", help="encode in bfloat16: cosine with float32's above 0.999")
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "bf16", "fp32"),
+        default="auto",
+        help="bf16: bfloat16, cosine with float32's above 0.999; auto: bf16 on CUDA, else fp32",
+    )
+    parser.add_argument("--bf16", action="store_const", const="bf16", dest="precision", help="--precision bf16")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     return parse_with_audio(parser, argv)
+
+
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to encode in bfloat16, by --precision."""
+    return precision == "bf16" or precision == "auto" and device.type == "cuda"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,15 +206,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         if args.out.suffix != ".npz":
             raise ValueError(f"--out {shown(args.out)}: a name that ends in .npz is expected")
-        if min(args.batch_size, args.workers) < 1:
-            raise ValueError("--batch_size and --workers are at least 1")
+        check_counts(args)
         clips = list_clips(args.audio)
         lists = [source for source in args.audio if Path(source).is_file()]
         check_outputs([args.out, table_of(args.out)], [*clips, *lists], args.overwrite)
-        runtime = RuntimeM2D(weight_file=args.weights).to(pick_device(args.device))
-        left_out = embed(
-            clips, runtime, args.out, args.level == "frame", args.batch_size, args.workers, args.bf16, args.overwrite
-        )
+        device = pick_device(args.device)
+        no_tf32()
+        runtime = RuntimeM2D(weight_file=args.weights).to(device)
+        bf16 = uses_bf16(args.precision, device)
+        left_out = embed(clips, runtime, args.out, args.level == "frame", args.batch_size, args.workers, bf16, args.overwrite)
         return 1 if left_out else 0
 
     keep_freed_memory()

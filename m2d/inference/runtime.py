@@ -19,7 +19,7 @@ from ..models.vit import AudioViT
 from .config import Config, flag, given
 from .pieces import Cutting
 from .reconstruction import Reconstruction
-from .waveforms import check_lengths, check_waveforms, frame_count, log_mel, resample
+from .waveforms import WaveformCheck, check_lengths, check_waveforms, frame_count, log_mel, resample
 
 __all__ = ["Config", "RuntimeM2D", "get_backbone", "get_timestamps", "get_to_melspec", "parse_sizes_by_name"]
 
@@ -28,6 +28,8 @@ log = logging.getLogger("m2d")
 # What is encoded, or turned into a spectrogram, at a time: a long input needs no more memory than a short one.
 _TOKENS_PER_BLOCK = 1 << 13
 _FRAMES_PER_BLOCK = 1 << 14
+# Blocks on CUDA are so many times as large: a large GPU is busy from some 30,000 tokens on.
+_CUDA_BLOCKS = 4
 
 
 def get_to_melspec(cfg: Any) -> nn.Module:
@@ -194,6 +196,15 @@ class RuntimeM2D(Reconstruction, nn.Module):
         unit, patch = self.backbone.patch_embed.img_size[1], self.backbone.patch_size()[1]
         return Cutting(unit, patch, pads_short=self.cfg.dur_frames is None)
 
+    def _at_once(self, block: int) -> int:
+        return block * (_CUDA_BLOCKS if self.backbone.cls_token.is_cuda else 1)
+
+    @property
+    def pieces_at_once(self) -> int:
+        """Pieces of the model's input length that are encoded at a time."""
+        rows, columns = self.backbone.grid_size()
+        return max(1, self._at_once(_TOKENS_PER_BLOCK) // (1 + rows * columns))
+
     # ------------------------------------------------------------------ waveforms to spectrograms
 
     def to_feature(self, audio: torch.Tensor) -> torch.Tensor:
@@ -204,7 +215,7 @@ class RuntimeM2D(Reconstruction, nn.Module):
         """
         check_waveforms(audio)
         total = frame_count(audio.shape[1], self.front_end)
-        step = max(1, _FRAMES_PER_BLOCK // audio.shape[0])
+        step = max(1, self._at_once(_FRAMES_PER_BLOCK) // audio.shape[0])
         stretches = [self.log_mel(audio, start, min(start + step, total)) for start in range(0, total, step)]
         return stretches[0] if len(stretches) == 1 else torch.cat(stretches, dim=-1)
 
@@ -251,8 +262,7 @@ class RuntimeM2D(Reconstruction, nn.Module):
     ) -> list[torch.Tensor]:
         """Features of an input of `frames` frames; `cut(start, stop)` returns a stretch of it, normalised."""
         self._check_per_frame(per_frame)
-        rows, columns = self.backbone.grid_size()
-        pieces_at_once = max(1, _TOKENS_PER_BLOCK // (batch * (1 + rows * columns)))
+        pieces_at_once = max(1, self.pieces_at_once // batch)
 
         def blocks() -> Iterator[list[torch.Tensor]]:
             for start, stop, piece in self.cutting.groups(frames, pieces_at_once):
@@ -261,7 +271,7 @@ class RuntimeM2D(Reconstruction, nn.Module):
                 yield self._encode_pieces(F.pad(x, (0, stop - start - x.shape[-1])), piece, return_layers, per_frame)
 
         steps = self.cutting.steps(frames)
-        length = steps * rows if self.cfg.flat_features and not per_frame else steps
+        length = steps * self.backbone.grid_size()[0] if self.cfg.flat_features and not per_frame else steps
         return _join(blocks(), None if self._mask_ratio else length)
 
     def encode_lms(
@@ -313,8 +323,9 @@ class RuntimeM2D(Reconstruction, nn.Module):
         Raises:
             ValueError: another shape, no samples, NaN, or lengths that do not fit.
         """
-        check_waveforms(audio)
+        check = WaveformCheck(audio)
         if lengths is not None:
+            check.finish()
             features = self._encode_clips(audio, check_lengths(lengths, audio), average_per_time_frame, sample_rate)
             return nn.utils.rnn.pad_sequence(features, batch_first=True)
         audio = resample(audio, sample_rate, self.sample_rate)
@@ -323,7 +334,9 @@ class RuntimeM2D(Reconstruction, nn.Module):
             return self.normalize_batch(self.log_mel(audio, start, stop))
 
         frames = frame_count(audio.shape[1], self.front_end)
-        return self._encode(cut, audio.shape[0], frames, False, average_per_time_frame)[0]
+        features = self._encode(cut, audio.shape[0], frames, False, average_per_time_frame)[0]
+        check.finish()
+        return features
 
     def _encode_clips(
         self, audio: torch.Tensor, lengths: list[int], per_frame: bool, sample_rate: int | None
@@ -336,8 +349,7 @@ class RuntimeM2D(Reconstruction, nn.Module):
             for place, piece in enumerate(self.split_lms(self.to_normalized_spec(own))):
                 pieces.setdefault(piece.shape[-1], []).append((clip, place, piece))
         encoded: list[dict[int, torch.Tensor]] = [{} for _ in lengths]
-        rows, columns = self.backbone.grid_size()
-        most = max(1, _TOKENS_PER_BLOCK // (1 + rows * columns))
+        most = self.pieces_at_once
         for frames, group in pieces.items():
             for begin in range(0, len(group), most):
                 part = group[begin : begin + most]

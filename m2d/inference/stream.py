@@ -1,7 +1,9 @@
 """Encode audio files of any length in bounded memory: decoded, transformed and encoded stretch by stretch."""
 
+import argparse
 import logging
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..audio.decode import WarningCount
+from ..utils.device import OnHost, to_device
 from ..utils.names import shown
 from ..utils.parallel import Progress
 from .clips import decode_ahead
@@ -20,6 +23,10 @@ from .runtime import RuntimeM2D
 from .waveforms import frame_count, margin
 
 logger = logging.getLogger("m2d")
+
+BATCH_SIZE_HELP = "pieces of the model's input length encoded at a time; none: 8, on CUDA as many as fill it"
+_BATCH_SIZE = 8
+_NO_AUDIO = np.empty(0, np.float32)
 
 # Pieces that wait for others of their length, in batches, before the most numerous are encoded as they are.
 _WAITING_BATCHES = 4
@@ -40,9 +47,16 @@ class Sink(ABC):
         self.warned = WarningCount()
         self.left_out: list[Path] = []
 
+    def condense(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """What `put` needs of the embeddings `[B, t, D]` of a batch of pieces: `[B, …]`, computed on CUDA where they are there.
+
+        A number that is not finite must leave one in its piece's part.
+        """
+        return embeddings
+
     @abstractmethod
     def put(self, clip: int, step: int, embeddings: torch.Tensor) -> None:
-        """Take the embeddings `[t, D]`, float32 on the CPU, of a file's time steps from `step` on."""
+        """Take the embeddings `[t, D]`, float32 on the CPU, of a file's time steps from `step` on, as `condense` left them."""
 
     @abstractmethod
     def complete(self, clip: int, samples: int, frames: int) -> None:
@@ -59,15 +73,14 @@ class LogMelStream:
 
     def __init__(self, runtime: RuntimeM2D):
         self._runtime = runtime
-        self._audio = np.empty(0, np.float32)
+        self._audio = _NO_AUDIO
         self._first = 0  # frame of the first sample held
         self.frames = 0
         self.samples = 0
 
     def add(self, audio: np.ndarray) -> torch.Tensor:
         """The frames `[1, 1, n_mels, n]`, possibly none, that a further stretch `[samples]` completes."""
-        self._audio = np.concatenate([self._audio, audio]) if len(self._audio) else audio
-        self.samples += len(audio)
+        self._append(audio)
         front_end = self._runtime.front_end
         stop = self._first + len(self._audio) // front_end.hop_size - margin(front_end)
         lms = self._cut(max(stop, self.frames))
@@ -76,15 +89,20 @@ class LogMelStream:
         self._first = keep
         return lms
 
-    def finish(self) -> torch.Tensor:
-        """The frames that remain."""
+    def _append(self, audio: np.ndarray) -> None:
+        self._audio = np.concatenate([self._audio, audio]) if len(self._audio) else audio
+        self.samples += len(audio)
+
+    def finish(self, audio: np.ndarray = _NO_AUDIO) -> torch.Tensor:
+        """The frames that remain, with those of a last stretch `[samples]`."""
+        self._append(audio)
         return self._cut(self._first + frame_count(len(self._audio), self._runtime.front_end))
 
     def _cut(self, stop: int) -> torch.Tensor:
         start, self.frames = self.frames, stop
         if stop == start:
             return torch.empty(1, 1, self._runtime.front_end.n_mels, 0, device=self._runtime.backbone.cls_token.device)
-        audio = torch.from_numpy(self._audio)[None]
+        audio = to_device(torch.from_numpy(self._audio)[None], self._runtime.backbone.cls_token.device)
         return self._runtime.normalize_batch(self._runtime.log_mel(audio, start - self._first, stop - self._first))
 
 
@@ -113,10 +131,13 @@ class StreamEncoder:
         runtime: the model, in evaluation.
         batch_size: pieces that are encoded at a time.
         sink: takes the embeddings, in any order.
+        ahead: batches that the device may have before the oldest one's embeddings are waited for; none: 1 on CUDA, else 0.
     """
 
-    def __init__(self, runtime: RuntimeM2D, batch_size: int, sink: Sink):
+    def __init__(self, runtime: RuntimeM2D, batch_size: int, sink: Sink, ahead: int | None = None):
         self.runtime, self.batch_size, self.sink = runtime, batch_size, sink
+        self.ahead = int(runtime.backbone.cls_token.is_cuda) if ahead is None else ahead
+        self._encoded: deque[tuple[list[_Piece], OnHost]] = deque()
         self._clips: dict[int, _Clip] = {}
         self._number = -1
         self._waiting: dict[int, list[_Piece]] = {}
@@ -126,12 +147,19 @@ class StreamEncoder:
         self._number += 1
         self._clips[self._number] = _Clip()
         self._log_mel = LogMelStream(self.runtime)
+        self._last = _NO_AUDIO
         self._lms: list[torch.Tensor] = []
 
     @torch.no_grad()
     def add(self, audio: np.ndarray) -> None:
-        """Take a further stretch `[samples]` of the clip, at the model's rate."""
-        self._lms.append(self._log_mel.add(audio))
+        """Take a further stretch `[samples]` of the clip, at the model's rate.
+
+        It is transformed when the next one comes: a clip that comes in one stretch is transformed at once, in `end`.
+        """
+        previous, self._last = self._last, audio
+        if not len(previous):
+            return
+        self._lms.append(self._log_mel.add(previous))
         unit = self.runtime.cutting.unit
         if sum(lms.shape[-1] for lms in self._lms) >= unit:
             *whole, rest = torch.cat(self._lms, dim=-1).split(unit, dim=-1)
@@ -144,7 +172,7 @@ class StreamEncoder:
     @torch.no_grad()
     def end(self) -> None:
         """The clip is at its end."""
-        rest = torch.cat([*self._lms, self._log_mel.finish()], dim=-1)
+        rest = torch.cat([*self._lms, self._log_mel.finish(self._last)], dim=-1)
         clip, frames = self._clips[self._number], self._log_mel.frames
         lengths = self.runtime.cutting.lengths(frames)[clip.pieces :]
         # The end is padded after normalisation, so with the mean, as the runtime does it.
@@ -165,9 +193,10 @@ class StreamEncoder:
         self.sink.discard(self._number, reason)
 
     def flush(self) -> None:
-        """Encode what waits."""
+        """Encode what waits, and hand over all that is encoded."""
         for frames in list(self._waiting):
             self._encode(frames)
+        self._hand_over(0)
 
     def _take(self, lms: torch.Tensor) -> None:
         """Queue a piece `[1, 1, n_mels, frames]` of the current clip, and encode the batch that it completes."""
@@ -185,18 +214,27 @@ class StreamEncoder:
         pieces = self._waiting.pop(frames)
         lms = torch.stack([piece.lms for piece in pieces])
         try:
-            encoded = cast(torch.Tensor, self.runtime.encode_lms(lms, average_per_time_frame=True)).float().cpu()
+            encoded = cast(torch.Tensor, self.runtime.encode_lms(lms, average_per_time_frame=True)).float()
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
             raise ValueError(f"out of memory while encoding {len(pieces)} pieces at a time: lower --batch_size") from error
-        for piece, embeddings in zip(pieces, encoded, strict=True):
-            clip = self._clips[piece.clip]
-            clip.waiting -= 1
-            clip.finite = clip.finite and bool(embeddings.isfinite().all())
-            if clip.finite:
-                self.sink.put(piece.clip, piece.step, embeddings)
-            self._complete_if_done(piece.clip)
+        self._encoded.append((pieces, OnHost(self.sink.condense(encoded if encoded.is_cuda else encoded.cpu()))))
+        self._hand_over(self.ahead)
+
+    def _hand_over(self, left: int) -> None:
+        """Give the sink the oldest batches, but for so many that may still be under way."""
+        while len(self._encoded) > left:
+            pieces, encoded = self._encoded.popleft()
+            for piece, embeddings in zip(pieces, encoded.get(), strict=True):
+                clip = self._clips.get(piece.clip)
+                if clip is None:  # abandoned meanwhile
+                    continue
+                clip.waiting -= 1
+                clip.finite = clip.finite and bool(embeddings.isfinite().all())
+                if clip.finite:
+                    self.sink.put(piece.clip, piece.step, embeddings)
+                self._complete_if_done(piece.clip)
 
     def _complete_if_done(self, number: int) -> None:
         clip = self._clips[number]
@@ -240,14 +278,22 @@ def _duration(path: Path) -> float | None:
         return None
 
 
-def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int, workers: int) -> None:
+def check_counts(args: argparse.Namespace) -> None:
+    """Raise ValueError for a --batch_size or --workers below 1."""
+    if args.workers < 1 or args.batch_size is not None and args.batch_size < 1:
+        raise ValueError("--batch_size and --workers are at least 1")
+
+
+def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, workers: int) -> None:
     """Send the sink's files through the model, in memory that does not depend on their lengths.
 
-    Any error of a file leaves out that file alone.
+    Without a batch size it is 8; on CUDA as large as the device's block. Any error of a file leaves out that file alone.
 
     Raises:
         ValueError: a batch does not fit into the device's memory.
     """
+    if batch_size is None:
+        batch_size = runtime.pieces_at_once if runtime.backbone.cls_token.is_cuda else _BATCH_SIZE
     encoder = StreamEncoder(runtime, batch_size, sink)
     with Progress(len(sink.paths), "file") as progress:
         for clip in decode_ahead(sink.paths, runtime.sample_rate, workers):

@@ -32,14 +32,14 @@ import numpy as np
 import torch
 
 from ..utils.atomic_file import open_csv
-from ..utils.device import pick_device
+from ..utils.device import no_tf32, pick_device
 from ..utils.malloc import keep_freed_memory
 from ..utils.names import shown
 from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by
 from ..utils.program import ArgumentParser, run_program
 from .clips import add_audio, list_clips, name_in_list, parse_with_audio
 from .events import DEFAULT_THRESHOLD, EventRule, EventSink, class_thresholds
-from .stream import Sink, check_finite, encode_files
+from .stream import BATCH_SIZE_HELP, Sink, check_counts, check_finite, encode_files
 from .tag_picture import PICTURE_SUFFIXES, PROGRAM, draw_tags, read_log_mel
 from .tagger import Tagger
 from .windows import Window, WindowMeans, joined
@@ -199,7 +199,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--min_length", type=float, default=0.0, help="seconds: shorter events are dropped")
     parser.add_argument("--plot", type=Path, help="picture of the tags over time to draw (.png, .pdf, .svg)")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
-    parser.add_argument("--batch_size", type=int, default=8, help="pieces of the model's input length encoded at a time")
+    parser.add_argument("--batch_size", type=int, help=BATCH_SIZE_HELP)
     parser.add_argument("--workers", type=int, default=2, help="files decoded at a time")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
     return parse_with_audio(parser, argv)
@@ -209,8 +209,7 @@ def check_args(args: argparse.Namespace, clips: Sequence[Path]) -> None:
     """Raise ValueError for arguments that do not go together."""
     if args.top < 1 or (args.window is not None and not args.window > 0):
         raise ValueError("--top and --window are greater than 0")
-    if min(args.batch_size, args.workers) < 1:
-        raise ValueError("--batch_size and --workers are at least 1")
+    check_counts(args)
     if not (np.isfinite([args.median, args.min_length]).all() and min(args.median, args.min_length) >= 0):
         raise ValueError("--median and --min_length are seconds, 0 or more")
     if args.events is None and (args.threshold or args.median or args.min_length):
@@ -250,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             clips = list(dict.fromkeys(clips))  # one label file each
         check_args(args, clips)
         tagger = Tagger(args.weights, args.classes, args.order, args.single)
+        no_tf32()
         tagger.runtime.to(pick_device(args.device))
         check_finite(tagger.runtime)
         tag = write_events if args.events is not None else write_tags if args.out is not None else print_tags

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..audio.logmel_torch import EPS, FrontEnd, pad_short
+from ..utils.device import OnHost
 
 # Kaiser-windowed sinc, 64 zero crossings: aliases and ripple below -80 dB up to 0.9 of the lower rate's band.
 _RESAMPLING: dict[str, Any] = dict(
@@ -16,18 +17,41 @@ _RESAMPLING: dict[str, Any] = dict(
 )
 
 
+class WaveformCheck:
+    """Whether waveforms are what a runtime takes: `[batch, samples]`, floating-point, not empty and finite.
+
+    Raises ValueError if not; for numbers on CUDA that are not finite no earlier than in `finish`, so that the host need not
+    wait for the device before it has work.
+    """
+
+    def __init__(self, audio: torch.Tensor):
+        _check_shape(audio)
+        self._audio, self._total = audio, None
+        # A data-dependent branch would break a compiled graph in two. The sum needs no memory beside an hour of audio.
+        if not torch.compiler.is_compiling():
+            self._total = OnHost(audio.sum())
+            if not audio.is_cuda:
+                self.finish()
+
+    def finish(self) -> None:
+        """Raise ValueError where a number is not finite."""
+        if self._total is not None and not self._total.get().isfinite():
+            rows = (~self._audio.isfinite()).any(dim=1).nonzero().flatten().tolist()
+            if rows:
+                raise ValueError(f"the audio holds NaN or infinity in clip {', '.join(map(str, rows))} of the batch")
+
+
 def check_waveforms(audio: torch.Tensor) -> None:
     """Raise ValueError unless audio is `[batch, samples]`, floating-point, not empty and finite."""
+    WaveformCheck(audio).finish()
+
+
+def _check_shape(audio: torch.Tensor) -> None:
     if not isinstance(audio, torch.Tensor) or audio.ndim != 2 or not audio.is_floating_point():
         got = f"a {audio.dtype} tensor {list(audio.shape)}" if isinstance(audio, torch.Tensor) else f"a {type(audio).__name__}"
         raise ValueError(f"audio is a float tensor [batch, samples] with full scale ±1; this is {got}")
     if 0 in audio.shape:
         raise ValueError(f"the audio is empty: {list(audio.shape)}")
-    # A data-dependent branch would break a compiled graph in two. The sum needs no memory beside an hour of audio.
-    if not torch.compiler.is_compiling() and not audio.sum().isfinite():
-        rows = (~audio.isfinite()).any(dim=1).nonzero().flatten().tolist()
-        if rows:
-            raise ValueError(f"the audio holds NaN or infinity in clip {', '.join(map(str, rows))} of the batch")
 
 
 def check_lengths(lengths: Iterable[int] | torch.Tensor, audio: torch.Tensor) -> list[int]:

@@ -1,4 +1,4 @@
-"""Which device a program computes on."""
+"""Which device a program computes on, and copies from and to it that the host does not wait for."""
 
 import torch
 
@@ -22,3 +22,33 @@ def pick_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"--device {name}: this machine has no MPS device; --device auto takes what there is")
     return device
+
+
+def no_tf32() -> None:
+    """Float32 products and convolutions in float32: TF32 would move the quiet bands of spectrograms."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host on a device; to CUDA by page-locked memory, so that the host does not wait for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class OnHost:
+    """A tensor on its way to the host. From CUDA it is copied while the host continues; `get` waits for that copy alone."""
+
+    def __init__(self, tensor: torch.Tensor):
+        self._copied = None
+        if not tensor.is_cuda:
+            self._tensor = tensor.cpu()
+            return
+        self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+        self._copied = torch.cuda.Event()
+        self._copied.record(torch.cuda.current_stream(tensor.device))
+
+    def get(self) -> torch.Tensor:
+        """The tensor, on the host."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensor

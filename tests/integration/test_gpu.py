@@ -1,11 +1,14 @@
-"""Training on a CUDA device: run with `pytest -m gpu`. Without one, the same tests run on the CPU, so that they stay valid."""
+"""Training and embedding on a CUDA device: `pytest -m gpu`. Without one, the same tests run on the CPU, to stay valid."""
 
 import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from checkpoint_files import write_checkpoint
+from recordings import melody
 from small_models import inputs, small_model
 from small_runs import digest, log_lines, run, small_builders, step_losses, write_list
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -13,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from m2d.data.batch import Batch
 from m2d.data.loader import on_device
 from m2d.data.sampler import EpochSampler
+from m2d.inference.embed import main as embed
+from m2d.inference.runtime import RuntimeM2D
 from m2d.models import registry
 from m2d.train.batch_transform import BatchTransform, MaskRule
 from m2d.train.config import OptimSettings, Settings
@@ -145,3 +150,56 @@ def test_batches_copied_ahead_arrive_whole_and_in_order(device):
     for i, batch in enumerate(on_device(batches, device)):
         assert batch.clean.device.type == device.type and batch.epoch == i
         assert (batch.clean == i).all() and batch.index.tolist() == list(range(64))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("weights"))
+
+
+@torch.no_grad()
+def test_embeddings_in_bfloat16_are_near_those_of_the_cpu(device, weights):
+    audio = torch.from_numpy(np.stack([melody(3, 16000), -melody(3, 16000)]))
+    expected = RuntimeM2D(weight_file=weights).encode(audio)
+    with torch.autocast(device.type, torch.bfloat16):
+        found = RuntimeM2D(weight_file=weights).to(device).encode(audio.to(device))
+    assert torch.cosine_similarity(found.float().cpu(), expected, dim=-1).min() > 0.999
+
+
+@torch.no_grad()
+def test_embedding_does_not_wait_for_the_device(device, weights):
+    """From the check of the waveforms to the last kernel: on CUDA the host reads one number, which was copied before."""
+    runtime = RuntimeM2D(weight_file=weights).to(device)
+    audio = torch.randn(2, 40_000, device=device)
+    runtime.encode(audio)
+    lms = runtime.to_normalized_spec(audio)
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with NoScalarReads():
+            runtime.encode_lms(lms)
+            runtime.log_mel(audio, 0, 100)
+        if device.type == "cuda":
+            runtime.encode(audio)
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+
+def test_waveforms_that_are_not_finite_are_refused(device, weights):
+    audio = torch.randn(3, 40_000, device=device)
+    audio[1, 7] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinity in clip 1 of the batch"):
+        RuntimeM2D(weight_file=weights).to(device).encode(audio)
+
+
+def test_files_are_embedded_as_on_the_cpu(device, weights, tmp_path):
+    for i in range(5):
+        soundfile.write(tmp_path / f"{i}.wav", melody(1 + i, 16000), 16000)
+    found = []
+    for name, flags in (("cpu", []), (device.type, ["--precision", "fp32", "--batch_size", "2"])):
+        out = tmp_path / f"{len(found)}.npz"
+        assert embed([str(tmp_path), "--weights", str(weights), "--out", str(out), "--device", name, *flags]) == 0
+        with np.load(out) as saved:
+            found.append(saved["embeddings"])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-3, atol=1e-3)

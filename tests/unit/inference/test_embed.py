@@ -64,6 +64,28 @@ def test_embeddings_in_bfloat16_are_near_those_in_single_precision(weights, reco
     assert 0.999 < cosine(found["half"], found["single"])
 
 
+@pytest.mark.parametrize(
+    "flags, device, expected",
+    [
+        ([], "cpu", False),
+        ([], "cuda", True),
+        (["--precision", "fp32"], "cuda", False),
+        (["--precision", "bf16"], "cpu", True),
+        (["--bf16"], "cpu", True),
+    ],
+)
+def test_bfloat16_is_the_default_on_cuda_alone(flags, device, expected):
+    args = embed.parse_args(["x.wav", "--weights", "w.pth", "--out", "e.npz", *flags])
+    assert embed.uses_bf16(args.precision, torch.device(device)) is expected
+
+
+def test_a_number_that_is_not_finite_stays_so_in_a_mean(weights):
+    embeddings = torch.ones(3, 4, 2)
+    embeddings[0, 1, 1], embeddings[1, 0, 0], embeddings[1, 1, 0] = float("nan"), float("inf"), -float("inf")
+    condensed = embed.ClipMeans.condense(None, embeddings)
+    assert condensed.isfinite().all(dim=1).tolist() == [False, False, True]
+
+
 @torch.no_grad()
 def test_time_steps_of_all_clips_one_after_the_other(weights, recordings, tmp_path):
     out = tmp_path / "frames.npz"

@@ -110,6 +110,53 @@ def test_pieces_of_different_clips_share_batches(runtime, monkeypatch):
     assert sorted(sizes) == [(1, 32), (1, 64), (1, 96), (2, 208), (3, 48), (4, 208)]
 
 
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_a_device_that_works_ahead_gives_the_same_embeddings(runtime, ahead):
+    sinks = []
+    for batches in (0, ahead):
+        sinks.append(Collected([Path("x")] * 6))
+        encoder = StreamEncoder(runtime, 2, sinks[-1], ahead=batches)
+        for seconds in (2.5, 0.3, 5, 2.5, 2.6, 2.5):
+            encoder.start()
+            encoder.add(melody(seconds, 16000))
+            encoder.end()
+        encoder.flush()
+    there, ahead_of_it = sinks
+    assert there.sizes == ahead_of_it.sizes and len(there.sizes) == 6
+    assert all(torch.equal(there.embeddings(clip), ahead_of_it.embeddings(clip)) for clip in range(6))
+
+
+def test_the_next_batch_is_encoded_before_the_last_ones_embeddings_are_waited_for(runtime, monkeypatch):
+    events, encode = [], runtime.encode_lms
+    monkeypatch.setattr(runtime, "encode_lms", lambda lms, **how: events.append("encode") or encode(lms, **how))
+    sink = Collected([Path("x")] * 3)
+    monkeypatch.setattr(sink, "put", lambda clip, *_: events.append(f"take {clip}"))
+    encoder = StreamEncoder(runtime, 1, sink, ahead=1)
+    for _ in range(3):
+        encoder.start()
+        encoder.add(melody(2.08, 16000))
+        encoder.end()
+    encoder.flush()
+    assert events[:3] == ["encode", "encode", "take 0"]
+    assert events[-1] == "take 2"
+
+
+def test_pieces_of_a_file_that_fails_are_dropped_when_they_come_back(runtime):
+    sink = Collected([Path("good"), Path("bad"), Path("fine")])
+    encoder = StreamEncoder(runtime, 1, sink, ahead=8)
+    for clip in range(3):
+        encoder.start()
+        encoder.add(melody(5, 16000))
+        if clip == 1:
+            encoder.add(melody(5, 16000))
+            encoder.abandon("it is broken")
+        else:
+            encoder.end()
+    assert not sink.parts
+    encoder.flush()
+    assert sorted(sink.sizes) == sorted(sink.parts) == [0, 2] and sink.left_out == [Path("bad")]
+
+
 def test_few_pieces_wait_whatever_their_lengths(runtime, monkeypatch):
     monkeypatch.setattr(stream, "_WAITING_BATCHES", 1)
     for encoder in encode_all(runtime, [0.16 * (i + 1) for i in range(13)], batch_size=3):
