@@ -39,7 +39,7 @@ from ..data.pack.format import (
     read_info,
 )
 from ..data.pack.index import read_index, text_column
-from ..data.pack.writer import PackedClip, pack_clip, packing, start_pack, write_chunk
+from ..data.pack.writer import PackedClip, discard_outdated, pack_clip, packing, start_pack, write_chunk
 from ..utils.parallel import Progress, map_ahead
 from ..utils.program import ArgumentParser, run_program
 
@@ -87,7 +87,9 @@ def pack(store: FileStore, clips: ClipList, out: Path, info: PackInfo, shard: tu
     start_pack(out, info)
     number, count = shard
     with packing(out, shard):
-        chunks = [k for k in missing_chunks(out, info) if k % count == number - 1]
+        own = range(number - 1, info.chunks, count)
+        discard_outdated(out, info, own, store.path)
+        chunks = [k for k in missing_chunks(out, info) if k in own]
         ranges = {k: info.clips_in(k) for k in chunks}
         total = sum(map(len, ranges.values()))
         with Progress(total, "clip") as progress, ThreadPoolExecutor(workers) as pool:

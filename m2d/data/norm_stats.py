@@ -3,9 +3,10 @@
 import hashlib
 import logging
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from .store import ClipStore, check_finite, read_replacing
 _CLIPS_AT_ONCE = 8  # they stay in the cache
 _THREADS = 4
 _CACHED_SETTINGS = 16
+_KEY = re.compile("[0-9a-f]{64}")
 
 logger = logging.getLogger("m2d")
 
@@ -99,7 +101,7 @@ def cached_stats(
     """`measure_stats`, kept in `<list>.stats.json` beside the list.
 
     Measured again when the list, a measured file's size or time, or a setting has changed. Where the folder cannot
-    be written, a warning says so and nothing is kept.
+    be written, or somebody else's file has that name, a warning says so and nothing is kept.
     """
     path = store.source.with_name(store.source.name + ".stats.json")
     settings = {"input_frames": input_frames, "n_files": n_files, "repeat": repeat}  # their text is part of the key
@@ -109,6 +111,9 @@ def cached_stats(
     if key in cache:
         return cache[key].mean, cache[key].std
     mean, std = measure_stats(store, input_frames, n_files, repeat, skip_bad)
+    if _is_foreign(path):
+        logger.warning("%s is not what training writes, and stays: statistics are not kept", path)
+        return mean, std
     kept = dict(list(cache.items())[1 - _CACHED_SETTINGS :])
     entries = kept | {key: _Entry(mean, std, input_frames, n_files, repeat)}
     try:
@@ -124,3 +129,11 @@ def _read_cache(path: Path) -> dict[str, _Entry]:
         return read_json(path, dict[str, _Entry], "training")
     except (FileNotFoundError, FileError):
         return {}
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is JSON of somebody else's: its entries are not under keys of this cache. A torn cache is none."""
+    try:
+        return not all(_KEY.fullmatch(name) for name in read_json(path, dict[str, Any], "training"))
+    except (FileNotFoundError, FileError):
+        return False

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from .names import shown
+
 EXIT_USAGE = 2  # something that the user can fix: a flag, a file, a list
 EXIT_BAD_NUMBERS = 3  # a training run's loss or gradient was not finite
 EXIT_NOT_SAVED = 74  # a run ended but could not write its last checkpoint (EX_IOERR of sysexits.h)
@@ -15,6 +17,7 @@ EXIT_REQUEUE = 75  # a run was asked to stop, or lost a rank: --auto_resume resu
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 _UNKNOWN = "unrecognized arguments: "
+_MISSING = "the following arguments are required: "
 
 logger = logging.getLogger("m2d")
 
@@ -25,10 +28,11 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, prog: str | None = None, **options: Any):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(prog or os.path.basename(sys.argv[0]), allow_abbrev=False, **options)
+        self._words: list[str] = []
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._with_underscores(word) for word in words], namespace)
+        self._words = [self._with_underscores(word) for word in (sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(self._words, namespace)
 
     def _with_underscores(self, word: str) -> str:
         flag, equals, value = word.partition("=")
@@ -39,6 +43,11 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith(_UNKNOWN):
             message = self._explain_unknown(message.removeprefix(_UNKNOWN))
+        elif message.startswith(_MISSING):  # a misspelt flag, rather than one that was forgotten
+            known = self._option_string_actions
+            flags = [word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--"]
+            unknown = next((flag for flag in flags if flag not in known and did_you_mean(flag, known)), None)
+            message = self._explain_unknown(unknown) if unknown else message
         self.exit(EXIT_USAGE, f"{self.prog}: error: {message} (--help lists the flags)\n")
 
     def _explain_unknown(self, words: str) -> str:
@@ -69,6 +78,14 @@ def start_log() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
+def explained(error: Exception) -> str:
+    """What is wrong, in words: for an error of the system the file and the reason, without its number."""
+    if not (isinstance(error, OSError) and error.strerror and isinstance(error.filename, (str, bytes, os.PathLike))):
+        return str(error)
+    name = shown(os.fsdecode(error.filename))
+    return f"there is no file or folder {name}" if isinstance(error, FileNotFoundError) else f"{name}: {error.strerror}"
+
+
 def run_program(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
     """Do a program's work and return its exit status: what `work` returns (None: 0).
 
@@ -84,7 +101,7 @@ def run_program(work: Callable[[], int | None], interrupted: str = "interrupted"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit raises again
         return EXIT_BROKEN_PIPE
     except (OSError, ValueError) as error:
-        logger.error("%s", error)
+        logger.error("%s", explained(error))
         return EXIT_USAGE
     except KeyboardInterrupt:
         logger.error("%s", interrupted)

@@ -282,3 +282,41 @@ def test_each_file_is_named_where_asked(src, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     convert_wav(src, pack=tmp_path / "x.pack", workers=1, min_length=None, verbose=True)
     assert f"{src / '0' / '0.wav'} -> 0/0.npy: 6 frames" in caplog.text
+
+
+def make_older(pack: Path) -> None:
+    """As if the pack had been written an hour ago, and its sources before that."""
+    for path in [*pack.iterdir(), *pack.parent.rglob("*.wav"), *pack.parent.glob("lms/**/*.npy")]:
+        written = time.time() - (3600 if path.parent == pack else 7200)
+        os.utime(path, (written, written))
+
+
+def test_chunks_whose_audio_has_changed_are_made_again(src, tmp_path):
+    out = tmp_path / "x.pack"
+    convert_wav(src, pack=out, chunk_clips=4, workers=1, min_length=None)
+    make_older(out)
+    before = files_of(out)
+    changed = sorted(src.rglob("*.wav"))[5]
+    write(changed, 5000, seed=99)
+    report = convert_wav(src, pack=out, chunk_clips=4, workers=1, min_length=None)
+    assert len(report.converted) == 4 and report.existing == 7
+    convert_wav(src, pack=tmp_path / "new.pack", chunk_clips=4, workers=1, min_length=None)
+    after, new = files_of(out), files_of(tmp_path / "new.pack")
+    assert after.keys() == new.keys()
+    assert {name for name in after if name.endswith(".npy") and after[name] != before[name]} == {"chunk-00001.frames.npy"}
+    assert all(after[name] == new[name] for name in after if name.endswith(".npy"))
+    assert pack_lms(["--verify", str(out)]) == 0
+
+
+def test_a_packed_list_whose_files_have_changed_is_packed_again(src, tmp_path):
+    lms, out = tmp_path / "lms", tmp_path / "x.pack"
+    convert_wav(src, lms, csv=lms / "list.csv", workers=1, min_length=None)
+    command = [str(lms / "list.csv"), "--data_path", str(lms), "--out", str(out), "--chunk_clips", "4"]
+    assert pack_lms(command) == 0
+    make_older(out)
+    before = files_of(out)
+    changed = lms / names_of(out)[9]
+    np.save(changed, np.load(changed)[:, :, ::-1])
+    assert pack_lms(command) == 0
+    after = files_of(out)
+    assert {name for name in after if name.endswith(".npy") and after[name] != before[name]} == {"chunk-00002.frames.npy"}

@@ -18,7 +18,7 @@ from ...utils.read_file import open_regular
 from ..clip_list import TextColumn, columns_digest
 from .format import PackInfo, chunk_path, default_chunk_clips, missing_chunks
 from .index import read_index, text_column
-from .writer import PackedClip, pack_clip, packing, start_pack, write_chunk
+from .writer import PackedClip, discard_outdated, pack_clip, packing, start_pack, write_chunk
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class AudioPack:
     """A pack that is made of audio files; its clips are named by their jobs' targets.
 
     Args:
-        folder: the pack. One that an earlier run of the same jobs began is continued.
+        folder: the pack. One that an earlier run of the same jobs began is continued; chunks whose files have changed since
+            are made again.
         jobs: all files, in the list's order.
         converter: how they are converted.
         dtype: float16 or float32.
@@ -69,6 +70,7 @@ class AudioPack:
             made_from=f"audio at {front_end.sample_rate} Hz, padded to {converter.min_samples} samples or more",
         )
         start_pack(folder, self.info)
+        discard_outdated(folder, self.info, range(self.info.chunks), lambda i: jobs[i].source)
         self._lacking = missing_chunks(folder, self.info)
         self._left_out = {name: ("", reason) for name, reason in broken.items()} | self._find_left_out()
 

@@ -1,7 +1,10 @@
 """Writing a pack, a chunk at a time: atomically (format.py: the layout of the files)."""
 
+import logging
+import os
+import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -13,6 +16,8 @@ from ...utils.errors import UserError
 from ...utils.lock import LockedError, locked
 from ..clip_list import TextColumn
 from .format import HEADER_BYTES, MOST_CHUNKS, PackInfo, array_header, chunk_path, info_path, read_info
+
+logger = logging.getLogger("m2d")
 
 _NO_PACK = "{} is there and is no pack: give another name"
 
@@ -83,6 +88,34 @@ def _check_same(pack: str | Path, before: PackInfo, info: PackInfo) -> None:
     ]
     if differ:
         raise UserError(f"{pack} is a pack of another list or of other settings ({'; '.join(differ)}): give another name")
+
+
+def discard_outdated(pack: str | Path, info: PackInfo, chunks: Iterable[int], source: Callable[[int], str | Path]) -> None:
+    """Take back those of the chunks that are older than a file they were made of.
+
+    Args:
+        pack, info: the pack.
+        chunks: those to look at.
+        source: the path of a clip's file, by its place in the list.
+    """
+    outdated = []
+    for chunk in chunks:
+        index = chunk_path(pack, chunk, "index.npz")
+        with suppress(OSError):  # not written yet
+            written = index.stat().st_mtime_ns
+            if any(_changed_since(source(i), written) for i in info.clips_in(chunk)):
+                outdated.append(index)
+    for index in outdated:
+        index.unlink(missing_ok=True)
+    if outdated:
+        logger.info("%s: %d chunks hold files that have changed since: they are made again", pack, len(outdated))
+
+
+def _changed_since(path: str | Path, time_ns: int) -> bool:
+    try:
+        return time_ns < os.stat(path).st_mtime_ns <= time.time_ns()  # a time to come tells nothing
+    except OSError:  # it is reported where it is read
+        return False
 
 
 @contextmanager

@@ -47,6 +47,33 @@ def test_a_wrong_flag_gives_one_line(parser, words, message, capsys):
     assert stop.value.code == 2 and message in error and error.startswith("m2d test: error: ") and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "words, message",
+    (
+        (["--weigths", "x"], "there is no flag --weigths; did you mean --weights?"),
+        (["--weight=x"], "there is no flag --weight; did you mean --weights?"),
+        ([], "the following arguments are required: --weights"),
+        (["--zzz", "x"], "the following arguments are required: --weights"),
+    ),
+)
+def test_a_misspelt_required_flag_is_suggested(words, message, capsys):
+    parser = ArgumentParser("m2d test")
+    parser.add_argument("--weights", required=True)
+    with pytest.raises(SystemExit):
+        parser.parse_args(words)
+    assert message in capsys.readouterr().err
+
+
+def test_errors_of_the_system_are_shown_in_words(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "none.txt", tmp_path / "file" / "below"):
+        assert run_program(lambda path=path: path.read_text() and None) == 2
+    assert [record.message for record in caplog.records] == [
+        f"there is no file or folder {tmp_path / 'none.txt'}",
+        f"{tmp_path / 'file' / 'below'}: Not a directory",
+    ]
+
+
 def test_suggestions():
     assert did_you_mean("embd", {"embed": 1, "tag": 2}) == "; did you mean embed?"
     assert did_you_mean("zzz", ["embed", "tag"]) == ""
