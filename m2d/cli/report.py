@@ -1,259 +1,87 @@
-"""What a pre-training run has learned, as one picture and a line each.
+"""What training runs have learned, as a page to look at in a browser.
 
-    m2d report RUN_FOLDER --data_path data --csv data/files.csv --out picture.png
+    m2d report RUN                    # writes RUN/report.html
+    m2d report RUN OTHER_RUN CKPT     # side by side: report.html
 
-shows the loss, the mask over a spectrogram, and, where the clips' folders name their classes, a linear probe of the
-trained encoder against the same encoder untrained and against mean and deviation of the log-mel. The probe takes about a
-minute, of as many clips as that allows; `m2d probe` judges with all of them, and holds out whole groups of clips.
+RUN is a folder that `m2d train` or `m2d finetune` writes to, running, finished or stopped; CKPT a checkpoint. The page shows
+losses, rates, speed and probes by epoch, what the encoder sees, reconstructions (MAE), a probe and a map of embeddings, nearest
+neighbours, data and settings. It is one file that loads nothing. Clips come from the run's own list or pack.
+
+With a picture's name, such as `--out learned.png`, one run is drawn as a picture: loss, mask, probe.
 """
 
 import argparse
-import json
-import logging
 import sys
-from collections import Counter
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-import numpy as np
-import torch
-
-from ..audio.logmel import PRESETS, FrontEnd, mel_filters
-from ..checkpoint.weights import checkpoints_in, load_file
-from ..data.clip_list import read_list
-from ..evaluation.features import EncoderFeatures, FeatureSource, LogMelFeatures, clip_features, untrained
-from ..evaluation.labelled_clips import LabelledClips
-from ..evaluation.probe import Judgement, Protocol
-from ..inference.runtime import RuntimeM2D
-from ..utils.atomic_file import write_figure
+from ..report.build import report_data
+from ..report.look import Source, open_look
+from ..report.page import write_page
+from ..report.picture import show
+from ..report.runs import read_run
 from ..utils.device import pick_device
+from ..utils.errors import UserError
+from ..utils.names import shown
 from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by
 from ..utils.program import ArgumentParser, run_program
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
-
-logger = logging.getLogger("m2d")
-
-_PROGRAM = "m2d report"  # in the picture's metadata
-PROBE_CLIPS = 1000
-CLIPS_PER_CLASS = 12
-FOLDS = 4
-ENCODING_FLOPS = 2e12  # about half a minute of two cores; fitting takes less
-POOLING = "mean"  # what m2d embed gives for a clip
-ACCURACY = "linear/accuracy"
-TRAINED, UNTRAINED, LOGMEL = "trained encoder", "same encoder, untrained", "mean and deviation of the log-mel"
-NEXT_STEP = (
-    "So far training has gained nothing certain for these classes. What to do next: judge released weights on the same sounds "
-    "(m2d probe AUDIO_FOLDER --weights CKPT; docs/weights.md), or train for longer on more audio (docs/learning.md)."
-)
-INK, ACCENT, MUTED = "#222222", "#c0392b", "#9aa5b1"
+_PROGRAM = "m2d report"  # in the metadata of what it writes
+_SCRIPTS = ("base.js", "chart.js", "map.js", "report.js")
+_PICTURES = (".png", ".pdf", ".svg")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = parse_args(argv)
-
-    def work() -> None:
-        check_outputs([args.out], [args.csv], args.overwrite, lambda path: drawn_by(path, _PROGRAM))
-        show(args.run, args.data_path, args.csv, args.out)
-
-    return run_program(work)
+    return run_program(lambda: report(args))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN_FOLDER", help="the run's output folder")
-    parser.add_argument("--data_path", type=Path, default=Path("data"), help="the folder that the list's names start from")
-    parser.add_argument("--csv", type=Path, required=True, help="the list of clips to probe with")
-    parser.add_argument("--out", type=Path, required=True, help="the picture to write (.png, .pdf, .svg)")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN|CKPT", help="a run's folder, or a checkpoint")
+    parser.add_argument("--out", type=Path, help="the page (.html) or picture (.png, .pdf, .svg) to write")
+    parser.add_argument("--csv", type=Path, help="look at the clips of this list or pack, in place of the run's")
+    parser.add_argument("--data_path", type=Path, help="the folder that the list's names start from, in place of the run's")
+    parser.add_argument("--audio", type=Path, metavar="FOLDER", help="the sound of the clips, to play the nearest ones")
+    parser.add_argument("--clips", type=int, default=400, help="clips that are encoded, as far as minutes allow; 0: none")
+    parser.add_argument("--no_sound", action="store_true", help="hold no sound in the page")
+    parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     return parser.parse_args(argv)
 
 
-def show(run: Path, data_path: Path, csv: Path, out: Path) -> dict[str, float]:
-    """Write the picture, print the lines, and return the probe's accuracies by name (empty: the clips have no classes).
+def report(args: argparse.Namespace) -> None:
+    """Write the page, or the picture.
 
     Raises:
-        FileNotFoundError, ValueError: the run has no checkpoint, or a file is missing or unfit.
+        OSError, ValueError: it cannot be done; names the reason.
     """
-    checkpoints = checkpoints_in(run)
-    if not checkpoints:
-        raise FileNotFoundError(f"{run} holds no checkpoint-N.pth: has the run ended?")
-    names = list(read_list(csv).names)
-    losses = read_losses(run / "log.txt")
-    print(f"loss: {losses[0][1]:.4f} after the first epoch, {losses[-1][1]:.4f} after the last of {len(losses)}")
-    trained = RuntimeM2D(weight_file=checkpoints[-1]).to(pick_device("auto")).eval()
-    clips = labelled_clips(data_path, names, affordable_clips(trained, [data_path / name for name in names]))
-    judgements = probe(trained, clips) if clips else {}
-    for line in verdict(judgements):
-        print(line)
-    accuracies = {what: judgement.figures[ACCURACY][0] for what, judgement in judgements.items()}
-
-    figure = plt.figure(figsize=(12, 6.5), layout="constrained")
-    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 1.3))[0]
-    axes = left.subplots(2 if accuracies else 1, 1, squeeze=False)[:, 0]
-    draw_losses(axes[0], losses)
-    if accuracies:
-        draw_probe(axes[1], accuracies, chance=1 / len(clips.classes))
-    draw_mask(right.subplots(2, 1, sharex=True), trained, load_clip(data_path / names[0]), load_file(checkpoints[-1])["args"])
+    if args.clips < 0:
+        raise UserError("--clips is 0 or more")
+    runs = [read_run(source) for source in args.runs]
+    out = args.out or (runs[0].folder / "report.html" if len(runs) == 1 else Path("report.html"))
+    if out.suffix not in (".html", *_PICTURES):
+        raise UserError(f"--out {shown(out)}: a name that ends in .html, or in {', '.join(_PICTURES)} for a picture")
+    inputs = [path for path in (args.csv, *(run.checkpoint for run in runs)) if path]
+    check_outputs([out], inputs, args.overwrite, lambda path: drawn_by(path, _PROGRAM))
+    if out.suffix != ".html" and len(runs) > 1:
+        raise UserError("a picture shows one run: give --out a name that ends in .html")
+    source, device = Source(args.csv, args.data_path, args.audio), pick_device(args.device)
+    looks = [open_look(run, source, device) for run in runs]
+    if out.suffix != ".html":
+        show(looks[0], out, _PROGRAM)
+        return
+    data = report_data(looks, args.clips, not args.no_sound)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_figure(out, figure, _PROGRAM, dpi=110)
-    plt.close(figure)
-    print(f"picture: {out}")
-    return accuracies
-
-
-# ---------------------------------------------------------------- figures
-
-
-def read_losses(log: Path) -> list[tuple[float, float]]:
-    """(epoch, mean training loss) of each epoch of a log.txt."""
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    if not rows:
-        raise ValueError(f"{log} is empty: no epoch has ended")
-    return [(row["epoch"], row["train_loss"]) for row in rows]
-
-
-def load_clip(path: Path) -> np.ndarray:
-    """A log-mel clip `[1, n_mels, frames]`."""
-    clip = np.load(path)
-    if clip.ndim != 3 or clip.shape[0] != 1:
-        raise ValueError(f"{path} has the shape {list(clip.shape)}: expected [1, mel bands, frames]")
-    return clip
-
-
-def affordable_clips(trained: RuntimeM2D, paths: Sequence[Path]) -> int:
-    """How many clips two encoders of this size can encode in ENCODING_FLOPS: the same ones whenever it is asked."""
-    backbone = trained.backbone
-    (rows, columns), input_frames = backbone.grid_size(), backbone.patch_embed.img_size[1]
-    frames = np.mean([np.load(path, mmap_mode="r").shape[-1] for path in paths[:: max(1, len(paths) // 32)]])
-    tokens = rows * columns * max(1.0, frames / input_frames)
-    flops = 2 * tokens * sum(parameter.numel() for parameter in backbone.blocks.parameters())
-    return int(ENCODING_FLOPS / (2 * flops))
-
-
-def labelled_clips(data_path: Path, names: Sequence[str], most: int) -> LabelledClips | None:
-    """Clips to probe with and their classes, the folders they lie in; none where there are fewer than two classes.
-
-    Classes of fewer than CLIPS_PER_CLASS clips are left out. Of many clips `most` evenly spread ones are taken, at most
-    PROBE_CLIPS, of no more of the largest classes than leave each CLIPS_PER_CLASS.
-    """
-    most = max(2 * CLIPS_PER_CLASS, min(PROBE_CLIPS, most))
-    sizes = Counter(Path(name).parent.as_posix() for name in names)
-    large = [folder for folder, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])) if size >= CLIPS_PER_CLASS]
-    large = set(large[: most // CLIPS_PER_CLASS])
-    chosen = sorted(name for name in names if Path(name).parent.as_posix() in large)
-    chosen = chosen[:: max(1, -(-len(chosen) // most))]
-    labels = [Path(name).parent.as_posix() for name in chosen]
-    kept = {label for label, size in Counter(labels).items() if size >= FOLDS}
-    rows = [i for i, label in enumerate(labels) if label in kept]
-    if len(kept) < 2:
-        return None
-    logger.info("linear probe with %d of %d clips, of %d classes", len(rows), len(names), len(kept))
-    classes, targets = np.unique([labels[i] for i in rows], return_inverse=True)
-    paths = [data_path / chosen[i] for i in rows]
-    return LabelledClips(paths, classes.tolist(), targets.astype(np.int64), np.arange(len(rows)))
-
-
-def probe(trained: RuntimeM2D, clips: LabelledClips) -> dict[str, Judgement]:
-    """Judgements of linear probes, by what they see.
-
-    Raises:
-        ValueError: a clip cannot be read.
-    """
-    protocol = Protocol(clips, FOLDS)
-    sources: dict[str, FeatureSource] = {
-        TRAINED: EncoderFeatures(trained, POOLING, "trained"),
-        UNTRAINED: EncoderFeatures(untrained(trained).eval(), POOLING, "untrained"),
-        LOGMEL: LogMelFeatures(trained.cfg.sr),
-    }
-    judgements = {}
-    for what, source in sources.items():
-        features, readable = clip_features(source, clips.paths)
-        if not readable.all():
-            raise ValueError(f"{(~readable).sum()} of the {len(readable)} clips to probe with cannot be read: see above")
-        judgements[what] = protocol.judge(features, what)
-    return judgements
-
-
-def verdict(judgements: dict[str, Judgement]) -> list[str]:
-    """What the probes say, a line each, and what follows from it (nothing without probes)."""
-    if not judgements:
-        return []
-    lines = [f"linear probe on held-out clips: {j.figures[ACCURACY][0]:6.1%}  {what}" for what, j in judgements.items()]
-    gains = {what: judgements[TRAINED].difference(judgements[what], ACCURACY) for what in (UNTRAINED, LOGMEL)}
-    lines += [
-        f"  more than the {what}: {100 * d:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-        for what, (d, low, high) in gains.items()
-    ]
-    if min(low for _, low, _ in gains.values()) > 0:
-        return [*lines, "Training taught it something that tells these classes apart."]
-    return [*lines, NEXT_STEP]
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def draw_losses(axes: Axes, losses: list[tuple[float, float]]) -> None:
-    axes.plot(*zip(*losses, strict=True), color=ACCENT, marker="o" if len(losses) < 10 else None, markersize=4)
-    axes.set(title="What training minimises", xlabel="epoch", ylabel="loss")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(color=MUTED, alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def draw_probe(axes: Axes, accuracies: dict[str, float], chance: float) -> None:
-    percent = 100 * np.array(list(accuracies.values()))
-    bars = axes.barh([what.replace(", ", ",\n").replace(" of ", "\nof ") for what in accuracies], percent, height=0.6)
-    for bar, colour in zip(bars, (ACCENT, MUTED, MUTED), strict=True):
-        bar.set_color(colour)
-    axes.bar_label(bars, fmt="%.1f", padding=4)
-    axes.axvline(100 * chance, color=INK, linestyle=":", label="chance")
-    axes.invert_yaxis()
-    axes.set(title="What a linear classifier reads from it", xlabel="held-out clips named correctly (%)", xlim=(0, 105))
-    axes.legend(frameon=False, loc="lower right")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def draw_mask(axes: np.ndarray, runtime: RuntimeM2D, clip: np.ndarray, settings: dict) -> None:
-    """The beginning of a clip, and what is left of it for the online encoder to see."""
-    backbone, front_end = runtime.backbone, PRESETS[runtime.cfg.sr]
-    (rows, columns), (height, width) = backbone.grid_size(), backbone.patch_size()
-    frames = min(clip.shape[2] // width, columns) * width
-    if frames == 0:
-        raise ValueError(f"the first clip has {clip.shape[2]} frames, fewer than a patch of {width}")
-    if settings.get("cont_mask"):
-        backbone.set_random_1d_mask(settings["cont_mask"])
-    torch.manual_seed(0)
-    lms = torch.from_numpy(clip[None, :, :, :frames])
-    hidden = backbone.mask_plan(lms, settings["mask_ratio"]).mask.reshape(rows, -1).numpy()
-    hidden = hidden.repeat(height, axis=0).repeat(width, axis=1)
-    titles = ("A clip", f"What the encoder sees of it in one step: {1 - hidden.mean():.0%}")
-    extent = (0, frames * front_end.hop_size / front_end.sample_rate, 0, front_end.n_mels)
-    spectrogram = lms[0, 0].numpy()
-    shown = (spectrogram, np.ma.masked_where(hidden > 0, spectrogram))
-    for ax, title, picture in zip(axes, titles, shown, strict=True):
-        ax.set_facecolor("#e4e7eb")
-        ax.imshow(
-            picture, origin="lower", aspect="auto", extent=extent, cmap="magma", vmin=spectrogram.min(), vmax=spectrogram.max()
-        )
-        label_frequencies(ax, front_end)
-        ax.set_title(title)
-    axes[-1].set_xlabel("time (s)")
-
-
-def label_frequencies(axes: Axes, front_end: FrontEnd) -> None:
-    """Ticks of a mel axis in kHz."""
-    filters = mel_filters(front_end)
-    bins = np.arange(filters.shape[1]) * front_end.sample_rate / front_end.n_fft
-    centres = filters @ bins / filters.sum(axis=1)
-    hertz = [f for f in (250, 500, 1000, 2000, 4000, 8000) if f <= front_end.f_max]
-    axes.set_yticks(np.interp(hertz, centres, np.arange(front_end.n_mels) + 0.5), [f"{f / 1000:g}" for f in hertz])
-    axes.set_ylabel("frequency (kHz)")
+    write_page(out, f"{data['title']}: training report", data, _SCRIPTS, _PROGRAM)
+    for note in (note for look in looks for note in look.notes):
+        print(note)
+    print(f"page: {shown(out)} ({out.stat().st_size / 2**20:.1f} MB)")
+    if args.open:
+        webbrowser.open(out.absolute().as_uri())
 
 
 if __name__ == "__main__":

@@ -37,11 +37,32 @@ def existing_run(wanted: Path) -> Path:
     return max(runs, key=lambda path: path.name.removeprefix(begin)[:6], default=wanted)
 
 
-class _RunFile(msgspec.Struct):
-    """What run.json holds."""
+class RunFile(msgspec.Struct):
+    """What run.json holds: each start's time, folder, command and versions, and the settings by flag."""
 
     starts: list[dict]
     settings: dict
+
+
+def read_run_file(folder: Path) -> RunFile:
+    """The run.json of a folder.
+
+    Raises:
+        FileNotFoundError, FileError: there is none, or it is damaged.
+    """
+    return read_json(folder / "run.json", RunFile, "a training run")
+
+
+def record_start(folder: Path, settings: Mapping[str, object]) -> None:
+    """Record the settings, time, working folder and command of a start in the folder's run.json.
+
+    Raises:
+        FileError, OSError: the run.json that is there is damaged, or it cannot be written.
+    """
+    starts = read_run_file(folder).starts if (folder / "run.json").exists() else []
+    versions = {"m2d": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    starts.append({"time": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "folder": os.getcwd(), "command": sys.argv, **versions})
+    write_text(folder / "run.json", json.dumps({"starts": starts, "settings": dict(settings)}, indent=1))
 
 
 class RunFolder:
@@ -85,7 +106,7 @@ class RunFolder:
                 if self.holds_run():
                     raise UserError(f"{self.path}: another run began there in the meantime")
             self._remove_leftovers()
-            self._record(settings)
+            record_start(self.path, settings)
         except OSError as error:
             raise UserError(f"{self.path}: the run's folder cannot be written: {error.strerror}") from error
 
@@ -111,13 +132,6 @@ class RunFolder:
                 f"{self.path} holds {found[0].name}, which no run of this program wrote there and this one would replace: "
                 "give another --output_dir, or move it away"
             )
-
-    def _record(self, settings: Mapping[str, object]) -> None:
-        path = self.path / "run.json"
-        starts = read_json(path, _RunFile, "a training run").starts if path.exists() else []
-        versions = {"m2d": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        starts.append({"time": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "command": sys.argv, **versions})
-        write_text(path, json.dumps({"starts": starts, "settings": dict(settings)}, indent=1))
 
     def _remove_leftovers(self) -> None:
         """Remove what a killed process was writing; this one holds the folder, so that no other is at work."""

@@ -52,6 +52,18 @@ def hold_lock(path: Path) -> IO[bytes]:
     return file
 
 
+def is_held(path: Path) -> bool:
+    """Whether another process holds a lock file."""
+    try:
+        with path.open("rb") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # no such file, or a file system without locks
+        return False
+    return False
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file while the block runs, and remove it. Raises as `hold_lock`."""

@@ -72,7 +72,7 @@ def test_it_holds_the_package_and_the_command_alone(wheel):
         scripts = file.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"m2d", "m2d_audio"}
     assert scripts.split() == ["[console_scripts]", "m2d", "=", "m2d.cli.main:main"]
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "m2d").rglob("*.py")}
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "m2d").rglob("*") if path.suffix in (".py", ".css", ".js")}
     assert sources | {"m2d/py.typed"} == {name for name in names if name.startswith("m2d/")}
 
 

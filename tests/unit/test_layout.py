@@ -17,6 +17,7 @@ LAYERS = [
     {"evaluation", "adapters"},
     {"train"},
     {"finetune"},
+    {"report"},
     {"cli"},
 ]
 MOST_MODULES = 16  # of a package, those of its own packages aside

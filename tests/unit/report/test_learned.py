@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from m2d.cli.report import ACCURACY, LOGMEL, NEXT_STEP, PROBE_CLIPS, TRAINED, UNTRAINED, labelled_clips, verdict
 from m2d.evaluation.probe import Judgement
+from m2d.report.learned import ACCURACY, LOGMEL, NEXT_STEP, PROBE_CLIPS, TRAINED, UNTRAINED, labelled_clips, verdict
 
 
 def names(**sizes: int) -> list[str]:
