@@ -6,7 +6,7 @@
 DATA is a folder of class folders (a second level of folders are groups), or a list: a CSV with the columns file_name and label,
 and optionally split (train, val, test) and group; several labels of a clip are separated by ';'. A list with the columns onset
 and offset (s) as well holds sound events: the classifier then gives logits for every time step. Without the column split, a fifth
-of the groups is held out to validate by.
+of the groups is held out to validate by. All clips are read once before: those that cannot be read are reported and left out.
 
 In --out: checkpoint-best.pth (the epoch with the best validation score), last.pth, log.txt, a learning curve and, for single
 labels, the confusion matrix. The same command resumes a run that was stopped, at the last finished epoch; Ctrl-C is safe. Under
@@ -32,7 +32,7 @@ from matplotlib.ticker import MaxNLocator
 from ..checkpoint.file import load_file
 from ..evaluation.labelled_clips import LabelledClips, read_labelled, read_table
 from ..evaluation.probe_plots import confusion, draw_confusion
-from ..finetune.clips import Events, FineTuneSet, class_weights, read_events, split_clips
+from ..finetune.clips import Events, FineTuneSet, check_events, class_weights, clip_seconds, read_events, split_clips
 from ..finetune.training import BEST, LAST, LOG, FineTuning, Settings
 from ..inference.runtime import RuntimeM2D
 from ..train.distributed.collectives import from_rank0
@@ -40,12 +40,13 @@ from ..train.distributed.launch import exit_process, start
 from ..utils.atomic_file import write_figure
 from ..utils.errors import UserError
 from ..utils.names import shown
-from ..utils.outputs import check_outputs
+from ..utils.outputs import check_outputs, drawn_by
 from ..utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
 
 _PROGRAM = "m2d finetune"
+CURVE, CONFUSION = "learning_curve.png", "confusion.png"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -111,12 +112,18 @@ def finetune(args: argparse.Namespace) -> None:
     """
     settings = Settings(**{setting.name: getattr(args, setting.name) for setting in fields(Settings)})
     check(settings, args.workers)
-    refuse_foreign_checkpoints(args.out, args.weights)
+    refuse_foreign_files(args.out, args.weights)
     clips, events = _read(args)
-    train, validation = split_clips(clips, settings.seed)
     launch = start(args.device)
     if not launch.is_main:
         logger.setLevel(logging.ERROR)
+    seconds = from_rank0(launch, lambda: clip_seconds(clips.paths, args.workers))
+    readable = np.flatnonzero(~np.isnan(seconds))
+    clips = clips[readable]
+    if events is not None:
+        events = [events[i] for i in readable]
+        check_events(clips.paths, events, seconds[readable])
+    train, validation = split_clips(clips, settings.seed)
     from_rank0(launch, lambda: args.out.mkdir(parents=True, exist_ok=True))
     targets = clips.targets if clips.multi_label else np.eye(len(clips.classes), dtype=bool)[clips.targets]
 
@@ -149,17 +156,20 @@ def finetune(args: argparse.Namespace) -> None:
         exit_process(0)
 
 
-def refuse_foreign_checkpoints(out: Path, weights: str) -> None:
-    """Refuse a folder whose checkpoints no fine-tuning wrote, or hold the weights to start from.
+def refuse_foreign_files(out: Path, weights: str) -> None:
+    """Refuse a folder whose checkpoints, log or pictures no fine-tuning wrote, or that holds the weights to start from.
 
     Raises:
         UserError: names the file.
     """
     paths = [out / BEST, out / LAST]
     check_outputs(paths, [weights], overwrite=True)
-    for path in paths:
-        if path.exists() and "finetune" not in load_file(path):
-            raise UserError(f"{shown(path)} was not written by m2d finetune, which would replace it: give another --out")
+    foreign = [path for path in paths if path.exists() and "finetune" not in load_file(path)]
+    if not any(path.exists() for path in paths):  # a log comes with a checkpoint
+        foreign += [path for path in (out / LOG,) if path.exists()]
+    foreign += [path for path in (out / CURVE, out / CONFUSION) if path.exists() and not drawn_by(path, _PROGRAM)]
+    if foreign:
+        raise UserError(f"{shown(foreign[0])} was not written by m2d finetune, which would replace it: give another --out")
 
 
 def _read(args: argparse.Namespace) -> tuple[LabelledClips, list[Events] | None]:
@@ -190,14 +200,14 @@ def _digest(clips: LabelledClips, events: list[Events] | None) -> str:
 
 def _finish(run: FineTuning, out: Path, best: float) -> None:
     entries = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
-    draw_curve(out / "learning_curve.png", entries, run.metric_name)
+    draw_curve(out / CURVE, entries, run.metric_name)
     done = run.progress
     logger.info("best %s %.4f after epoch %d of %d: %s", run.metric_name, best, done.best_epoch, done.epoch, shown(out / BEST))
     if run.single_label:
         run.load_best()
         scores, targets = run.predict()
         matrix = confusion(scores.argmax(axis=1), targets.argmax(axis=1), len(run.classes))
-        draw_confusion(out / "confusion.png", matrix, run.classes, "Validation clips, best epoch", _PROGRAM)
+        draw_confusion(out / CONFUSION, matrix, run.classes, "Validation clips, best epoch", _PROGRAM)
     logger.info("m2d tag FILE --weights %s names new sounds with it", shown(out / BEST))
 
 

@@ -1,5 +1,6 @@
 """What is fine-tuned on: labelled clips, or recordings with events, as log-mels of the model's input length."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,16 +11,21 @@ import pandas as pd
 import torch
 from sklearn.model_selection import GroupShuffleSplit
 
-from ..audio.decode import load_audio
+from ..audio.decode import read_audio
 from ..audio.logmel import PRESETS, SILENCE, NumpyLogMel
 from ..data.rng import Purpose, choice, uniform
 from ..data.sampler import SampleKey
 from ..evaluation.labelled_clips import LabelledClips
 from ..utils.errors import ReadError, UserError
 from ..utils.names import shown
-from ..utils.parallel import map_ahead
+from ..utils.parallel import Progress, map_ahead
+from ..utils.program import explained
+
+logger = logging.getLogger("m2d")
 
 _VALIDATION_SHARE = 0.2
+_MOST_UNREADABLE = 0.1  # share of the clips that may be left out
+_TOLERATED = 0.1  # s: annotations are not more exact
 _MOMENT = 1e-6  # s: times are not compared more closely
 
 
@@ -99,6 +105,76 @@ def _collated(stretches: Sequence[tuple[np.ndarray, np.ndarray, int]], rows: lis
     )
 
 
+def read_log_mel(path: Path, logmel: NumpyLogMel) -> tuple[np.ndarray, list[str]]:
+    """The whole log-mel of a clip, float32 `[bands, frames]`, and what is wrong with the file that could be read all the same.
+
+    Args:
+        path: audio, or a log-mel `.npy` `[1, bands, frames]`.
+        logmel: how it is made of audio.
+
+    Raises:
+        ReadError: it cannot be read; names the file.
+    """
+    front_end = logmel.front_end
+    try:
+        if path.suffix != ".npy":
+            audio = read_audio(path, front_end.sample_rate)
+            return logmel(audio.waveform), audio.warnings
+        lms = np.load(path, allow_pickle=False)
+        if lms.shape[:2] != (1, front_end.n_mels) or lms.ndim != 3 or not np.isfinite(lms).all():
+            raise ValueError(f"expected a finite log-mel [1, {front_end.n_mels}, frames], got {list(lms.shape)}")
+        return lms[0].astype(np.float32), []
+    except (OSError, ValueError, MemoryError) as error:
+        reason = explained(error) or "too large for the memory"
+        raise ReadError(reason if shown(path) in reason else f"{shown(path)}: {reason}") from None
+
+
+def clip_seconds(paths: Sequence[Path], workers: int) -> np.ndarray:
+    """How long clips are, in s; NaN where one cannot be read, which is logged. All are read to their ends.
+
+    Raises:
+        UserError: more than a tenth cannot be read.
+    """
+    logmel = NumpyLogMel(PRESETS["16k"])
+    frame = logmel.front_end.hop_size / logmel.front_end.sample_rate
+
+    def seconds(path: Path) -> float:
+        try:
+            lms, warnings = read_log_mel(path, logmel)
+        except ReadError as error:
+            logger.error("left out: %s", error)
+            return float("nan")
+        for warning in warnings:
+            logger.warning("%s", warning)
+        return (lms.shape[1] - 1) * frame
+
+    found = np.empty(len(paths))
+    with ThreadPoolExecutor(workers) as pool, Progress(len(paths), "clip") as progress:
+        for i, value in enumerate(map_ahead(pool, seconds, paths)):
+            found[i] = value
+            progress.update()
+    unreadable = int(np.isnan(found).sum())
+    if unreadable > _MOST_UNREADABLE * len(paths):
+        raise UserError(f"{unreadable} of {len(paths)} clips cannot be read (see above): too many to leave out")
+    return found
+
+
+def check_events(paths: Sequence[Path], events: Sequence[Events], seconds: np.ndarray) -> None:
+    """Refuse events that begin after the end of their recording, and count those that end after it: they are cut.
+
+    Raises:
+        UserError: names the recording.
+    """
+    late = 0
+    for path, event, end in zip(paths, events, seconds, strict=True):
+        onsets, offsets = event.spans[:, 0], event.spans[:, 1]
+        if len(onsets) and onsets.max() >= end:
+            raise UserError(f"{shown(path)} ends at {end:.2f} s, and an event begins at {onsets.max():.2f} s: correct the list")
+        late += int((offsets > end + _TOLERATED).sum())
+    if late:
+        logger.warning("%d events end after their recordings: they are cut there", late)
+
+
 class FineTuneSet:
     """Reads log-mels and targets of clips.
 
@@ -134,17 +210,7 @@ class FineTuneSet:
         Raises:
             ReadError: it cannot be read; names the file.
         """
-        path = self.paths[row]
-        try:
-            if path.suffix != ".npy":
-                return self._logmel(load_audio(path, self._front_end.sample_rate))
-            lms = np.load(path, allow_pickle=False)
-            if lms.shape[:2] != (1, self._front_end.n_mels) or lms.ndim != 3 or not np.isfinite(lms).all():
-                raise ValueError(f"expected a finite log-mel [1, {self._front_end.n_mels}, frames], got {list(lms.shape)}")
-            return lms[0].astype(np.float32)
-        except (OSError, ValueError, MemoryError) as error:
-            reason = str(error) or "too large for the memory"
-            raise ReadError(reason if shown(path) in reason else f"{shown(path)}: {reason}") from None
+        return read_log_mel(self.paths[row], self._logmel)[0]
 
     def _stretch(self, lms: np.ndarray, row: int, start: int) -> tuple[np.ndarray, np.ndarray, int]:
         """The model's length from frame `start` on: log-mel `[bands, frames]`, target, and how many frames are the clip's."""

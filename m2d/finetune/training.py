@@ -22,6 +22,7 @@ from ..inference.runtime import Config, RuntimeM2D
 from ..train.distributed.collectives import from_rank0, gather
 from ..train.distributed.launch import Launch
 from ..train.optim import learning_rate
+from ..utils.atomic_file import write_text
 from ..utils.errors import UserError
 from ..utils.names import shown
 from .augment import mixup, random_resize_crop, spec_augment
@@ -169,6 +170,7 @@ class FineTuning:
         self.progress = Progress()
         self.metric_name = "accuracy" if single_label else "map"
         self._resume()
+        self._cut_log()
         self.parallel = self.model
         if launch.world_size > 1:
             self.parallel = DistributedDataParallel(
@@ -327,6 +329,16 @@ class FineTuning:
             logger.info("%s is finished: %d epochs are done", shown(self.folder), self.progress.epoch)
         else:
             logger.info("resuming after epoch %d", self.progress.epoch)
+
+    def _cut_log(self) -> None:
+        """Drop what the log has of an epoch that ended before its checkpoint was written: it is trained again."""
+        path = self.folder / LOG
+        if not self.launch.is_main or not path.exists():
+            return
+        lines = path.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["epoch"] <= self.progress.epoch]
+        if len(kept) < len(lines):
+            write_text(path, "".join(kept))
 
     def load_best(self) -> None:
         """Take the weights of the best epoch."""

@@ -179,3 +179,61 @@ def test_checkpoints_of_other_programs_are_not_replaced(sounds, weights, tmp_pat
         assert main([str(sounds), "--weights", str(folder / name), "--out", str(folder), *FAST]) == 2
         assert "is an input" in caplog.text and (folder / name).read_bytes() == Path(weights).read_bytes()
         caplog.clear()
+
+
+def test_logs_and_pictures_of_others_are_not_replaced(sounds, weights, tmp_path, caplog):
+    for name in ("log.txt", "learning_curve.png", "confusion.png"):
+        (tmp_path / name).write_text("mine")
+        assert main([str(sounds), "--weights", weights, "--out", str(tmp_path), *FAST]) == 2
+        assert f"{name} was not written by m2d finetune" in caplog.messages[-1]
+        assert (tmp_path / name).read_text() == "mine"
+        (tmp_path / name).unlink()
+
+
+def test_an_epoch_that_was_killed_before_its_checkpoint_is_logged_once(sounds, weights, tmp_path, monkeypatch):
+    save = training.FineTuning._save
+
+    def killed(run, name):
+        if name == "last.pth" and run.progress.epoch == 2:
+            raise KeyboardInterrupt
+        save(run, name)
+
+    command = [str(sounds), "--weights", weights, "--out", str(tmp_path / "out"), *FAST, "--epochs", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training.FineTuning, "_save", killed)
+        assert main(command) == 130
+    assert main(command) == 0
+    entries = [json.loads(line) for line in (tmp_path / "out" / "log.txt").read_text().splitlines()]
+    assert [entry["epoch"] for entry in entries] == [1, 2, 3]
+
+
+def test_a_clip_that_cannot_be_read_is_left_out(sounds, weights, tmp_path, caplog):
+    rows = [(path, path.parent.name) for path in sorted(sounds.glob("*/*.wav"))]
+    for i in range(4):
+        (tmp_path / f"{i}.wav").write_text("no audio")
+    listed = tmp_path / "list.csv"
+    command = [str(listed), "--weights", weights, "--out", str(tmp_path / "out"), *FAST, "--epochs", "1"]
+    lines = ["file_name,label", *(f"{path},{label}" for path, label in rows)]
+    listed.write_text("\n".join([*lines, *(f"{i}.wav,low" for i in range(4))]))
+    assert main(command) == 2 and "4 of 34 clips cannot be read" in caplog.messages[-1]
+    assert not (tmp_path / "out").exists()
+    listed.write_text("\n".join([*lines, "0.wav,low"]))
+    caplog.set_level("INFO")
+    assert main(command) == 0
+    assert sum(message.startswith(f"left out: {tmp_path / '0.wav'}") for message in caplog.messages) == 1 + 1
+    assert "24 clips to train on, 6 to validate by" in caplog.text
+
+
+def test_events_outside_of_their_recording_are_refused(weights, tmp_path, caplog):
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", tone(300, 2.0, i), 16000)
+    listed = tmp_path / "events.csv"
+    command = [str(listed), "--weights", weights, "--out", str(tmp_path / "out"), *FAST[:-2], "--epochs", "1"]
+    command = [word for word in command if word not in ("--training_mask", "0.3")]
+    rows = [f"{i}.wav,0.2,{1.0 + i},{name}" for i in range(4) for name in ("a", "b")]
+    listed.write_text("\n".join(["file_name,onset,offset,label", *rows]))
+    assert main(command) == 0
+    assert "4 events end after their recordings" in caplog.text
+    listed.write_text("\n".join(["file_name,onset,offset,label", *rows, "3.wav,2.5,3.0,a"]))
+    assert main(command) == 2
+    assert "3.wav ends at 2.00 s, and an event begins at 2.50 s" in caplog.messages[-1]
