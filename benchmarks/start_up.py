@@ -60,7 +60,7 @@ def run(csv: Path, folder: Path, workers: int, began: float) -> None:
     from m2d.train.programs import M2D
 
     def first_batch(state, data, batches, *rest):
-        batch = next(batches.epoch(0, 0, Throughput(1)))
+        batch = next(batches.rest_of_epoch(Throughput(1)))
         seconds, cpu = time.time() - began, time.process_time()
         me = Path("/proc/self/task")
         children = [int(pid) for task in me.iterdir() for pid in (task / "children").read_text().split()]

@@ -64,7 +64,7 @@ def profile_steps(trainer: Trainer, batches: TrainingBatches, steps: int) -> pro
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     trainer.model.train()
     trainer.set_learning_rate(0.0)
-    source = batches.epoch(0, 0, Throughput(sampler.batch_size * sampler.world_size))
+    source = batches.rest_of_epoch(Throughput(sampler.batch_size * sampler.world_size))
     for batch in itertools.islice(source, WARM_UP):
         trainer.forward_backward(batch, synchronize=True)
         trainer.update(0)
@@ -128,7 +128,7 @@ def profile_run(argv: Sequence[str] | None = None) -> None:
     data = open_data(program, settings, launch)
     sampler = make_sampler(settings, data.train, launch)
     trainer = make_trainer(settings, data.train, sampler, *normalisation(settings, data.train, launch), launch)
-    batches = TrainingBatches(data.train, sampler, settings, launch.device)
+    batches = TrainingBatches(data.train, sampler, settings, launch.device, start=(0, 0), last_epoch=1)
     steps = min(args.steps, sampler.steps_per_epoch - WARM_UP)
     if steps < 1:
         raise ValueError(f"an epoch has {sampler.steps_per_epoch} steps, and {WARM_UP} warm up: lower --batch_size")

@@ -4,7 +4,7 @@ The readers spend their time in system calls and copies, outside Python's lock; 
 own, and a batch goes nowhere: processes would copy each into fresh shared memory, which costs several times the reading.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -51,7 +51,7 @@ class BatchLoader:
         return batch.pin_memory() if self.pin_memory else batch
 
 
-def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+def on_device(batches: Iterable[Batch], device: torch.device) -> Generator[Batch, None, None]:
     """The batches on a device; on CUDA each copy is begun one batch ahead, on a stream of its own."""
     if device.type != "cuda":
         for batch in batches:

@@ -31,7 +31,7 @@ def train(state: TrainState, data: DataSets, batches: TrainingBatches, output: R
     for epoch in range(state.epoch, trainer.last_epoch):
         trainer.model.train()
         throughput = Throughput(sampler.batch_size * sampler.world_size)
-        for step, batch in enumerate(output.progress(state, batches.epoch(epoch, state.step, throughput)), state.step):
+        for step, batch in enumerate(output.progress(state, batches.rest_of_epoch(throughput)), state.step):
             if step % accum_iter == 0:
                 trainer.set_learning_rate(epoch + step / steps)
             done = step + 1

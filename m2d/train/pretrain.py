@@ -109,7 +109,8 @@ def run(program: Program, state: TrainState, data: DataSets, folder: Path) -> in
         return 0
     output = RunOutput(program, trainer, folder, state.position)
     output.announce(state, data.train)
-    batches = TrainingBatches(data.train, trainer.sampler, settings, trainer.launch.device)
+    position = (state.epoch, state.step)
+    batches = TrainingBatches(data.train, trainer.sampler, settings, trainer.launch.device, position, trainer.last_epoch)
     status, is_done = 0, False
     try:
         with StopSignal() as stop:

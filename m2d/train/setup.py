@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import cast
 
 import torch
@@ -219,21 +220,42 @@ def _rebuild_buckets(trainer: Trainer, data: AudioDataset) -> None:
 
 
 class TrainingBatches:
-    """This rank's batches of any epoch, from any step, read ahead by threads that live as long as the run."""
+    """This rank's batches of the rest of a run, on the device.
 
-    def __init__(self, data: AudioDataset, sampler: EpochSampler, settings: Settings, device: torch.device):
-        self._sampler, self._device, machine = sampler, device, settings.machine
+    Threads that live as long as the run read ahead, across the ends of epochs too: the next epoch's first batches are there
+    when it begins.
+
+    Args:
+        data, sampler, settings, device: the run's.
+        start: the first (epoch, step).
+        last_epoch: the epoch before which the run ends.
+    """
+
+    def __init__(
+        self,
+        data: AudioDataset,
+        sampler: EpochSampler,
+        settings: Settings,
+        device: torch.device,
+        start: tuple[int, int],
+        last_epoch: int,
+    ):
+        machine, (first, step) = settings.machine, start
         self._loader = BatchLoader(data, machine.num_workers, pin_memory=machine.pin_mem and device.type == "cuda")
+        keys = (batch for epoch in range(first, last_epoch) for batch in sampler.batches(epoch, step if epoch == first else 0))
+        self._batches = on_device(lockstep(self._loader.batches(keys)), device)
+        self._steps, self._step = sampler.steps_per_epoch, step
 
-    def epoch(self, epoch: int, first_step: int, throughput: Throughput) -> Iterator[Batch]:
-        """Batches of an epoch from a step on, on the device; the time spent waiting for each goes to `throughput`.
+    def rest_of_epoch(self, throughput: Throughput) -> Iterator[Batch]:
+        """The batches to the end of the present epoch; the time spent waiting for each goes to `throughput`.
 
         Raises:
             ReadError: on all ranks, where a clip of one rank's batch cannot be read.
         """
-        batches = lockstep(self._loader.batches(self._sampler.batches(epoch, first_step)))
-        return on_device(throughput.timed(batches), self._device)
+        left, self._step = self._steps - self._step, 0
+        return throughput.timed(islice(self._batches, left))
 
     def close(self) -> None:
         """End the threads."""
+        self._batches.close()
         self._loader.close()
