@@ -28,8 +28,6 @@ from .decode import DecodedAudio, read_audio
 from .logmel import FrontEnd, NumpyLogMel
 from .sources.member import InMemory, Place
 
-FAILED = "failed.csv"  # beside what was converted: what was not, and why
-FAILED_COLUMNS, PACK_FAILED_COLUMNS = ("file_name", "reason"), ("file_name", "chunk", "reason")
 KEPT_MEMORY = (2**26, 2**27)  # bytes of a block, and at the end of a worker's heap
 _FILES_PER_CHUNK = 16
 # Outcomes in order wait for each other, in memory, with what the sink made of them.
@@ -49,6 +47,11 @@ class Job:
     source: str
     target: str
     place: Place | None = None
+
+    @property
+    def file(self) -> str:
+        """The path of the file that holds it, which may be an archive."""
+        return self.source if self.place is None else self.place.path
 
 
 @dataclass(frozen=True)
@@ -237,9 +240,9 @@ def _with_content(job: Job) -> Job:
     if job.place is None or not job.place.in_turn:
         return job
     try:
-        return replace(job, place=InMemory(job.place.read()))
+        return replace(job, place=InMemory(job.file, job.place.read()))
     except (OSError, ValueError) as error:
-        return replace(job, place=InMemory(error))
+        return replace(job, place=InMemory(job.file, error))
 
 
 def _results(pool: ProcessPoolExecutor, chunks: Iterable[list[Job]], in_flight: int) -> Iterator[list[Outcome]]:

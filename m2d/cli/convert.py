@@ -14,6 +14,10 @@ With --pack OUT.pack in the place of DEST, all go into a few large files, which 
 same command continues with the chunks that are missing. Files that cannot be converted are left out, and listed in
 OUT.pack/failed.csv; to try them again, remove the chunk-N.* files that it names.
 
+--shard 2/4 converts the second quarter, so that machines that share a disk, or jobs of a Slurm array, do it together; what
+fails is listed in failed-2-of-4.csv. When all are done, the same command without --shard converts what is missing and
+writes --csv and failed.csv.
+
 Exit status: 0 all converted; 1 some failed, or the run was stopped; 2 nothing was started.
 """
 
@@ -27,10 +31,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..audio.convert import KEPT_MEMORY
 from ..audio.logmel import PRESETS
-from ..data.convert_folder import ALL_SUFFIXES, convert_wav
+from ..audio.plan import ALL_SUFFIXES
+from ..data.convert_folder import convert_wav
 from ..utils.malloc import keep_freed_memory
 from ..utils.outputs import OVERWRITE_HELP
 from ..utils.program import ArgumentParser, run_program
+from ..utils.shard import WHOLE, shard_of
 
 logger = logging.getLogger("m2d")
 
@@ -69,6 +75,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--chunk_clips", type=int, metavar="N", help="clips per file of a pack (8192, or more where there were too many files)"
+    )
+    parser.add_argument(
+        "--shard",
+        type=shard_of,
+        default=WHOLE,
+        metavar="I/N",
+        help="convert only the I-th of N parts (machines that share a disk)",
     )
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     return parser

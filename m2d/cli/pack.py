@@ -34,6 +34,7 @@ from ..data.pack.format import (
     PackInfo,
     array_header,
     chunk_path,
+    chunks_of,
     default_chunk_clips,
     missing_chunks,
     read_info,
@@ -42,6 +43,7 @@ from ..data.pack.index import read_index, text_column
 from ..data.pack.writer import PackedClip, discard_outdated, pack_clip, packing, start_pack, write_chunk
 from ..utils.parallel import Progress, map_ahead
 from ..utils.program import ArgumentParser, run_program
+from ..utils.shard import WHOLE, Shard, shard_of
 
 logger = logging.getLogger("m2d")
 
@@ -71,25 +73,12 @@ def read_clip(store: FileStore, i: int, dtype: str) -> PackedClip:
         raise ValueError(f"{store.where(i)}: {error}") from None
 
 
-def shard_of(text: str) -> tuple[int, int]:
-    """ "2/4" as (2, 4)."""
-    try:
-        number, count = map(int, text.split("/"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected i/n such as 2/4") from None
-    if not 1 <= number <= count:
-        raise argparse.ArgumentTypeError(f"{text!r}: of {count} shards the first is 1/{count}, the last {count}/{count}")
-    return number, count
-
-
-def pack(store: FileStore, clips: ClipList, out: Path, info: PackInfo, shard: tuple[int, int], workers: int) -> int:
+def pack(store: FileStore, clips: ClipList, out: Path, info: PackInfo, shard: Shard, workers: int) -> int:
     """Write the chunks of a shard that lack. Returns how many clips were written."""
     start_pack(out, info)
-    number, count = shard
     with packing(out, shard):
-        own = range(number - 1, info.chunks, count)
-        discard_outdated(out, info, own, store.path)
-        chunks = [k for k in missing_chunks(out, info) if k in own]
+        discard_outdated(out, info, chunks_of(info, shard), store.path)
+        chunks = missing_chunks(out, info, shard)
         ranges = {k: info.clips_in(k) for k in chunks}
         total = sum(map(len, ranges.values()))
         with Progress(total, "clip") as progress, ThreadPoolExecutor(workers) as pool:
@@ -151,7 +140,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="of the values in the pack")
     parser.add_argument("--n_mels", type=int, default=80, help="mel bands of the files")
     parser.add_argument("--chunk_clips", type=int, help="clips per file of the pack (8192, or more where there were too many)")
-    parser.add_argument("--shard", type=shard_of, default=(1, 1), metavar="I/N", help="write only the I-th of N parts")
+    parser.add_argument("--shard", type=shard_of, default=WHOLE, metavar="I/N", help="write only the I-th of N parts")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read")
     parser.add_argument("--verify", type=Path, metavar="PACK", help="compare a pack with its checksums, and write nothing")
     args = parser.parse_args(argv)
@@ -165,7 +154,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def run_pack(args: argparse.Namespace) -> int:
     """Pack what is missing; returns the exit status."""
     if find_archives(args.csv) is not None:
-        report = convert_wav(args.csv, pack=args.out, dtype=args.dtype, chunk_clips=args.chunk_clips, workers=args.workers)
+        options = dict(dtype=args.dtype, chunk_clips=args.chunk_clips, workers=args.workers, shard=args.shard)
+        report = convert_wav(args.csv, pack=args.out, **options)
         return 1 if report.failed else 0
     clips = read_list(args.csv, optional=("label", "weight"))
     store = open_files(clips, args.data_path, args.n_mels)

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +16,6 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ..audio.convert import (
-    FAILED,
-    FAILED_COLUMNS,
-    PACK_FAILED_COLUMNS,
     Converter,
     DeviceMel,
     Job,
@@ -29,18 +26,19 @@ from ..audio.convert import (
     npy_sink,
 )
 from ..audio.decode import WarningCount
-from ..audio.listing import list_audio, readable_suffixes, walk_files, words_of_others
+from ..audio.failed import FAILED_COLUMNS, PACK_FAILED_COLUMNS, failed_name, write_failed
+from ..audio.listing import walk_files
 from ..audio.logmel import PRESETS
-from ..audio.sources.find import find_archives, list_members
+from ..audio.plan import plan_jobs
 from ..utils.atomic_file import remove_leftover, write_csv
 from ..utils.names import shown
 from ..utils.outputs import check_outputs, has_header, lists_only
+from ..utils.shard import WHOLE, Shard
 
 if TYPE_CHECKING:
     from .pack.from_audio import AudioPack
 
 PACK_DTYPE = "float16"
-ALL_SUFFIXES = "all"  # the value of `suffix` that takes every format that can be read
 
 logger = logging.getLogger("m2d")
 
@@ -57,8 +55,8 @@ class Report:
         seconds: the run took.
     """
 
-    found: int
-    existing: int
+    found: int = 0
+    existing: int = 0
     converted: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
     warned: WarningCount = field(default_factory=WarningCount)
@@ -95,6 +93,7 @@ def convert_wav(
     dtype: str | None = None,
     chunk_clips: int | None = None,
     overwrite: bool = False,
+    shard: Shard = WHOLE,
 ) -> Report:
     """Convert a folder of audio files, or archives of them, to log-mel spectrograms: SRC/sub/a.wav becomes DEST/sub/a.npy.
 
@@ -117,6 +116,8 @@ def convert_wav(
         dtype: of a pack's values: float16 (half the size, rounded by at most 0.004; the default) or float32.
         chunk_clips: clips per file of a pack: 8192, or more where there were too many files.
         overwrite: replace a list (csv) or failed.csv that is there and that no conversion of these files wrote.
+        shard: convert only this part of the files (of a pack: of its chunks), so that machines share the work. The same call
+            without it, when all are done, converts what is missing, and writes the list and failed.csv.
 
     Raises:
         ValueError, FileNotFoundError, NotADirectoryError: an argument cannot be used; nothing was started.
@@ -128,24 +129,26 @@ def convert_wav(
     folder = Path(os.path.abspath(_check_output(to_dir, csv, pack, dtype, chunk_clips)))
     min_samples = round((min_length or 0) * PRESETS[sr].sample_rate)
     if csv is not None:
-        _check_list_place(csv, folder)
-    jobs, broken = _plan(from_dir, folder if pack is None else Path(), suffix)
+        _check_list_place(csv, folder, shard)
+    jobs, broken = plan_jobs(from_dir, folder if pack is None else Path(), suffix)
     chosen = jobs[skip:]
     if not chosen:
         raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {shown(from_dir)}")
-    _check_own_files(folder, csv, jobs, overwrite, pack is not None)
+    _check_own_files(folder / failed_name(shard), csv, jobs, overwrite, pack is not None)
     converter = Converter(PRESETS[sr], min_samples, npy_sink if pack is None else _pack_sink(dtype), decode_only=device != "cpu")
     finish = None if device == "cpu" else DeviceMel(converter, device)
-    report = Report(found=len(chosen) + len(broken), existing=0, failed=dict(broken))
-    for reason in broken.values():
+    report = Report(failed=broken if shard.number == 1 else {})
+    for reason in report.failed.values():
         logger.warning("failed: %s", reason)
     existing: set[str] = set()
     audio_pack = None
     if pack is None:
         existing = _existing_targets(folder)
+        chosen = [chosen[i] for i in shard.of(len(chosen))]
+        report.found = len(chosen) + len(report.failed)
         to_do = [job for job in chosen if job.target not in existing]
     else:
-        audio_pack = _open_pack(folder, chosen, converter, dtype or PACK_DTYPE, chunk_clips, report)
+        audio_pack = _open_pack(folder, chosen, converter, dtype or PACK_DTYPE, chunk_clips, report, shard)
         to_do = audio_pack.jobs_left()
     report.existing = report.found - len(to_do) - len(report.failed)
     workers = min(workers or _cpu_count(), max(1, len(to_do)))
@@ -158,8 +161,8 @@ def convert_wav(
     finally:
         report.seconds = time.perf_counter() - started
         if pack is None:
-            _write_failed(folder / FAILED, report.failed)
-        logger.info("%s%s", report, f": see {shown(folder / FAILED)}" if report.failed else "")
+            write_failed(folder, shard, report.failed)
+        logger.info("%s%s", report, f": see {shown(folder / failed_name(shard))}" if report.failed else "")
     if csv is not None:
         _write_list(Path(csv), [job.target for job in jobs if job.target in existing or job.name in report.converted])
     return report
@@ -206,12 +209,13 @@ def _pack_sink(dtype: str | None) -> Sink:
 
 
 def _open_pack(
-    folder: Path, jobs: list[Job], converter: Converter, dtype: str, chunk_clips: int | None, report: Report
+    folder: Path, jobs: list[Job], converter: Converter, dtype: str, chunk_clips: int | None, report: Report, shard: Shard
 ) -> "AudioPack":
     """Begin a pack, or go on with it; what earlier runs had to leave out counts as failed."""
     from .pack.from_audio import AudioPack
 
-    audio_pack = AudioPack(folder, jobs, converter, dtype, chunk_clips, report.failed)
+    audio_pack = AudioPack(folder, jobs, converter, dtype, chunk_clips, report.failed, shard)
+    report.found = audio_pack.files + len(report.failed)
     report.failed.update(audio_pack.left_out)
     return audio_pack
 
@@ -262,7 +266,9 @@ def _check_output(
     return pack
 
 
-def _check_list_place(csv: str | os.PathLike, dest: Path) -> None:
+def _check_list_place(csv: str | os.PathLike, dest: Path, shard: Shard) -> None:
+    if shard.count > 1:
+        raise ValueError("--csv lists the files of all shards: give it to the same command without --shard, when all are done")
     if Path(csv).suffix != ".csv":
         raise ValueError(f"--csv {shown(csv)}: expected a file name that ends in .csv")
     folder = Path(os.path.abspath(csv)).parent
@@ -273,77 +279,14 @@ def _check_list_place(csv: str | os.PathLike, dest: Path) -> None:
         )
 
 
-def _check_own_files(folder: Path, csv: str | os.PathLike | None, jobs: list[Job], overwrite: bool, packed: bool) -> None:
+def _check_own_files(failed: Path, csv: str | os.PathLike | None, jobs: list[Job], overwrite: bool, packed: bool) -> None:
     """Refuse a failed.csv and a list that no conversion of these files wrote."""
     columns = PACK_FAILED_COLUMNS if packed else FAILED_COLUMNS
-    if os.path.lexists(folder / FAILED):
-        check_outputs([folder / FAILED], (), overwrite, lambda path: has_header(path, columns))
+    if os.path.lexists(failed):
+        check_outputs([failed], (), overwrite, lambda path: has_header(path, columns))
     if csv is not None:
         inputs = (job.source for job in jobs if job.source.endswith(".csv"))
         check_outputs([csv], inputs, overwrite, lambda path: lists_only(path, {_listed(job.target, path) for job in jobs}))
-
-
-def _suffixes(suffix: str | Iterable[str]) -> list[str]:
-    if suffix == ALL_SUFFIXES:
-        return list(readable_suffixes())
-    parts = suffix.strip("[]() ").split(",") if isinstance(suffix, str) else suffix
-    names = [str(part).strip(" '\"").lstrip(".") for part in parts]
-    if not any(names):
-        raise ValueError(f"--suffix {suffix}: expected a suffix such as wav, or a list such as wav,flac")
-    return [f".{name}" for name in names if name]
-
-
-def _plan(source: str | os.PathLike, dest: Path, suffix: str | Iterable[str] | None) -> tuple[list[Job], dict[str, str]]:
-    """What is to be converted; and what of archives cannot be read, with reasons."""
-    archives = find_archives(source)
-    if archives is None:
-        folder, suffixes = Path(source), _suffixes(".wav" if suffix is None else suffix)
-        paths, others = list_audio(folder, suffixes)
-        _check_found(source, suffixes, paths, others)
-        names = (path.relative_to(folder) for path in paths)
-        jobs = [Job(str(name), str(path), _target(dest, name)) for name, path in zip(names, paths, strict=True)]
-        first, twin = next(_twins(jobs), (None, None))
-        if first is not None and twin is not None:
-            raise ValueError(
-                f"{shown(first.source)} and {shown(twin.source)} would both become {shown(twin.target)}: rename one, "
-                "or convert one suffix at a time into folders of their own"
-            )
-        return jobs, {}
-    suffixes = _suffixes(ALL_SUFFIXES if suffix is None else suffix)
-    found = list_members(archives, suffixes)
-    _check_found(source, suffixes, found.members, found.others)
-    jobs = [Job(each.name, each.where, _target(dest, Path(each.name)), each.place) for each in found.members]
-    again = {id(twin): first for first, twin in _twins(jobs)}
-    for number, job in enumerate(jobs):
-        if id(job) in again:
-            first = again[id(job)].source
-            found.left_out[f"{job.name} (file {number + 1})"] = (
-                f"{shown(job.source)} has the name of another, {shown(first)}: the first is taken"
-            )
-    return [job for job in jobs if id(job) not in again], found.left_out
-
-
-def _target(dest: Path, name: Path) -> str:
-    return str(dest / name.with_suffix(".npy"))
-
-
-def _twins(jobs: Iterable[Job]) -> Iterator[tuple[Job, Job]]:
-    """Jobs that have the target of one before them, behind the first of that target."""
-    firsts: dict[str, Job] = {}
-    for job in jobs:
-        first = firsts.setdefault(job.target, job)
-        if first is not job:
-            yield first, job
-
-
-def _check_found(source: str | os.PathLike, suffixes: Sequence[str], found: Sequence[object], others: Mapping[str, int]) -> None:
-    not_taken = words_of_others(others, "--suffix")
-    if not found:
-        raise FileNotFoundError(
-            f"there is no file with the suffix {' or '.join(suffixes)} in {shown(source)}{f': {not_taken}' if not_taken else ''}"
-        )
-    if not_taken:
-        logger.warning("%s", not_taken)
 
 
 def _existing_targets(dest: Path) -> set[str]:
@@ -364,16 +307,6 @@ def _existing_targets(dest: Path) -> set[str]:
 
 def _cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _write_failed(path: Path, failed: dict[str, str]) -> None:
-    try:
-        if failed:
-            write_csv(path, FAILED_COLUMNS, sorted(failed.items()))
-        else:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        logger.warning("%s cannot be written: %s", shown(path), error.strerror)
 
 
 def _write_list(path: Path, targets: list[str]) -> None:

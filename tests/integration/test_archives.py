@@ -272,3 +272,52 @@ def test_training_on_a_pack_of_tars_is_training_on_the_files(tmp_path):
         shard.unlink()
     assert run(M2D, "--csv_main tars.pack --output_dir tars") == 0
     assert digest(Path("files/last.pth")) == digest(Path("tars/last.pth"))
+
+
+def sharded(source: Path, count: int, *flags: str) -> list[int]:
+    """Convert in shards, the last one first; returns the exit statuses."""
+    return [convert([str(source), *flags, "--shard", f"{number}/{count}"]) for number in range(count, 0, -1)]
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_shards_and_a_last_run_leave_what_one_run_does(tmp_path, count):
+    for i in range(7):
+        write(tmp_path / f"sounds/{i}.wav", seed=i)
+    (tmp_path / "sounds/2.wav").write_bytes(b"no audio" * 9)
+    archive = write_tar(tmp_path / "x.tar", files_in(tmp_path / "sounds"))
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert convert([str(archive), str(whole / "lms"), "--csv", str(whole / "list.csv")]) == 1
+    assert sorted(sharded(archive, count, str(parts / "lms"))) == [*[0] * (count - 1), 1]
+    assert {path.name.startswith("failed-") for path in (parts / "lms").glob("*.csv")} == {True}
+    assert len(targets(parts)) == 6
+    assert convert([str(archive), str(parts / "lms"), "--csv", str(parts / "list.csv")]) == 1
+    assert files_in(parts) == files_in(whole)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_shards_of_a_pack_leave_what_one_run_does(tmp_path, count):
+    files = [(f"{i}.wav", write(tmp_path / f"{i}.wav", seed=i).read_bytes()) for i in range(7)]
+    archive = write_tar(tmp_path / "x.tar", [*files[:6], ("6.wav", b"no audio" * 9), files[0]])
+    flags = ["--chunk_clips", "2", "--pack"]
+    assert convert([str(archive), *flags, str(tmp_path / "whole.pack")]) == 1
+    statuses = sharded(archive, count, *flags, str(tmp_path / "parts.pack"))
+    assert statuses[0] == statuses[-1] == 1 and not any(statuses[1:-1])  # the damaged file, and the one that is there twice
+    assert convert([str(archive), *flags, str(tmp_path / "parts.pack")]) == 1
+    assert files_in(tmp_path / "parts.pack") == files_in(tmp_path / "whole.pack")
+
+
+def test_a_shard_writes_no_list(tmp_path, caplog):
+    flags = [str(write(tmp_path / "s/a.wav").parent), str(tmp_path / "out"), "--csv", str(tmp_path / "l.csv"), "--shard", "1/2"]
+    refused(caplog, "--csv lists the files of all shards", *flags)
+
+
+def test_a_pack_of_an_archive_that_has_changed_is_made_again(tmp_path):
+    def packed(seed: int) -> bytes:
+        write_tar(tmp_path / "x.tar", {"a.wav": write(tmp_path / "a.wav", seed=seed).read_bytes()})
+        convert_wav(tmp_path / "x.tar", pack=tmp_path / "x.pack")
+        return (tmp_path / "x.pack/chunk-00000.frames.npy").read_bytes()
+
+    first = packed(0)
+    for path in (tmp_path / "x.pack").iterdir():
+        os.utime(path, ns=(0, 0))
+    assert packed(1) != first

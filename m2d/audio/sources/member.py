@@ -17,8 +17,12 @@ class Place(Protocol):
     """Where the bytes of an audio file are; small, so that millions can be listed and sent to workers.
 
     Attributes:
+        path: the file that they are in.
         in_turn: read by one process in the order of the list, which saves reading what lies before it again.
     """
+
+    @property
+    def path(self) -> str: ...
 
     @property
     def in_turn(self) -> bool: ...
@@ -50,6 +54,7 @@ class FileRange(NamedTuple):
 class InMemory(NamedTuple):
     """Bytes that were read before, or the error of reading them, which `read` raises."""
 
+    path: str
     content: bytes | OSError | ValueError
 
     in_turn = False
@@ -115,8 +120,10 @@ def read_range(path: str, begin: int, size: int) -> bytes:
 
     Raises:
         OSError: it cannot be opened or read.
-        ValueError: it ends before: words that follow a member's name.
+        ValueError: there are no such bytes: words that follow a member's name.
     """
+    if not 0 <= begin < 1 << 62:
+        raise ValueError("is damaged: its archive tells a place for it that makes no sense")
     descriptor = open_regular(path)
     try:
         blocks = list(_blocks(descriptor, begin, size))

@@ -20,6 +20,7 @@ import numpy as np
 
 from ...utils.errors import FileError
 from ...utils.read_file import read_json
+from ...utils.shard import WHOLE, Shard
 
 VERSION = 1
 HEADER_BYTES = 128
@@ -127,6 +128,11 @@ def array_header(shape: tuple[int, ...], dtype: str) -> bytes:
     return b"\x93NUMPY\x01\x00" + (HEADER_BYTES - 10).to_bytes(2, "little") + f"{text:<{HEADER_BYTES - 11}}\n".encode()
 
 
-def missing_chunks(pack: str | Path, info: PackInfo) -> list[int]:
-    """Chunks that are not written yet."""
-    return [k for k in range(info.chunks) if not chunk_path(pack, k, "index.npz").is_file()]
+def missing_chunks(pack: str | Path, info: PackInfo, shard: Shard = WHOLE) -> list[int]:
+    """Chunks of a shard that are not written yet."""
+    return [k for k in chunks_of(info, shard) if not chunk_path(pack, k, "index.npz").is_file()]
+
+
+def chunks_of(info: PackInfo, shard: Shard) -> list[int]:
+    """The chunks that a shard writes."""
+    return [k for k in range(info.chunks) if shard.takes(k)]

@@ -12,11 +12,13 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ...audio.convert import FAILED, PACK_FAILED_COLUMNS, Converter, Job, Outcome
+from ...audio.convert import Converter, Job, Outcome
+from ...audio.failed import FAILED_OF_ALL, PACK_FAILED_COLUMNS, failed_name, remove_merged
 from ...utils.atomic_file import write_csv
 from ...utils.read_file import open_regular
+from ...utils.shard import WHOLE, Shard
 from ..clip_list import TextColumn, columns_digest
-from .format import PackInfo, chunk_path, default_chunk_clips, missing_chunks
+from .format import PackInfo, chunk_path, chunks_of, default_chunk_clips, missing_chunks
 from .index import read_index, text_column
 from .writer import PackedClip, discard_outdated, pack_clip, packing, start_pack, write_chunk
 
@@ -42,6 +44,7 @@ class AudioPack:
         dtype: float16 or float32.
         chunk_clips: files per chunk.
         broken: files that cannot be listed among the jobs, and why.
+        shard: which of the chunks are written here.
 
     Raises:
         ValueError: the folder holds something else, or a pack of other files or settings.
@@ -55,8 +58,9 @@ class AudioPack:
         dtype: str,
         chunk_clips: int | None = None,
         broken: Mapping[str, str] = MappingProxyType({}),
+        shard: Shard = WHOLE,
     ):
-        self.folder, self.jobs = folder, jobs
+        self.folder, self.jobs, self.shard = folder, jobs, shard
         names = {"file_name": TextColumn.of(_name(job) for job in jobs)}
         front_end = converter.front_end
         self.info = PackInfo(
@@ -70,14 +74,19 @@ class AudioPack:
             made_from=f"audio at {front_end.sample_rate} Hz, padded to {converter.min_samples} samples or more",
         )
         start_pack(folder, self.info)
-        discard_outdated(folder, self.info, range(self.info.chunks), lambda i: jobs[i].source)
-        self._lacking = missing_chunks(folder, self.info)
+        discard_outdated(folder, self.info, chunks_of(self.info, shard), lambda i: jobs[i].file)
+        self._lacking = missing_chunks(folder, self.info, shard)
         self._left_out = {name: ("", reason) for name, reason in broken.items()} | self._find_left_out()
 
     @property
     def left_out(self) -> dict[str, str]:
         """Files that the chunks that are there had to leave out, and broken ones, with reasons."""
         return {name: reason for name, (_, reason) in self._left_out.items()}
+
+    @property
+    def files(self) -> int:
+        """How many files belong to the shard."""
+        return sum(len(self._jobs_of(chunk)) for chunk in chunks_of(self.info, self.shard))
 
     def jobs_left(self) -> list[Job]:
         """The files of the chunks that are not there yet."""
@@ -90,7 +99,7 @@ class AudioPack:
             UserError: another process is packing.
             OSError: the disk is full, or the folder is not writable.
         """
-        with packing(self.folder):
+        with packing(self.folder, self.shard):
             self._write_chunks(outcomes)
 
     def _write_chunks(self, outcomes: Iterator[Outcome]) -> None:
@@ -108,18 +117,21 @@ class AudioPack:
             self._write_failed()
 
     def _write_failed(self) -> None:
-        path = self.folder / FAILED
+        path = self.folder / failed_name(self.shard)
         if self._left_out:
             rows = sorted((name, chunk, reason) for name, (chunk, reason) in self._left_out.items())
             write_csv(path, PACK_FAILED_COLUMNS, rows)
         else:
             path.unlink(missing_ok=True)
+        remove_merged(self.folder, self.shard, PACK_FAILED_COLUMNS)
 
     def _find_left_out(self) -> dict[str, tuple[str, str]]:
         """Of the chunks that are there: names, chunks and, where failed.csv still has them, reasons."""
-        reasons = _read_reasons(self.folder / FAILED)
+        reasons = {}
+        for path in sorted(self.folder.glob(FAILED_OF_ALL)):
+            reasons |= _read_reasons(path)
         found = {}
-        for chunk in sorted(set(range(self.info.chunks)) - set(self._lacking)):
+        for chunk in sorted(set(chunks_of(self.info, self.shard)) - set(self._lacking)):
             packed = text_column(read_index(self.folder, self.info, chunk), "file_name")
             jobs = self._jobs_of(chunk)
             if len(packed) < len(jobs):

@@ -14,6 +14,7 @@ import numpy as np
 from ...utils.atomic_file import is_temporary, open_atomic, remove_leftovers, write_npz, write_text
 from ...utils.errors import UserError
 from ...utils.lock import LockedError, locked
+from ...utils.shard import WHOLE, Shard
 from ..clip_list import TextColumn
 from .format import HEADER_BYTES, MOST_CHUNKS, PackInfo, array_header, chunk_path, info_path, read_info
 
@@ -119,14 +120,14 @@ def _changed_since(path: str | Path, time_ns: int) -> bool:
 
 
 @contextmanager
-def packing(pack: str | Path, shard: tuple[int, int] = (1, 1)) -> Iterator[None]:
-    """Hold a pack, or a shard (number, count) of it, while the block writes its chunks.
+def packing(pack: str | Path, shard: Shard = WHOLE) -> Iterator[None]:
+    """Hold a pack, or a shard of it, while the block writes its chunks.
 
     Raises:
         UserError: another process holds it.
     """
     try:
-        with locked(Path(pack) / "packing-{}-of-{}.lock".format(*shard)):
+        with locked(Path(pack) / f"packing-{shard.number}-of-{shard.count}.lock"):
             yield
     except LockedError as error:
         raise UserError(f"{pack}: another process is packing ({error.holder})") from None

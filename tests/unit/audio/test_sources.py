@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2d.audio.sources.find import find_archives, list_members
-from m2d.audio.sources.member import MOST_BYTES, plain_name
+from m2d.audio.sources.member import MOST_BYTES, plain_name, read_range
 from m2d.utils.errors import FileError
 
 FILES = {"a.wav": b"RIFF" * 40, "sub/b.flac": b"fLaC" * 300, "é.ogg": b"OggS"}
@@ -70,3 +70,9 @@ def test_a_deflated_member_takes_no_more_memory_than_is_allowed(tmp_path):
     archive.write_bytes(content.replace((1000).to_bytes(4, "little"), (MOST_BYTES + 1).to_bytes(4, "little")))
     found = list_members([str(archive)], (".wav",))
     assert not found.members and "at most 1024 are read" in found.left_out["a.wav"]
+
+
+@pytest.mark.parametrize("begin", [-1, 1 << 63])
+def test_a_place_outside_any_file_is_an_error_of_the_member(whole, begin):
+    with pytest.raises(ValueError, match="is damaged"):
+        read_range(str(whole["tar"]), begin, 10)
