@@ -19,9 +19,11 @@ import math
 import pickle
 import re
 import zipfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +100,7 @@ def _split(tensors: dict) -> tuple[dict, dict]:
         if name.startswith(prefix):
             encoder[name.removeprefix(prefix)] = tensor
         if found := _HEAD.search(name) or _OWN_HEAD.search(name):
-            head[found[found.lastindex]] = tensor
+            head[found[found.lastindex or 0]] = tensor
     return encoder, head
 
 
@@ -113,14 +115,15 @@ def _sizes(path: Path, settings: dict) -> tuple[int, int, str]:
     told = settings.get("input_size")
     if told:
         mels, frames = map(int, told.split("x") if isinstance(told, str) else told)
-        told = mels, frames, str(settings.get("sr") or (named[2] if named else "16k"))
-        if named not in (None, told):
+        sizes = mels, frames, str(settings.get("sr") or (named[2] if named else "16k"))
+        if named not in (None, sizes):
             raise ValueError(
                 f"{path}: its name tells {named[0]}x{named[1]} at {named[2]}, the settings in the file {mels}x{frames} at "
-                f"{told[2]}: rename the folder (or the file) to what it holds"
+                f"{sizes[2]}: rename the folder (or the file) to what it holds"
             )
-    if named or told:
-        return named or told
+        return sizes
+    if named:
+        return named
     raise ValueError(
         f"{path}: neither the folder's name nor the file's tells the input size. Put the file into a folder named "
         "{model}-{mel bands}x{frames}p{patch bands}x{patch frames}[p{rate}k]-…, such as m2d_vit_base-80x608p16x16-221006"
@@ -140,19 +143,17 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[B, 1, mels, frames]` to `[B, F·T, D]`, frequency first."""
-        return self.proj(x).flatten(2).transpose(1, 2)
+        return self.proj(x.to(self.proj.weight)).flatten(2).transpose(1, 2)
 
 
 class Encoder(nn.Module):
-    """The M2D encoder: a ViT with a class token and stored positions, of the sizes that its tensors have."""
+    """The M2D encoder: a ViT with a class token and stored positions."""
 
-    def __init__(self, state: dict, img_size: tuple[int, int]):
+    def __init__(self, img_size: tuple[int, int], patch_size: tuple[int, int], width: int, depth: int):
         super().__init__()
-        width, _, *patch_size = state[_ANCHOR].shape
-        depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
         norm = partial(nn.LayerNorm, eps=1e-6)
         self.embed_dim = width
-        self.patch_embed = PatchEmbed(img_size, tuple(patch_size), width)
+        self.patch_embed = PatchEmbed(img_size, patch_size, width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + math.prod(self.grid_size()), width), requires_grad=False)
         self.blocks = nn.ModuleList(Block(width, width // HEAD_WIDTH, qkv_bias=True, norm_layer=norm) for _ in range(depth))
@@ -181,9 +182,11 @@ class Encoder(nn.Module):
 
 
 def _load_encoder(state: dict, img_size: tuple[int, int], path: Path) -> Encoder:
+    width, _, *patch_size = state[_ANCHOR].shape
+    depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     # On the meta device nothing is drawn at random that the checkpoint replaces at once.
     with torch.device("meta"):
-        encoder = Encoder(state, img_size)
+        encoder = Encoder(img_size, tuple(patch_size), width, depth)
     state = {"norm_stats": torch.tensor(DEFAULT_NORM_STATS), **state}
     own = {name: state[name].float().clone() for name in encoder.state_dict() if name in state}
     try:
@@ -196,50 +199,42 @@ def _load_encoder(state: dict, img_size: tuple[int, int], path: Path) -> Encoder
 # ---------------------------------------------------------------- the model
 
 
-class PortableM2D(nn.Module):
+class AudioModel(nn.Module):
     """Waveforms to embeddings, or logits.
 
     Features are stacked: all frequencies of a time step in one vector, `[B, T, F·D]`. Inputs longer than the model's are
     cut into pieces of its length, each encoded alone; the end is padded to a whole patch.
 
     Args:
-        weight_file: a .pth of any M2D model (tiny, small, base, large; pre-trained, encoder-only or fine-tuned).
-        num_classes: add a batch norm and a linear head, loaded from the checkpoint if it has one with this number of classes.
-        freeze_embed: do not train the patch embedding.
-        flat_features: every patch a vector of its own, `[B, F·T, D]`; None: only where the checkpoint's head asks for it.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or one that cannot be used; says why.
+        encoder: the encoder, with its weights.
+        rate: "16k" or "32k".
+        norm_stats: mean and standard deviation of log-mel values.
+        flat_features: every patch a vector of its own, `[B, F·T, D]`.
+        num_classes: add a batch norm and a linear head, with random weights.
     """
+
+    to_spec: Any
 
     def __init__(
         self,
-        weight_file: str | Path,
+        encoder: Encoder,
+        rate: str,
+        norm_stats: Sequence[float],
+        flat_features: bool = False,
         num_classes: int | None = None,
-        freeze_embed: bool = False,
-        flat_features: bool | None = None,
     ):
         super().__init__()
-        path = Path(weight_file)
-        tensors, settings = _read(path)
-        mels, frames, rate = _sizes(path, settings)
-        if rate not in FRONT_ENDS:
-            raise ValueError(f"{path}: a sample rate of {rate} is not known: choose from {', '.join(FRONT_ENDS)}")
-        state, head = _split(tensors)
-        self.backbone = _load_encoder(state, (mels, frames), path)
-        width = self.backbone.embed_dim
-        narrow_head = num_classes is not None and "weight" in head and head["weight"].shape[1] == width
-        mean, std = self.backbone.norm_stats.tolist()
-        self.cfg = SimpleNamespace(weight_file=str(weight_file), sr=rate, mean=mean, std=std, **FRONT_ENDS[rate])
-        self.cfg.input_size, self.cfg.patch_size = [mels, frames], list(self.backbone.patch_size())
-        self.cfg.flat_features = bool(flat_features) or narrow_head
-        self.cfg.feature_d = width if self.cfg.flat_features else width * self.backbone.grid_size()[0]
+        self.backbone = encoder
+        mean, std = norm_stats
+        self.cfg = SimpleNamespace(sr=rate, mean=mean, std=std, **FRONT_ENDS[rate])
+        self.cfg.input_size, self.cfg.patch_size = list(encoder.patch_embed.img_size), list(encoder.patch_size())
+        self.cfg.flat_features = flat_features
+        self.cfg.feature_d = encoder.embed_dim if flat_features else encoder.embed_dim * encoder.grid_size()[0]
         self.to_spec = self._make_to_spec()
         self.num_classes = num_classes
         if num_classes is not None:
-            self._add_head(num_classes, head)
-        self.backbone.patch_embed.requires_grad_(not freeze_embed)
-        self.eval()
+            self.head_norm = nn.BatchNorm1d(self.cfg.feature_d, affine=False)
+            self.head = nn.Linear(self.cfg.feature_d, num_classes)
 
     def _make_to_spec(self) -> nn.Module:
         from nnAudio.features import MelSpectrogram  # takes seconds to import
@@ -247,20 +242,6 @@ class PortableM2D(nn.Module):
         cfg = self.cfg
         sizes = dict(sr=cfg.sample_rate, n_fft=cfg.n_fft, win_length=cfg.window_size, hop_length=cfg.hop_size)
         return MelSpectrogram(**sizes, n_mels=cfg.n_mels, fmin=cfg.f_min, fmax=cfg.f_max, center=True, power=2, verbose=False)
-
-    def _add_head(self, num_classes: int, head: dict) -> None:
-        self.head_norm = nn.BatchNorm1d(self.cfg.feature_d, affine=False)
-        self.head = nn.Linear(self.cfg.feature_d, num_classes)
-        shape = list(head["weight"].shape) if "weight" in head else None
-        if shape != [num_classes, self.cfg.feature_d]:
-            said = f"is {shape}, not" if shape else "is not there:"
-            wanted = (self.cfg.weight_file, said, list(self.head.weight.shape))
-            log.warning("%s: its classifier %s %s: a new one starts at random", *wanted)
-            return
-        neutral = {"mean": torch.zeros(shape[1]), "var": torch.full(shape[1:], 1 - self.head_norm.eps)}
-        norm = {**neutral, **head}  # the classifier of app/finetune.py has no batch norm
-        self.head_norm.load_state_dict({"running_mean": norm["mean"], "running_var": norm["var"]}, strict=False)
-        self.head.load_state_dict({"weight": head["weight"], "bias": head["bias"]})
 
     # ------------------------------------------------------------ waveforms to spectrograms
 
@@ -345,12 +326,16 @@ class PortableM2D(nn.Module):
     def encode(self, audio: torch.Tensor, average_per_time_frame: bool = False, sample_rate: int | None = None) -> torch.Tensor:
         """Waveforms `[B, samples]` to features, as `encode_lms` gives them; sample_rate: theirs, in Hz (None: the model's)."""
         lms = self.to_normalized_feature(self._resample(audio, sample_rate))
-        return self.encode_lms(lms, average_per_time_frame=average_per_time_frame)
+        return self.encode_lms(lms, average_per_time_frame=average_per_time_frame)  # pyright: ignore[reportReturnType]
 
     def forward(self, audio: torch.Tensor, average_per_time_frame: bool = False, sample_rate: int | None = None) -> torch.Tensor:
         """Waveforms `[B, samples]` to features `[B, T, feature_d]`, or with `num_classes` to logits `[B, classes]`."""
         features = self.encode(audio, average_per_time_frame, sample_rate)
-        return features if self.num_classes is None else self.head(self.head_norm(features.mean(dim=1)))
+        return features if self.num_classes is None else self.classify(features.mean(dim=1))
+
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        """Features averaged over some time `[N, feature_d]` to logits `[N, classes]`."""
+        return self.head(self.head_norm(features))
 
     def get_scene_embeddings(self, audio: torch.Tensor, sample_rate: int | None = None) -> torch.Tensor:
         """Waveforms `[B, samples]` to one vector a clip, the mean over time: `[B, feature_d]`."""
@@ -371,6 +356,53 @@ class PortableM2D(nn.Module):
     def forward_frames(self, audio: torch.Tensor, sample_rate: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Waveforms `[B, samples]` to logits per time step `[B, T, classes]` and their times in ms `[B, T]`."""
         if self.num_classes is None:
-            raise ValueError("logits need a classifier: give num_classes to PortableM2D")
+            raise ValueError("logits need a classifier: give num_classes")
         features, times = self.get_timestamp_embeddings(audio, sample_rate)
-        return self.head(self.head_norm(features.transpose(1, 2)).transpose(1, 2)), times
+        return self.classify(features.flatten(0, 1)).unflatten(0, times.shape), times
+
+
+class PortableM2D(AudioModel):
+    """A checkpoint's model: waveforms to embeddings, or logits. See AudioModel.
+
+    Args:
+        weight_file: a .pth of any M2D model (tiny, small, base, large; pre-trained, encoder-only or fine-tuned).
+        num_classes: add a batch norm and a linear head, loaded from the checkpoint if it has one with this number of classes.
+        freeze_embed: do not train the patch embedding.
+        flat_features: every patch a vector of its own, `[B, F·T, D]`; None: only where the checkpoint's head asks for it.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or one that cannot be used; says why.
+    """
+
+    def __init__(
+        self,
+        weight_file: str | Path,
+        num_classes: int | None = None,
+        freeze_embed: bool = False,
+        flat_features: bool | None = None,
+    ):
+        path = Path(weight_file)
+        tensors, settings = _read(path)
+        mels, frames, rate = _sizes(path, settings)
+        if rate not in FRONT_ENDS:
+            raise ValueError(f"{path}: a sample rate of {rate} is not known: choose from {', '.join(FRONT_ENDS)}")
+        state, head = _split(tensors)
+        encoder = _load_encoder(state, (mels, frames), path)
+        narrow_head = num_classes is not None and "weight" in head and head["weight"].shape[1] == encoder.embed_dim
+        super().__init__(encoder, rate, encoder.norm_stats.tolist(), bool(flat_features) or narrow_head, num_classes)
+        self.cfg.weight_file = str(weight_file)
+        if num_classes is not None:
+            self._load_head(head)
+        self.backbone.patch_embed.requires_grad_(not freeze_embed)
+        self.eval()
+
+    def _load_head(self, head: dict) -> None:
+        shape, wanted = list(head["weight"].shape) if "weight" in head else None, list(self.head.weight.shape)
+        if shape != wanted:
+            said = f"is {shape}, not" if shape else "is not there:"
+            log.warning("%s: its classifier %s %s: a new one starts at random", self.cfg.weight_file, said, wanted)
+            return
+        neutral = {"mean": torch.zeros(wanted[1]), "var": torch.full(wanted[1:], 1 - self.head_norm.eps)}
+        norm = {**neutral, **head}  # the classifier of app/finetune.py has no batch norm
+        self.head_norm.load_state_dict({"running_mean": norm["mean"], "running_var": norm["var"]}, strict=False)
+        self.head.load_state_dict({"weight": head["weight"], "bias": head["bias"]})

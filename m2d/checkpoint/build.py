@@ -9,6 +9,7 @@ import torch
 from ..models import registry
 from ..models.pos_embed import resize_positions, sincos_positions
 from ..models.vit import DEFAULT_NORM_STATS, AudioViT
+from .hugging_face import PREFIX
 from .spec import EXAMPLE, PATTERN, ModelSpec, spec_of_path
 from .weights import CheckpointError, Weights, block_count, load_into
 
@@ -19,7 +20,7 @@ DEFAULT_DECODER_DEPTH = 8
 
 def is_random(weight_file: str | Path) -> bool:
     """Whether a path asks for random weights: it ends in `random`."""
-    return str(weight_file).rstrip("/").endswith("random")
+    return str(weight_file).rstrip("/").endswith("random") and not str(weight_file).startswith(PREFIX)
 
 
 def no_sizes(weight_file: str | Path) -> CheckpointError:

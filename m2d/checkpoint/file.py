@@ -22,6 +22,7 @@ from ..utils.errors import UserError
 from ..utils.read_file import ZIP_ERRORS
 from .download import MAX_BYTES, fetch
 from .errors import CheckpointError
+from .hugging_face import PREFIX, fetch_from_hub, told_beside
 from .mapped import MappedFile
 
 log = logging.getLogger("m2d")
@@ -67,13 +68,15 @@ def resolve(source: str | Path) -> Path:
     """The checkpoint file that a source means.
 
     Args:
-        source: a file; a folder (its newest `checkpoint-N.pth`, or its only .pth or .safetensors); or an https address,
-            fetched once into `$M2D_CACHE` (`~/.cache/m2d`).
+        source: a file; a folder (its newest `checkpoint-N.pth`, or its only .pth or .safetensors); an https address,
+            fetched once into `$M2D_CACHE` (`~/.cache/m2d`); or a repository of the Hugging Face Hub, hf:owner/name[@revision].
 
     Raises:
         FileNotFoundError: no such file; near names are offered.
         CheckpointError: a folder without a checkpoint, or an address that cannot be fetched or leads to something else.
     """
+    if str(source).startswith(PREFIX):
+        return fetch_from_hub(str(source), SUFFIXES)
     if re.match(r"[a-z]+://", str(source)):
         return _fetched(str(source))
     path = Path(source).expanduser()
@@ -259,12 +262,14 @@ def _load_torch(path: Path, mmap: bool) -> tuple[object, bool]:
 
 
 def _load_safetensors(path: Path) -> dict:
-    """Tensors under `model`, the metadata as `args`."""
+    """Tensors under `model`, the metadata as `args`; what a config.json beside them tells."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {"model": {name: file.get_tensor(name) for name in file.keys()}, "args": file.metadata() or {}}
+            told, metadata = told_beside(path), file.metadata() or {}
+            args = {**told.pop("args", {}), **metadata}
+            return {"model": {name: file.get_tensor(name) for name in file.keys()}, "args": args, **told}
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged, or no safetensors file: {error}; fetch or copy it again") from error
 

@@ -52,13 +52,16 @@ def parse_sizes_by_name(name: str) -> ModelSpec:
 
 
 def spec_of_path(path: str | Path) -> ModelSpec | None:
-    """Sizes from the folder's name, else from the file's own; None where neither has them.
+    """Sizes from the folder's name, else from the file's own, else from the repository's in the Hugging Face cache.
+
+    None where none has them.
 
     Raises:
         CheckpointError: they are sizes that no model has.
     """
     path = Path(path).absolute()
-    for name in (path.parent.name, path.name):
+    repository = path.parents[2].name if path.parent.parent.name == "snapshots" else ""
+    for name in (path.parent.name, path.name, repository):
         if _NAME.search(name):
             return parse_sizes_by_name(name)
     return None

@@ -17,7 +17,7 @@ COMMANDS = {
     "report": (".cli.report", "a picture of what a training run has learned"),
     "probe": (".cli.probe", "how well a model's features tell your classes apart"),
     "finetune": (".cli.finetune", "a classifier or event detector of your own sounds, from a pre-trained model"),
-    "export": (".cli.export", "the encoder alone out of a checkpoint (.pth or .safetensors)"),
+    "export": (".cli.export", "a checkpoint's encoder as a file, or as a folder for Hugging Face's transformers"),
     "embed": (".inference.embed", "embeddings of audio files (.npz)"),
     "tag": (".inference.tag", "class probabilities of audio files, by a fine-tuned checkpoint"),
 }

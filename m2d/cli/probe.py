@@ -44,7 +44,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path, metavar="DATA", help="a folder of class folders, or a list (.csv)")
     parser.add_argument(
-        "--weights", nargs="+", required=True, metavar="CKPT", help="checkpoints: files, folders or https addresses"
+        "--weights",
+        nargs="+",
+        required=True,
+        metavar="CKPT",
+        help="checkpoints: files, folders, https addresses or hf:owner/name",
     )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write probe.json and pictures here")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)

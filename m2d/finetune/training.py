@@ -38,7 +38,7 @@ _PEAK_LR = {"sgd": 0.5, "adamw": 5e-4}
 class Settings:
     """How to fine-tune. The defaults are the published recipe's for small data sets of short clips."""
 
-    weights: str = field(metadata={"help": "checkpoint to start from: a file, a folder, or an https address"})
+    weights: str = field(metadata={"help": "checkpoint to start from: a file, a folder, an https address, or hf:owner/name"})
     epochs: int = field(default=50, metadata={"help": "epochs of the full run"})
     warmup_epochs: int = field(default=5, metadata={"help": "epochs of linear warm-up"})
     batch_size: int = field(default=64, metadata={"help": "clips per process and step"})
@@ -302,6 +302,7 @@ class FineTuning:
             "input_size": list(cfg.input_size),
             "patch_size": list(cfg.patch_size),
             "sr": cfg.sr,
+            "weights": self.settings.weights,
         }
         saved = {"model": state, "args": spec, "classes": self.classes, "single_label": self.single_label}
         saved |= {"events": self.model.per_step}

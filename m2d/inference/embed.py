@@ -177,7 +177,7 @@ def _write_table(path: Path, done: Sequence[FileResult], sample_rate: int) -> No
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add_audio(parser)
-    parser.add_argument("--weights", required=True, help="checkpoint: a file, a folder, or an https address")
+    parser.add_argument("--weights", required=True, help="checkpoint: a file, a folder, an https address, or hf:owner/name")
     parser.add_argument("--out", required=True, type=Path, help="the .npz file to write")
     parser.add_argument("--level", choices=("clip", "frame"), default="clip", help="a vector per file, or per time step")
     parser.add_argument("--batch_size", type=int, help=BATCH_SIZE_HELP)

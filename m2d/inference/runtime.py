@@ -12,6 +12,7 @@ from torch import nn
 
 from ..audio.logmel_torch import PRESETS, FrontEnd, nnaudio_mel
 from ..checkpoint.build import block_count, is_random, loaded_backbone, no_sizes, random_backbone
+from ..checkpoint.hugging_face import source_of
 from ..checkpoint.spec import parse_sizes_by_name
 from ..checkpoint.weights import read_weights
 from ..models.onednn import use_onednn_if_faster
@@ -155,6 +156,17 @@ class RuntimeM2D(Reconstruction, nn.Module):
         if num_classes is not None:
             self._add_head(num_classes, head)
         self.eval()
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None, **settings: Any) -> "RuntimeM2D":
+        """A runtime of a folder or file, or of a repository of the Hugging Face Hub.
+
+        Args:
+            name: a path, or `owner/name` (which needs huggingface_hub: its environment variables tell cache and token).
+            revision: a branch, tag or commit of the repository.
+            settings: as for the class.
+        """
+        return cls(weight_file=source_of(name, revision), **settings)
 
     def _choose_features(self, head: dict[str, torch.Tensor], flat_features: object) -> None:
         """Stacked or flat: as asked for, or as masking or a classifier needs it."""

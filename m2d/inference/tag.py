@@ -183,7 +183,9 @@ def refuse_nothing(sink: Sink) -> None:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add_audio(parser)
-    parser.add_argument("--weights", required=True, help="fine-tuned checkpoint: a file, a folder, or an https address")
+    parser.add_argument(
+        "--weights", required=True, help="fine-tuned checkpoint: a file, a folder, an https address, or hf:owner/name"
+    )
     parser.add_argument("--classes", type=Path, help="names of the classes; none: the checkpoint's, or their numbers")
     parser.add_argument("--order", choices=("auto", "mid", "index"), default="auto", help="order of the rows of --classes")
     parser.add_argument("--top", type=int, default=5, help="classes shown")

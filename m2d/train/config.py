@@ -105,7 +105,7 @@ class RunSettings:
     accum_iter: int = flag(1, "steps whose gradients make one update", low=1)
     stop_at: int = flag(-1, "end after this epoch with the schedule of the full run; -1: at the end")
     start_epoch: int = flag(0, "count epochs from here (a run without --resume)", low=0)
-    resume: str = flag("", "load weights from a checkpoint: a path or an https address", alias="weights")
+    resume: str = flag("", "load weights from a checkpoint: a path, an https address, or hf:owner/name", alias="weights")
     resume_partial: bool = switch(
         False, "with --resume: start at random the parts of the encoder that the checkpoint does not have"
     )

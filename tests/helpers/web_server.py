@@ -36,6 +36,8 @@ class WebServer:
                 except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
                     pass  # the client has gone
 
+            do_HEAD = do_GET
+
             def log_message(self, *args: object) -> None:
                 """Nothing: tests read what was asked."""
 

@@ -14,7 +14,7 @@ LAYERS = [
     {"audio", "models"},
     {"data", "checkpoint"},
     {"inference", "run"},
-    {"evaluation", "adapters"},
+    {"evaluation", "adapters", "share"},
     {"train"},
     {"finetune"},
     {"report"},

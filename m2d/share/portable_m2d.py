@@ -1,0 +1,1 @@
+../../examples/portable_m2d.py
