@@ -1,6 +1,14 @@
-"""Settings of a runtime."""
+"""Settings of a runtime, given or found in a checkpoint."""
 
+from pathlib import Path
 from typing import Any
+
+import torch
+
+from ..audio.logmel import PRESETS
+from ..checkpoint.build import block_count, is_random, loaded_backbone, no_sizes, random_backbone
+from ..checkpoint.weights import read_weights
+from ..models.vit import AudioViT
 
 
 class Config:
@@ -45,3 +53,37 @@ def given(value: Any, cfg: Any, name: str) -> Any:
 def flag(value: object) -> bool:
     """A yes or no that may come as text."""
     return value.strip().lower() in ("true", "1", "yes") if isinstance(value, str) else bool(value)
+
+
+def get_backbone(
+    cfg: Any, weight_file: str | Path, encoder_only: bool = True, dur_frames: int | None = None
+) -> tuple[AudioViT, dict[str, torch.Tensor]]:
+    """The model of a checkpoint, and the tensors of its classifier (empty where it has none).
+
+    Writes into cfg: weight_file, model, input_size, patch_size, sr, the front end's sizes, mean, std, decoder_depth.
+
+    Raises:
+        FileNotFoundError, ValueError: no such checkpoint, or one that cannot be used.
+    """
+    if is_random(weight_file):
+        head = {}
+        backbone, sizes = random_backbone(weight_file, encoder_only, dur_frames)
+        decoder_depth = block_count(backbone.state_dict(), "decoder_blocks")
+    else:
+        weights = read_weights(weight_file)
+        if weights.spec is None:
+            raise no_sizes(weight_file)
+        backbone, sizes = loaded_backbone(weights, encoder_only, dur_frames), weights.spec
+        decoder_depth = block_count(weights.state, "decoder_blocks")
+        head = weights.head
+    if sizes.sr not in PRESETS:
+        raise ValueError(f"{weight_file}: a sample rate of {sizes.sr} is not known: choose from {', '.join(PRESETS)}")
+    mean, std = backbone.norm_stats.tolist()
+    found: dict[str, object] = dict(
+        weight_file=str(weight_file), model=sizes.model, sr=sizes.sr, mean=mean, std=std, decoder_depth=decoder_depth
+    )
+    found.update(input_size=list(backbone.patch_embed.img_size), patch_size=list(sizes.patch_size))
+    found.update(vars(PRESETS[sizes.sr]))
+    for name, value in found.items():
+        setattr(cfg, name, value)
+    return backbone, head

@@ -11,13 +11,10 @@ from einops import rearrange
 from torch import nn
 
 from ..audio.logmel_torch import PRESETS, FrontEnd, nnaudio_mel
-from ..checkpoint.build import block_count, is_random, loaded_backbone, no_sizes, random_backbone
 from ..checkpoint.hugging_face import source_of
 from ..checkpoint.spec import parse_sizes_by_name
-from ..checkpoint.weights import read_weights
 from ..models.onednn import use_onednn_if_faster
-from ..models.vit import AudioViT
-from .config import Config, flag, given
+from .config import Config, flag, get_backbone, given
 from .pieces import Cutting
 from .reconstruction import Reconstruction
 from .waveforms import WaveformCheck, check_lengths, check_waveforms, frame_count, log_mel, resample
@@ -36,40 +33,6 @@ _CUDA_BLOCKS = 4
 def get_to_melspec(cfg: Any) -> nn.Module:
     """nnAudio's MelSpectrogram for the sizes in cfg (sample_rate, n_fft, window_size, hop_size, n_mels, f_min, f_max)."""
     return nnaudio_mel(FrontEnd(**{name: getattr(cfg, name) for name in FrontEnd.__dataclass_fields__}))
-
-
-def get_backbone(
-    cfg: Any, weight_file: str | Path, encoder_only: bool = True, dur_frames: int | None = None
-) -> tuple[AudioViT, dict[str, torch.Tensor]]:
-    """The model of a checkpoint, and the tensors of its classifier (empty where it has none).
-
-    Writes into cfg: weight_file, model, input_size, patch_size, sr, the front end's sizes, mean, std, decoder_depth.
-
-    Raises:
-        FileNotFoundError, ValueError: no such checkpoint, or one that cannot be used.
-    """
-    if is_random(weight_file):
-        head = {}
-        backbone, sizes = random_backbone(weight_file, encoder_only, dur_frames)
-        decoder_depth = block_count(backbone.state_dict(), "decoder_blocks")
-    else:
-        weights = read_weights(weight_file)
-        if weights.spec is None:
-            raise no_sizes(weight_file)
-        backbone, sizes = loaded_backbone(weights, encoder_only, dur_frames), weights.spec
-        decoder_depth = block_count(weights.state, "decoder_blocks")
-        head = weights.head
-    if sizes.sr not in PRESETS:
-        raise ValueError(f"{weight_file}: a sample rate of {sizes.sr} is not known: choose from {', '.join(PRESETS)}")
-    mean, std = backbone.norm_stats.tolist()
-    found: dict[str, object] = dict(
-        weight_file=str(weight_file), model=sizes.model, sr=sizes.sr, mean=mean, std=std, decoder_depth=decoder_depth
-    )
-    found.update(input_size=list(backbone.patch_embed.img_size), patch_size=list(sizes.patch_size))
-    found.update(vars(PRESETS[sizes.sr]))
-    for name, value in found.items():
-        setattr(cfg, name, value)
-    return backbone, head
 
 
 def get_timestamps(cfg: Any, batch_audio: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
