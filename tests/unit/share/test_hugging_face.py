@@ -113,6 +113,7 @@ def test_what_transformers_saves_is_read_back(here, folders):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("version", ["transformers==4.44.2 tokenizers==0.19.1 huggingface_hub==0.36.2", "transformers==5.0.0"])
 def test_other_versions_of_transformers(version, checkpoints, folders, clips, tmp_path):
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
