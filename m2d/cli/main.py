@@ -12,7 +12,7 @@ COMMANDS = {
     "check": (".cli.check", "a list's clips: missing, truncated, silent, duplicate files"),
     "captions": (".cli.captions", "embeddings of captions, which M2D-CLAP is trained on"),
     "pack": (".cli.pack", "the spectrograms of a list into a few large files, read faster"),
-    "train": (".cli.train", "pre-train M2D, M2D-X, MAE, M2D-AS or M2D-S"),
+    "train": (".cli.train", "pre-train M2D, M2D-X, MAE, M2D-AS, M2D-S or M2D-CLAP"),
     "profile": (".cli.profile", "where a training step spends its time"),
     "report": (".cli.report", "a picture of what a training run has learned"),
     "probe": (".cli.probe", "how well a model's features tell your classes apart"),

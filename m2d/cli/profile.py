@@ -64,7 +64,7 @@ def profile_steps(trainer: Trainer, batches: TrainingBatches, steps: int) -> pro
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     trainer.model.train()
     trainer.set_learning_rate(0.0)
-    source = batches.rest_of_epoch(Throughput(sampler.batch_size * sampler.world_size))
+    source = batches.rest_of_epoch(Throughput(sampler.per_step))
     for batch in itertools.islice(source, WARM_UP):
         trainer.forward_backward(batch, synchronize=True)
         trainer.update(0)

@@ -90,6 +90,11 @@ class EpochSampler:
             )
 
     @property
+    def per_step(self) -> int:
+        """Samples of a step, over all ranks."""
+        return self.batch_size * self.world_size
+
+    @property
     def steps_per_epoch(self) -> int:
         """Forward passes per epoch and rank: a multiple of accum_iter."""
         return self.updates_per_epoch * self.accum_iter
@@ -104,7 +109,6 @@ class EpochSampler:
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[list[SampleKey]]:
         """This rank's batches of an epoch from step `first_step` on."""
         order = self.order(epoch)
-        stride = self.batch_size * self.world_size
         for step in range(first_step, self.steps_per_epoch):
-            begin = step * stride + self.rank * self.batch_size
+            begin = step * self.per_step + self.rank * self.batch_size
             yield [SampleKey(epoch, p, int(order[p])) for p in range(begin, begin + self.batch_size)]

@@ -1,6 +1,7 @@
 """M2D-CLAP: audio and captions in one space, learned beside M2D (Niizumi et al., 2024b and 2025)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +48,11 @@ class M2D_CLAP_ViT(OfflineTaskViT):
     Attributes:
         logit_scale: log of the cosines' factor, trained, to be kept in its bounds by `clip_logit_scale` after each update.
         audio_proj, text_proj: the projectors of both sides.
+        gather: makes one batch of those of all processes, in training.
     """
+
+    is_contrastive = True
+    gather: Callable[[torch.Tensor], torch.Tensor] = nn.Identity()
 
     def __init__(self, loss_off: float = 0.01, off_emb_dim: int | None = None, sem_mode: int = 0, **sizes):
         super().__init__(loss_off=loss_off, **sizes)
@@ -72,4 +77,7 @@ class M2D_CLAP_ViT(OfflineTaskViT):
 
     def task_loss(self, step: Prediction, target: torch.Tensor) -> torch.Tensor:
         """The CLAP loss of a step with the captions' embeddings `[B, E]`."""
-        return clap_loss(self.embed_latent(step.latent), self.embed_text(target), self.logit_scale)
+        audio, text = self.embed_latent(step.latent).float(), self.embed_text(target).float()
+        if self.training:
+            audio, text = self.gather(audio), self.gather(text)
+        return clap_loss(audio, text, self.logit_scale)

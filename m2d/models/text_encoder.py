@@ -26,22 +26,23 @@ logger = logging.getLogger("m2d")
 
 
 class Recipe(NamedTuple):
-    """A published text encoder: its name on the Hugging Face hub, and how a text's vector is made (see load_text_encoder)."""
+    """A published text encoder: its name on the Hugging Face hub, how a text's vector is made (see load_text_encoder), and E."""
 
     name: str
     pooling: str
+    width: int
 
 
 #: By the letter in a checkpoint's name.
 PUBLISHED: Mapping[str, Recipe] = {
-    "A": Recipe("thenlper/gte-base", "mean"),
-    "B": Recipe("google-bert/bert-base-uncased", "cls"),
-    "N": Recipe("nvidia/NV-Embed-v2", "sentence"),
-    "E": Recipe("google-bert/bert-large-uncased", "cls"),
-    "L": Recipe("Alibaba-NLP/gte-large-en-v1.5", "cls"),
-    "M": Recipe("answerdotai/ModernBERT-base", "cls"),
-    "Q": Recipe("Alibaba-NLP/gte-Qwen2-7B-instruct", "sentence"),
-    "R": Recipe("FacebookAI/roberta-base", "cls"),
+    "A": Recipe("thenlper/gte-base", "mean", 768),
+    "B": Recipe("google-bert/bert-base-uncased", "cls", 768),
+    "N": Recipe("nvidia/NV-Embed-v2", "sentence", 4096),
+    "E": Recipe("google-bert/bert-large-uncased", "cls", 1024),
+    "L": Recipe("Alibaba-NLP/gte-large-en-v1.5", "cls", 1024),
+    "M": Recipe("answerdotai/ModernBERT-base", "cls", 768),
+    "Q": Recipe("Alibaba-NLP/gte-Qwen2-7B-instruct", "sentence", 3584),
+    "R": Recipe("FacebookAI/roberta-base", "cls", 768),
 }
 
 

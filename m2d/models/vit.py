@@ -79,12 +79,14 @@ class AudioViT(nn.Module):
 
     Attributes:
         has_ema_target: whether a target encoder follows the online one (`update_target_network`).
+        is_contrastive: whether a loss compares the clips of a batch with each other.
 
     Raises:
         ValueError: the input is smaller than one patch, or `norm_stats` are not two numbers.
     """
 
     has_ema_target = False
+    is_contrastive = False
 
     def __init__(
         self,

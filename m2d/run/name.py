@@ -14,6 +14,8 @@ class NamePart(NamedTuple):
     default: object
 
 
+DEFAULT_TEXT_ENCODER = "A"  # of M2D-CLAP
+
 #: In the order in which they stand in a name.
 PARTS = (
     NamePart("csv_main", "M", "data/files_audioset.csv"),
@@ -36,6 +38,7 @@ PARTS = (
     NamePart("noise_ratio", "nr", 0.0),
     NamePart("min_ds_size", "dn", 10000),
     NamePart("cont_mask", "C", 0),
+    NamePart("sem_mode", "sm", 0),
 )
 
 
@@ -88,7 +91,9 @@ def run_name(
         today: the date in the name.
     """
     rate = f"p{settings['sr']}" if with_rate else ""
+    letter = str(settings.get("text_encoder", DEFAULT_TEXT_ENCODER))
+    encoder = f"p{letter}" if letter != DEFAULT_TEXT_ENCODER and re.fullmatch("[A-Z]", letter) else ""
     epochs = f"-e{settings['epochs']}" if with_epochs else ""
-    sizes = f"{settings['input_size']}p{settings['patch_size']}{rate}"
+    sizes = f"{settings['input_size']}p{settings['patch_size']}{rate}{encoder}"
     differing = differences({**settings, "effective_batch": effective_batch}, defaults)
     return f"{settings['model']}-{sizes}-{today:%y%m%d}-{differing}{epochs}"

@@ -153,6 +153,19 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class CaptionSettings:
+    """captions"""
+
+    file_caption: str = flag("", "captions by clip id, files separated by commas: .safetensors or .npz of `m2d captions`")
+    missing_captions: str = flag("error", "clips without a caption: an error, or left out", choices=("error", "skip"))
+    text_encoder: str = flag("A", "what made the captions' embeddings: a letter of `m2d captions`, or another name")
+    sem_mode: int = flag(0, "blocks of the semantic projector; 0: the MLP of 2024", low=0, high=4)
+    published_gradient: bool = switch(
+        False, "scale the caption loss's gradient in the encoder by 1/processes, as the published program did"
+    )
+
+
+@dataclass(frozen=True)
 class LossSettings:
     """loss"""
 
@@ -238,6 +251,7 @@ class Settings:
 
     run: RunSettings = RunSettings()
     model: ModelSettings = ModelSettings()
+    captions: CaptionSettings = CaptionSettings()
     loss: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()
     data: DataSettings = DataSettings()

@@ -30,7 +30,7 @@ def train(state: TrainState, data: DataSets, batches: TrainingBatches, output: R
     accum_iter, steps, first_update = sampler.accum_iter, sampler.steps_per_epoch, state.updates
     for epoch in range(state.epoch, trainer.last_epoch):
         trainer.model.train()
-        throughput = Throughput(sampler.batch_size * sampler.world_size)
+        throughput = Throughput(sampler.per_step)
         for step, batch in enumerate(output.progress(state, batches.rest_of_epoch(throughput)), state.step):
             if step % accum_iter == 0:
                 trainer.set_learning_rate(epoch + step / steps)

@@ -59,7 +59,7 @@ class RunOutput:
             trainer.launch.device,
             repeated,
             sampler.steps_per_epoch,
-            sampler.batch_size * sampler.world_size,
+            sampler.per_step,
             sampler.updates_per_epoch,
             sampler.per_update,
             trainer.peak_lr,
@@ -124,17 +124,13 @@ class RunOutput:
             memory = peak_memory(trainer.launch.device) / 2**30
             line += f"  mfu {trainer.utilisation(rate):.0%}  memory {memory:.1f} GiB"
         logger.info("%s  data-wait %.0f%%  to go %s", line, 100 * waiting, left)
-        scalars = {f"train_{name}": value for name, value in losses.items()} | {"lr": trainer.lr}
-        if trainer.has_ema_target:
-            scalars["ema_decay"] = trainer.target_decay(state.updates)
+        scalars = {f"train_{name}": value for name, value in losses.items()} | trainer.rates(state.updates)
         self._log.scalars(_step_of(epoch + done / sampler.steps_per_epoch), **scalars)
 
     def end_epoch(self, state: TrainState, figures: Mapping[str, float]) -> None:
         """Write an epoch's line of log.txt, and to TensorBoard what reports have not written there."""
         trainer = state.trainer
-        rates = {"train_lr": trainer.lr}
-        if trainer.has_ema_target:
-            rates["train_ema_decay"] = trainer.target_decay(state.updates - 1)
+        rates = {f"train_{name}": value for name, value in trainer.rates(state.updates - 1).items()}
         self._log.epoch(**figures, **rates, epoch=state.epoch)
         others = {name: value for name, value in figures.items() if not name.startswith("train_loss")}
         self._log.scalars(_step_of(state.epoch), **others)

@@ -74,6 +74,8 @@ def pretrain(program: Program, settings: Settings, launch: Launch) -> int:
     check_same(launch, {f"the list of --{flag} (its digest)": digest for flag, digest in lists.items()})
     sampler = make_sampler(settings, data.train, launch)
     metadata = {"effective_batch": sampler.per_update, "lists": lists, "files": file_digests(data.train), **data.train.metadata}
+    if program.is_contrastive:
+        metadata["step_batch"] = sampler.per_step
     folder = RunFolder(from_rank0(launch, lambda: _wanted_folder(program, settings, sampler.per_update)))
     newest = from_rank0(launch, lambda: folder.find_run(settings.output.auto_resume))
     checkpoint = None

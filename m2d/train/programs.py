@@ -1,19 +1,25 @@
-"""The training programs: what each adds to the others, behind `m2d train [m2d|mae|as|s]` and the published scripts."""
+"""The training programs: what each adds to the others, behind `m2d train [m2d|mae|as|s|clap]` and the published scripts."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from ..data.captions.dataset import CaptionDataset
+from ..data.captions.store import Captions, open_captions
 from ..data.dataset import AudioDataset
 from ..data.feature_store import check_sizes
 from ..data.label_dataset import LIST_COLUMNS, ASDataset
 from ..data.open import open_features, open_store
 from ..data.speech_dataset import SpeechDataset
 from ..data.store import ClipStore
-from .config import Settings
+from ..models.text_encoder import PUBLISHED
+from ..utils.errors import UserError
+from .config import CaptionSettings, Settings
+from .distributed.launch import world_size
 from .monitoring.reconstruction_plots import draw_samples
 from .trainer import Trainer
 
+_CAPTION_FLAGS = tuple(each.name for each in fields(CaptionSettings))
 #: Opens a list of clips: (settings, the list's path, background noise, for validation the training data) to a data set.
 OpenData = Callable[[Settings, str, "ClipStore | None", "AudioDataset | None"], AudioDataset]
 
@@ -29,6 +35,7 @@ class Program:
         defaults: its own defaults, by flag.
         without: flags that it does not have.
         name_defaults: values at which a setting is left out of the output folder's name, where they are not the usual ones.
+        is_contrastive: whether a loss compares the clips of a step with each other.
         name_has_rate, name_has_epochs: whether the name holds the sampling rate and ends with the number of epochs.
         check: refuses what cannot work, beyond what checks.check does.
         at_checkpoint: called on rank 0 after each numbered checkpoint with the trainer and the checkpoint's path.
@@ -39,8 +46,9 @@ class Program:
     families: tuple[str, ...]
     open_data: OpenData
     defaults: Mapping[str, object] = field(default_factory=dict)
-    without: tuple[str, ...] = ("norm_pix_loss", "weighted")
+    without: tuple[str, ...] = ("norm_pix_loss", "weighted", *_CAPTION_FLAGS)
     name_defaults: Mapping[str, object] = field(default_factory=dict)
+    is_contrastive: bool = False
     name_has_rate: bool = True
     name_has_epochs: bool = True
     check: Callable[[Settings], None] = lambda settings: None
@@ -97,6 +105,7 @@ MAE = Program(
         "ema_decay",
         "target_layers",
         "fsdp",
+        *_CAPTION_FLAGS,
     ),
     name_defaults=dict(effective_batch=512),
     name_has_rate=False,
@@ -121,7 +130,7 @@ M2D_AS = Program(
     families=("m2d_as",),
     open_data=open_labelled,
     defaults=dict(model="m2d_as_vit_base", csv_main="data/files_as_weighted.csv", loss_off=0.1),
-    without=("norm_pix_loss", "teacher", "swap_inputs", "min_ds_size"),
+    without=("norm_pix_loss", "teacher", "swap_inputs", "min_ds_size", *_CAPTION_FLAGS),
     name_defaults=dict(csv_main="data/files_as_weighted.csv", loss_off=1.0),
 )
 
@@ -159,12 +168,55 @@ M2D_S = Program(
     families=("m2d_s",),
     open_data=open_speech,
     defaults=dict(_SPEECH_DEFAULTS, csv_main="data/files_ls960_hybrid.csv", csv_bg_noise="data/files_audioset.csv"),
-    without=("norm_pix_loss", "weighted", "teacher", "swap_inputs", "min_ds_size"),
+    without=("norm_pix_loss", "weighted", "teacher", "swap_inputs", "min_ds_size", *_CAPTION_FLAGS),
     name_defaults=dict(_SPEECH_DEFAULTS, csv_main="", csv_bg_noise=""),
     name_has_rate=False,
     name_has_epochs=False,
     check=check_speech,
 )
 
+# ---------------------------------------------------------------- M2D-CLAP
+
+
+def open_captioned(settings: Settings, path: str, noise: ClipStore | None, train: AudioDataset | None) -> CaptionDataset:
+    """Clips with embeddings of their captions."""
+    files = open_captions(settings.captions.file_caption)
+    _check_width(settings, files[0])
+    clips = open_store(path, settings.data.data_path, check=False)
+    missing = settings.captions.missing_captions
+    return CaptionDataset(clips, files, settings.model.frames, settings.run.seed, noise, settings.data.random_crop, missing)
+
+
+def _check_width(settings: Settings, captions: Captions) -> None:
+    encoder = settings.captions.text_encoder
+    if captions.width is None:
+        raise UserError(f"--file_caption {captions.source} holds texts: m2d captions makes embeddings of them")
+    if encoder in PUBLISHED and PUBLISHED[encoder].width != captions.width:
+        raise UserError(
+            f"--file_caption {captions.source} has embeddings {captions.width} wide, --text_encoder {encoder} "
+            f"({PUBLISHED[encoder].name}) makes them {PUBLISHED[encoder].width} wide: name the one that made them"
+        )
+
+
+def check_captions(settings: Settings) -> None:
+    """Refuse a run without captions, or with a batch of one clip, which has nothing to be told from."""
+    if not settings.captions.file_caption:
+        raise UserError("--file_caption names the captions' embeddings (m2d captions makes them): none are given")
+    if settings.run.batch_size * world_size() < 2:
+        raise UserError("--batch_size 1: captions are told apart within a batch, so that it takes 2 clips or more")
+
+
+M2D_CLAP = Program(
+    prog="clap/train_clap.py",
+    description="Pre-train M2D-CLAP on clips with captions, whose embeddings `m2d captions` makes.",
+    families=("m2d_clap",),
+    open_data=open_captioned,
+    defaults=dict(model="m2d_clap_vit_base", loss_off=0.01),
+    is_contrastive=True,
+    without=("norm_pix_loss", "weighted", "teacher", "swap_inputs", "min_ds_size", "fsdp"),
+    name_defaults=dict(loss_off=0.01),
+    check=check_captions,
+)
+
 #: By the word after `m2d train`.
-PROGRAMS: Mapping[str, Program] = {"m2d": M2D, "mae": MAE, "as": M2D_AS, "s": M2D_S}
+PROGRAMS: Mapping[str, Program] = {"m2d": M2D, "mae": MAE, "as": M2D_AS, "s": M2D_S, "clap": M2D_CLAP}

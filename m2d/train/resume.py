@@ -41,7 +41,7 @@ logger = logging.getLogger("m2d")
 
 def list_digests(data: AudioDataset) -> dict[str, str]:
     """A hash of each list that is learned from, by the flag that names it."""
-    return {flag: columns_digest(store.columns) for flag, store in _stores(data).items()}
+    return {flag: columns_digest(store.columns) for flag, store in _stores(data).items()} | dict(data.digests)
 
 
 def file_digests(data: AudioDataset) -> dict[str, str]:
@@ -64,7 +64,7 @@ def check_same_run(checkpoint: Mapping[str, Any], settings: Settings, metadata: 
     Args:
         checkpoint: the run's own, with its settings and metadata.
         settings: the settings given now.
-        metadata: as in the checkpoint: `effective_batch`, `lists` and `files` now.
+        metadata: as in the checkpoint: `effective_batch`, `lists`, `files` and, where a loss compares clips, `step_batch` now.
 
     Raises:
         UserError: naming each such setting with both values, or the list that has changed.
@@ -74,6 +74,9 @@ def check_same_run(checkpoint: Mapping[str, Any], settings: Settings, metadata: 
     changed = {k: (saved[k], now[k]) for k in sorted(now.keys() & saved.keys()) if saved[k] != now[k] and k not in FREE}
     if saved_batch != effective_batch:
         changed["batch_size x accum_iter x processes"] = (saved_batch, effective_batch)
+    saved_step, step_batch = checkpoint.get("step_batch"), metadata.get("step_batch")
+    if saved_step != step_batch:
+        changed["batch_size x processes, the clips that a loss compares"] = (saved_step, step_batch)
     refused = [f"--{k} was {was!r}, is {now!r}" for k, (was, now) in changed.items() if k not in ALLOWED]
     if refused:
         raise UserError(f"the run in the output folder cannot be resumed with other settings: {'; '.join(refused)}")

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import cast
 
@@ -23,7 +24,7 @@ from ..utils.errors import UserError
 from .batch_transform import BatchTransform, MaskRule
 from .config import Settings
 from .device import configure, precision_of, try_compile
-from .distributed.collectives import from_rank0, lockstep, run_on_all_ranks
+from .distributed.collectives import from_rank0, gather_rows, lockstep, run_on_all_ranks
 from .distributed.fsdp import shard
 from .distributed.launch import Launch
 from .metrics import Throughput
@@ -148,6 +149,7 @@ def build_model(settings: Settings, stats: Stats, target_width: int | None) -> M
         target_layers=model.target_layers,
         loss_m2d=loss.loss_m2d,
         loss_off=loss.loss_off,
+        sem_mode=settings.captions.sem_mode,
     )
     if target_width is not None:
         options["off_emb_dim"] = target_width
@@ -200,6 +202,8 @@ def wrap_distributed(trainer: Trainer, data: AudioDataset) -> None:
     if trainer.settings.machine.fsdp:
         shard(trainer)
     elif launch.world_size > 1:
+        if trainer.model.is_contrastive:
+            trainer.model.gather = partial(gather_rows, published=trainer.settings.captions.published_gradient)
         devices = [launch.device] if launch.device.type == "cuda" else None
         trainer.ddp_model = DistributedDataParallel(
             trainer.model, device_ids=devices, gradient_as_bucket_view=True, static_graph=True

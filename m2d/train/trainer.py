@@ -102,6 +102,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.has_ema_target:
             self.model.update_target_network(self.target_decay(number))
+        if self.model.is_contrastive:
+            self.model.clip_logit_scale()
         return norm
 
     @cached_property
@@ -133,6 +135,15 @@ class Trainer:
     def lr(self) -> float:
         """The present learning rate."""
         return self.optimizer.param_groups[0]["lr"]
+
+    def rates(self, number: int) -> dict[str, float]:
+        """What is set or learned beside the weights, by name, at an update of the run: `lr`, `ema_decay`, `logit_scale`."""
+        rates = {"lr": self.lr}
+        if self.has_ema_target:
+            rates["ema_decay"] = self.target_decay(number)
+        if self.model.is_contrastive:
+            rates["logit_scale"] = self.model.logit_scale.item()
+        return rates
 
 
 @dataclass

@@ -32,7 +32,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ENCODER = dict(embed_dim=48, depth=2, num_heads=2)
 DECODER = dict(decoder_embed_dim=32, decoder_num_heads=2)
-PROGRAMS = M2D, MAE, AS, SPEECH = ("train_audio", "mae_train_audio", "audioset.train_as", "speech.train_speech")
+PROGRAMS = M2D, MAE, AS, SPEECH, CLAP = (
+    "train_audio",
+    "mae_train_audio",
+    "audioset.train_as",
+    "speech.train_speech",
+    "clap.train_clap",
+)
 LIST = "--csv_main data/files_main.csv"
 #: Model and sizes of each program's runs: 5 x 2 patches, for speech 1 x 8.
 SETTINGS = {
@@ -40,6 +46,7 @@ SETTINGS = {
     "mae_train_audio": "--model msm_mae_vit_tiny --input_size 80x32",
     "audioset.train_as": "--model m2d_as_vit_tiny --input_size 80x32",
     "speech.train_speech": "--model m2d_s_vit_tiny --input_size 80x32 --noise_ratio 0.",
+    "clap.train_clap": "--model m2d_clap_vit_tiny --input_size 80x32 --text_encoder made_up --file_caption data/captions.npz",
 }
 COMMON = "--decoder_depth 1 --device cpu --num_workers 0 --warmup_epochs 1 --feature_eval_freq 0 --blr 0.05"
 
@@ -74,7 +81,7 @@ def flags_of(program: str, more: str = "") -> list[str]:
     """A small run's flags, with more of them after."""
     epochs = "" if "--epochs" in more else "--epochs 2"
     batch = "" if "--batch_size" in more else "--batch_size 8"
-    repeated = "--min_ds_size 0" if "speech" not in program and "audioset" not in program else ""
+    repeated = "--min_ds_size 0" if program in (M2D, MAE) else ""
     return f"{SETTINGS[program]} {COMMON} {epochs} {batch} {repeated} {more}".split()
 
 
@@ -225,13 +232,28 @@ def write_pairs(name: str = "speech", clips: int = 48, frames: int = 40, width: 
     return path
 
 
+def write_captions(clips: int = 48, name: str = "captions", width: int = 12, seed: int = 0) -> Path:
+    """Captions `data/{name}.npz` of the clips of `write_list`, one to three of each: a random projection of the clip's mean."""
+    rng = np.random.default_rng(seed)
+    projection, content = rng.standard_normal((80, width)), {}
+    for i in range(clips):
+        mean = np.load(f"data/main_lms/{i:03d}.npy")[0].mean(axis=1)
+        captions = np.stack([(mean - mean.mean()) @ projection + 0.1 * rng.standard_normal(width) for _ in range(1 + i % 3)])
+        content[f"{i:03d}"] = captions.astype(np.float16)
+    np.savez(Path("data") / f"{name}.npz", **content)
+    return Path("data") / f"{name}.npz"
+
+
 def write_data(program: str) -> str:
     """The lists of a program's small run; returns the flags that name them."""
     if program == "speech.train_speech":
         return f"--csv_main {write_pairs()}"
     if program == "audioset.train_as":
         return f"--csv_main {write_list(label=['/m/a', '/m/b', '/m/a,/m/c'], weight=['1.5', '0.5'])}"
-    return f"--csv_main {write_list()}"
+    flags = f"--csv_main {write_list()}"
+    if program == CLAP:
+        write_captions()
+    return flags
 
 
 # ---------------------------------------------------------------- what a run left

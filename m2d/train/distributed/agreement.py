@@ -13,7 +13,18 @@ from .collectives import gather
 from .launch import Launch
 
 #: Settings that may differ between machines; what the lists hold is compared by itself.
-_LOCAL = {"data_path", "csv_main", "csv_bg_noise", "csv_val", "device", "num_workers", "pin_mem", "log_dir", "output_dir"}
+_LOCAL = {
+    "data_path",
+    "csv_main",
+    "csv_bg_noise",
+    "csv_val",
+    "file_caption",
+    "device",
+    "num_workers",
+    "pin_mem",
+    "log_dir",
+    "output_dir",
+}
 _PACKAGE = Path(__file__).resolve().parents[2]
 
 

@@ -81,6 +81,34 @@ def lockstep(items: Iterable[T]) -> Iterator[T]:
         yield item
 
 
+class _Gather(torch.autograd.Function):
+    """All ranks' rows; the gradient of this rank's own rows, times a factor, comes back."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, factor: float) -> torch.Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows.contiguous())
+        ctx.first, ctx.count, ctx.factor = dist.get_rank() * len(rows), len(rows), factor
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0][ctx.first : ctx.first + ctx.count] * ctx.factor, None
+
+
+def gather_rows(rows: torch.Tensor, published: bool = False) -> torch.Tensor:
+    """Rows `[B, D]` of every rank, by rank: `[ranks * B, D]`, for a loss that each rank computes of all of them.
+
+    DDP means gradients over the ranks, and each rank has the gradient of its own rows alone: they are multiplied by the number
+    of ranks, so that the mean is the gradient of one process with all rows.
+
+    Args:
+        rows: this rank's, equally many on each.
+        published: do not multiply: the mean is then 1/ranks of that gradient.
+    """
+    return _Gather.apply(rows, 1.0 if published else float(dist.get_world_size()))
+
+
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The element-wise sum over all ranks, in place."""
     if dist.is_initialized():

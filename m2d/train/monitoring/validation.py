@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from ...data.batch import Batch
+from ...data.captions.dataset import CaptionDataset
 from ...data.dataset import AudioDataset
 from ...data.sampler import SampleKey
 from ...evaluation.label_free import GramAccumulator
@@ -15,6 +16,7 @@ from ..distributed.collectives import from_rank0, run_on_all_ranks, sum_over_ran
 from ..distributed.fsdp import full_model
 from ..setup import DataSets
 from ..trainer import Trainer
+from .retrieval import retrieval
 
 VALIDATION_CLIPS = 2048
 QUALITY_CLIPS = 1000
@@ -43,6 +45,9 @@ def evaluate(trainer: Trainer, data: DataSets, epochs_done: int) -> dict[str, fl
         return {}
     model = full_model(trainer)
     figures = validation_losses(trainer, model, data.val) if data.val else {}
+    if isinstance(data.val, CaptionDataset):
+        val = data.val
+        figures |= from_rank0(trainer.launch, lambda: retrieval(trainer, model, val, VALIDATION_CLIPS))
     if figures:
         logger.info("epoch %d  %s", epochs_done, _text(figures))
     if quality_is_due:
@@ -70,13 +75,19 @@ def _quality_of_all(trainer: Trainer, model: MaskedPredictorViT, data: DataSets)
 
 @torch.no_grad()
 def validation_losses(trainer: Trainer, model: MaskedPredictorViT, dataset: AudioDataset) -> dict[str, float]:
-    """Mean losses over at most VALIDATION_CLIPS clips of a data set, by name: `val_loss` and its parts."""
+    """Mean losses over at most VALIDATION_CLIPS clips of a data set, by name: `val_loss` and its parts.
+
+    Where a loss compares clips with each other, rank 0 computes it with as many of them as all ranks have in a step.
+    """
     model.eval()
     launch, batch_size = trainer.launch, trainer.settings.run.batch_size
+    rank, ranks = launch.rank, launch.world_size
+    if model.is_contrastive:
+        batch_size, ranks = batch_size * ranks, 1
 
     def sum_of_this_rank() -> torch.Tensor:
         sums = torch.zeros(len(trainer.model.loss_names) + 1, dtype=torch.float64)
-        for batch in fixed_batches(dataset, VALIDATION_CLIPS, batch_size, launch.rank, launch.world_size):
+        for batch in fixed_batches(dataset, VALIDATION_CLIPS, batch_size, rank, ranks) if rank < ranks else ():
             losses = torch.stack(list(trainer.losses(model, batch).values())).double().cpu()
             sums[:-1] += losses * len(batch)
             sums[-1] += len(batch)

@@ -66,6 +66,18 @@ def test_names_of_train_speech_have_neither_rate_nor_epochs(flags, name):
     assert name_of("speech.train_speech", flags) == f"m2d_s_vit_base-80x208p80x4-261122-{name}"
 
 
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("--seed 3", "p16k-261122-s3bs512-e300"),
+        ("--text_encoder N --sem_mode 1 --loss_off .02", "p16kpN-261122-bs512lo02sm1-e300"),
+        ("--text_encoder some/folder", "p16k-261122-bs512-e300"),
+    ],
+)
+def test_names_of_train_clap_tell_the_text_encoder(flags, name):
+    assert name_of("clap.train_clap", flags) == f"m2d_clap_vit_base-80x608p16x16{name}"
+
+
 def test_name_of_mae():
     assert name_of("mae_train_audio") == "msm_mae_vit_base-80x208p16x16-261122-mr.75~N"
 
@@ -138,5 +150,5 @@ def test_short_paths(path, text):
 def test_every_part_appears_once_and_in_order():
     changed = {part.flag: 7 for part in PARTS} | {"csv_main": "a/b", "csv_bg_noise": "c_d", "loss_fn": "mse", "optim": "sgd"}
     text = differences(changed, {})
-    assert text == "MabDcdema7ed7dd7mr7s7~NLmOsgdwu7blr7lr7bs7a7lm7lo7nr7dn7C7"
+    assert text == "MabDcdema7ed7dd7mr7s7~NLmOsgdwu7blr7lr7bs7a7lm7lo7nr7dn7C7sm7"
     assert differences({part.flag: part.default for part in PARTS}, {}) == ""

@@ -14,7 +14,7 @@ from m2d.models import registry as models_mae
 from m2d.train.checks import check
 from m2d.train.pretrain import main
 
-M2D, MAE, AS, SPEECH = PROGRAMS
+M2D, MAE, AS, SPEECH, CLAP = PROGRAMS
 
 
 def parse(program, flags=""):
@@ -52,6 +52,12 @@ DEFAULTS = {
         mask_ratio=0.6, loss_off=0.0, csv_main="data/files_ls960_hybrid.csv", csv_bg_noise="data/files_audioset.csv",
         noise_ratio=0.2, force_start_epoch=-1, warmup_epochs=60,
     ),
+    CLAP: DUO
+    | dict(
+        epochs=300, eval_after=50, save_freq=100, model="m2d_clap_vit_base", input_size="80x608", patch_size="16x16",
+        mask_ratio=0.7, loss_off=0.01, csv_main="data/files_audioset.csv", csv_bg_noise="", noise_ratio=0.0,
+        force_start_epoch=0, file_caption="", text_encoder="A", sem_mode=0, missing_captions="error", published_gradient=False,
+    ),
     MAE: ALL
     | dict(
         epochs=200, save_freq=50, eval_after=50, model="msm_mae_vit_base", input_size="80x208", patch_size="16x16",
@@ -73,7 +79,8 @@ def test_defaults(program):
         (MAE, "teacher swap_inputs csv_bg_noise noise_ratio loss_fn loss_m2d loss_off ema_decay_init ema_decay target_layers"),
         (AS, "teacher swap_inputs min_ds_size"),
         (SPEECH, "teacher swap_inputs min_ds_size"),
-        (M2D, "weighted"),
+        (M2D, "file_caption missing_captions text_encoder sem_mode published_gradient weighted"),
+        (CLAP, "teacher swap_inputs min_ds_size weighted fsdp"),
     ],
 )
 def test_flags_that_could_have_no_effect_are_not_there(program, absent, capsys):
@@ -319,7 +326,7 @@ def test_a_noise_list_that_is_not_used_need_not_be_there(folder):
 # ---------------------------------------------------------------- how programs are called
 
 
-FILES = ["train_audio.py", "mae_train_audio.py", "audioset/train_as.py", "speech/train_speech.py"]
+FILES = ["train_audio.py", "mae_train_audio.py", "audioset/train_as.py", "speech/train_speech.py", "clap/train_clap.py"]
 
 
 @pytest.mark.parametrize("file", FILES)
