@@ -3,8 +3,9 @@
     python app/finetune.py data/icbhi2017_segments.csv --weights CHECKPOINT --output_dir runs/icbhi --freeze_embed
 
 The list names log-mel spectrograms and tells start, end, label and split of each segment (the prepare_*.py programs write
-such lists). The model is the checkpoint's encoder and a linear layer on its features averaged over time; all of it is trained.
-Where the list has a split 'valid', the epoch with the best score on it is kept and tested; otherwise the last one is.
+such lists). It is `m2d finetune` with another data set, classifier and files. The model is the checkpoint's encoder and a linear
+layer on its features averaged over time; all of it is trained. Where the list has a split 'valid', the epoch with the best score
+on it is kept and tested; otherwise the last one is.
 
 In the output folder: log.jsonl (an entry per epoch), checkpoint.pth (see load_classifier), predictions.csv (of the test split).
 """
@@ -13,16 +14,12 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -30,14 +27,20 @@ from app.scores import main_score, scores, unit_probabilities
 from app.segments import SegmentDataset, read_segments, write_csv
 from m2d.checkpoint.spec import ModelSpec, agreed_spec
 from m2d.checkpoint.weights import load_file, save_atomically
-from m2d.data.rng import Purpose, permutation
+from m2d.finetune.training import BEST, ClipClassifier, FineTuning, Settings
 from m2d.inference.runtime import Config, RuntimeM2D
-from m2d.train.optim import learning_rate
+from m2d.train.distributed.launch import start
 from m2d.utils.device import pick_device
 from m2d.utils.outputs import OVERWRITE_HELP, check_outputs
 from m2d.utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
+
+#: What is not as in `m2d finetune`: a classifier without batch norm, AdamW, no augmentation but a random start.
+RECIPE = dict(optim="adamw", mixup=0.0, freq_mask=0, time_mask=0, rrc=False)
+SETTINGS = ("weights", "epochs", "warmup_epochs", "batch_size", "split_iter", "lr", "weight_decay")
+SETTINGS += ("freeze_embed", "training_mask", "dur_frames", "bf16", "seed")
+LOG, CHECKPOINT, PREDICTIONS = "log.jsonl", "checkpoint.pth", "predictions.csv"
 
 
 class SegmentClassifier(RuntimeM2D):
@@ -64,8 +67,11 @@ class SegmentClassifier(RuntimeM2D):
         with torch.no_grad():
             self.backbone.norm_stats.copy_(torch.tensor([mean, std]))
 
+    def classify(self, features: torch.Tensor) -> torch.Tensor:
+        return self.classifier(features)
+
     def forward(self, lms: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.encode_lms(self.normalize_batch(lms)).mean(dim=1))
+        return self.classify(self.encode_lms(self.normalize_batch(lms)).mean(dim=1))
 
 
 def load_classifier(path: Path) -> SegmentClassifier:
@@ -90,61 +96,67 @@ def save_classifier(model: SegmentClassifier, path: Path) -> None:
     save_atomically({**saved, "args": spec._asdict()}, path)
 
 
-def precision(args: argparse.Namespace) -> torch.autocast:
-    """The arithmetic of a forward pass."""
-    return torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16)
+class SegmentTuning(FineTuning):
+    """Fine-tuning that judges units, such as patients, by the mean probability of their segments, and keeps the app's files.
 
-
-def loader(segments: SegmentDataset, args: argparse.Namespace, order: np.ndarray | None = None) -> DataLoader:
-    """Batches of segments, in their order or in another."""
-    sampler = None if order is None else order.tolist()
-    return DataLoader(segments, args.batch_size, sampler=sampler, num_workers=args.num_workers)
-
-
-def train_epoch(
-    model: SegmentClassifier,
-    batches: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    schedule: Callable[[float], float],
-    args: argparse.Namespace,
-) -> float:
-    """One pass over the training segments; returns the mean loss.
-
-    Each batch is computed in --split_iter parts whose gradients add up to the whole batch's, to save memory.
+    Args:
+        args: the command line.
+        model: what to train.
+        sets: segments by split; an epoch is judged by 'valid' where there is one, else the last one is kept.
     """
-    model.train()
-    total = torch.zeros((), device=model.classifier.weight.device)
-    for step, (lms, targets, _) in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule(step / len(batches))
-        optimizer.zero_grad(set_to_none=True)
-        for part, part_targets in zip(lms.chunk(args.split_iter), targets.chunk(args.split_iter), strict=True):
-            with precision(args):
-                logits = model(part.to(total.device, non_blocking=True))
-            loss = F.cross_entropy(logits.float(), part_targets.to(total.device), reduction="sum") / len(lms)
-            loss.backward()
-            total += loss.detach()
-        optimizer.step()
-    mean = (total / len(batches)).item()
-    if not np.isfinite(mean):
-        raise ValueError("the loss is not finite any more: lower --lr, or look for damaged spectrograms")
-    return mean
 
+    def __init__(self, args: argparse.Namespace, model: SegmentClassifier, sets: dict[str, SegmentDataset]):
+        self.judges = "valid" in sets
+        super().__init__(
+            Settings(**RECIPE, **{name: getattr(args, name) for name in SETTINGS}),
+            ClipClassifier(model, per_step=False),
+            sets["train"],
+            sets["valid" if self.judges else "test"],
+            model.classes,
+            single_label=True,
+            folder=args.output_dir,
+            launch=start(str(pick_device(args.device))),
+            workers=max(1, args.num_workers),
+        )
+        self.metric_name = main_score(model.classes)
 
-@torch.inference_mode()
-def evaluate(model: SegmentClassifier, batches: DataLoader, autocast: torch.autocast) -> pd.DataFrame:
-    """Probabilities of each unit of a split: columns unit, label, predicted, and one per class."""
-    model.eval()
-    device, table = model.classifier.weight.device, batches.dataset.table
-    probabilities = np.zeros((len(table), len(model.classes)))
-    for lms, _, rows in batches:
-        with autocast:
-            logits = model(lms.to(device, non_blocking=True))
-        probabilities[rows.numpy()] = logits.float().softmax(dim=1).cpu().numpy()
-    units, mean, targets = unit_probabilities(table["unit"].to_numpy(), probabilities, batches.dataset.targets)
-    names = np.array(model.classes, dtype=object)
-    result = pd.DataFrame({"unit": units, "label": names[targets], "predicted": names[mean.argmax(axis=1)]})
-    return pd.concat([result, pd.DataFrame(mean, columns=model.classes)], axis=1)
+    def predictions(self, segments: SegmentDataset) -> pd.DataFrame:
+        """Probabilities of each unit of a split: columns unit, label, predicted, and one per class."""
+        logits = torch.from_numpy(self.predict(segments)[0]).double()
+        targets = segments.targets.argmax(axis=1)
+        units, mean, targets = unit_probabilities(segments.table["unit"].to_numpy(), logits.softmax(dim=1).numpy(), targets)
+        names = np.array(self.classes, dtype=object)
+        result = pd.DataFrame({"unit": units, "label": names[targets], "predicted": names[mean.argmax(axis=1)]})
+        return pd.concat([result, pd.DataFrame(mean, columns=self.classes)], axis=1)
+
+    def validate(self) -> dict[str, float]:
+        """Scores of the units of the split 'valid'."""
+        return score_table(self.predictions(self.validation_set), self.classes) if self.judges else {}
+
+    def is_best(self, scores: dict[str, float]) -> bool:
+        """Without a split 'valid': the last epoch is."""
+        return super().is_best(scores) if self.judges else self.progress.epoch == self.settings.epochs
+
+    def report(self, loss: float, scores: dict[str, float], seconds: float) -> None:
+        """Log an epoch."""
+        entry = {"epoch": self.progress.epoch, "loss": loss, **({"valid": scores} if self.judges else {})}
+        logger.info("%s", "  ".join(f"{k} {v:.4f}" for k, v in {"loss": loss, **scores}.items()))
+        with (self.folder / LOG).open("a") as log:
+            log.write(json.dumps(entry) + "\n")
+
+    def save(self, name: str) -> None:
+        """Write checkpoint.pth; a run is not resumed, so there is no other."""
+        if name == BEST and self.launch.is_main:
+            save_classifier(self.model.runtime, self.folder / CHECKPOINT)
+
+    def resume(self) -> None:
+        """A run starts anew."""
+        if self.launch.is_main:
+            (self.folder / LOG).write_text("")
+
+    def load_best(self) -> None:
+        """Take the weights of checkpoint.pth."""
+        self.model.runtime.load_state_dict(load_file(self.folder / CHECKPOINT)["model"])
 
 
 def score_table(result: pd.DataFrame, classes: list[str]) -> dict[str, float]:
@@ -155,51 +167,26 @@ def score_table(result: pd.DataFrame, classes: list[str]) -> dict[str, float]:
 
 def fine_tune(args: argparse.Namespace) -> None:
     """Train, keep the best or the last epoch, and log the scores on the test split."""
-    torch.manual_seed(args.seed)
-    outputs = [args.output_dir / name for name in ("log.jsonl", "checkpoint.pth", "predictions.csv")]
+    outputs = [args.output_dir / name for name in (LOG, CHECKPOINT, PREDICTIONS)]
     check_outputs(outputs, [args.segments, args.weights, *Path(args.weights).glob("*.pth")], args.overwrite)
-    args.device = pick_device(args.device)
     table = read_segments(args.segments)
-    classes = sorted(table["label"].unique())
-    settings = dict(dur_frames=args.dur_frames, freeze_embed=args.freeze_embed, training_mask=args.training_mask)
-    model = SegmentClassifier(classes, weight_file=args.weights, **settings).to(args.device)
+    torch.manual_seed(args.seed)
+    config = dict(dur_frames=args.dur_frames, freeze_embed=args.freeze_embed, training_mask=args.training_mask)
+    model = SegmentClassifier(sorted(table["label"].unique()), weight_file=args.weights, **config)
+    agreed_spec(args.output_dir / CHECKPOINT, model.spec._asdict())  # refuses a folder whose name tells other sizes
     data_path = args.segments.parent if args.data_path is None else args.data_path
     frames = model.cfg.input_size[1]
-    sets = {split: SegmentDataset(rows, data_path, classes, frames) for split, rows in table.groupby("split", sort=False)}
+    splits = table.groupby("split", sort=False)
+    sets = {split: SegmentDataset(rows, data_path, model.classes, frames) for split, rows in splits}
     model.set_statistics(*sets["train"].statistics())
-    agreed_spec(args.output_dir / "checkpoint.pth", model.spec._asdict())  # refuses a folder whose name tells other sizes
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    train(model, sets, args)
-    model.load_state_dict(load_file(args.output_dir / "checkpoint.pth")["model"])
-    result = evaluate(model, loader(sets["test"], args), precision(args))
-    write_csv(result, args.output_dir / "predictions.csv")
-    for name, value in score_table(result, classes).items():
+    run = SegmentTuning(args, model, sets)
+    run.run()
+    run.load_best()
+    result = run.predictions(sets["test"])
+    write_csv(result, args.output_dir / PREDICTIONS)
+    for name, value in score_table(result, model.classes).items():
         logger.info("test %s %.4f", name, value)
-
-
-def train(model: SegmentClassifier, sets: dict[str, SegmentDataset], args: argparse.Namespace) -> None:
-    """All epochs; writes log.jsonl, and checkpoint.pth where an epoch is the best on 'valid' or, without one, the last."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=args.weight_decay)
-    judged, best = main_score(model.classes), -1.0
-    with (args.output_dir / "log.jsonl").open("w") as log:
-        for epoch in tqdm(range(args.epochs), unit="epoch", disable=None):
-            sets["train"].set_epoch(args.seed, epoch)
-            batches = loader(sets["train"], args, permutation(args.seed, epoch, Purpose.ORDER, len(sets["train"])))
-
-            def schedule(done: float, epoch: int = epoch) -> float:
-                return learning_rate(epoch + done, args.lr, 0.0, args.warmup_epochs, args.epochs)
-
-            entry = {"epoch": epoch + 1, "loss": train_epoch(model, batches, optimizer, schedule, args)}
-            keep = epoch + 1 == args.epochs
-            if "valid" in sets:
-                entry["valid"] = score_table(evaluate(model, loader(sets["valid"], args), precision(args)), model.classes)
-                keep = entry["valid"][judged] > best
-                best = max(best, entry["valid"][judged])
-            if keep:
-                save_classifier(model, args.output_dir / "checkpoint.pth")
-            log.write(json.dumps(entry) + "\n")
-            log.flush()
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -1,15 +1,14 @@
 """Labelled stretches of recordings: the list of an application, and the log-mel spectrograms it names."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-from torch.utils.data import Dataset
 
-from m2d.data.rng import Purpose, choice, uniform
+from m2d.data.rng import choice
+from m2d.finetune.clips import FineTuneSet
 from m2d.utils import atomic_file
 from wav_to_lms import convert_wav
 
@@ -105,10 +104,8 @@ def fit(lms: np.ndarray, frames: int, u: float) -> np.ndarray:
     return np.take(lms, np.arange(start, start + frames) % length, axis=1)
 
 
-class SegmentDataset(Dataset):
-    """Segments as (log-mel float32 `[1, n_mels, frames]`, class index, row).
-
-    In training, `set_epoch` draws where each segment begins; otherwise it begins at its start.
+class SegmentDataset(FineTuneSet):
+    """Segments to fine-tune on: in training each begins at a random place, otherwise at its start.
 
     Args:
         table: rows of one split.
@@ -118,20 +115,17 @@ class SegmentDataset(Dataset):
     """
 
     def __init__(self, table: pd.DataFrame, data_path: Path, classes: list[str], frames: int):
-        self.table, self.data_path, self.frames = table.reset_index(drop=True), data_path, frames
-        self.targets = self.table["label"].map({name: i for i, name in enumerate(classes)}).to_numpy()
-        self.u = np.zeros(len(table))
+        self.table = table.reset_index(drop=True)
+        targets = self.table["label"].to_numpy()[:, None] == np.array(classes)
+        super().__init__([data_path / name for name in self.table["file_name"]], targets, len(classes), "16k", frames, 1)
 
-    def set_epoch(self, seed: int, epoch: int) -> None:
-        """Draw new random starts of the segments for this epoch."""
-        self.u = uniform(seed, epoch, np.arange(len(self)), Purpose.CROP)
+    def read(self, row: int) -> np.ndarray:
+        """The log-mel of a segment, float32 `[n_mels, its frames]`.
 
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int, int]:
-        name, start, end = self.table.loc[row, ["file_name", "start", "end"]]
-        path = self.data_path / name
+        Raises:
+            OSError, ValueError: there is no such segment; names the file.
+        """
+        path, start, end = self.paths[row], self.table["start"][row], self.table["end"][row]
         lms = np.load(path, mmap_mode="r")
         if lms.ndim != 3 or lms.shape[0] != 1:
             raise ValueError(f"{path}: shape {lms.shape}, expected [1, mels, frames]")
@@ -139,14 +133,21 @@ class SegmentDataset(Dataset):
         stretch = lms[0, :, first : max(first + 1, round(end * FRAMES_PER_SECOND))]
         if stretch.shape[1] == 0:
             raise ValueError(f"{path}: ends before the segment that starts at {start} s")
-        fitted = np.ascontiguousarray(fit(stretch, self.frames, self.u[row]), dtype=np.float32)
-        return torch.from_numpy(fitted)[None], int(self.targets[row]), row
+        return np.array(stretch, dtype=np.float32)
+
+    def crop(self, row: int, place: float) -> tuple[np.ndarray, np.ndarray, int]:
+        """A segment made as long as the model's input: cropped, or repeated until it is."""
+        return fit(self.read(row), self.frames, place), self.targets[row], self.frames
+
+    def stretches(self, row: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """A segment from its start, made as long as the model's input."""
+        yield self.crop(row, 0.0)
 
     def statistics(self) -> tuple[float, float]:
-        """Mean and standard deviation of all values of the segments, as they are cut now."""
+        """Mean and standard deviation of all values of the segments, from their starts."""
         total, squares, count = 0.0, 0.0, 0
         for row in range(len(self)):
-            lms = self[row][0].double()
-            total, squares, count = total + lms.sum().item(), squares + lms.square().sum().item(), count + lms.numel()
+            lms = self.crop(row, 0.0)[0].astype(np.float64)
+            total, squares, count = total + lms.sum(), squares + np.square(lms).sum(), count + lms.size
         mean = total / count
         return mean, max(squares / count - mean**2, 1e-12) ** 0.5

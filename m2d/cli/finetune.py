@@ -18,7 +18,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import UnionType
@@ -33,8 +33,7 @@ from ..checkpoint.file import load_file
 from ..evaluation.labelled_clips import LabelledClips, read_labelled, read_table
 from ..evaluation.probe_plots import confusion, draw_confusion
 from ..finetune.clips import Events, FineTuneSet, check_events, class_weights, clip_seconds, read_events, split_clips
-from ..finetune.training import BEST, LAST, LOG, FineTuning, Settings
-from ..inference.runtime import RuntimeM2D
+from ..finetune.training import BEST, LAST, LOG, FineTuning, Settings, build
 from ..train.distributed.collectives import from_rank0
 from ..train.distributed.launch import exit_process, start
 from ..utils.atomic_file import write_figure
@@ -56,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder of the run")
     parser.add_argument("--data_path", type=Path, help="the folder that a list's names start from; default: the list's own")
     parser.add_argument("--separator", default=";", help="between several labels of a clip in a list")
-    parser.add_argument("--device", default="cuda", help="cuda (the CPU where there is none), mps or cpu")
+    parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto: cuda where there is one")
     parser.add_argument("--workers", type=int, default=4, help="threads that read and decode")
     group = parser.add_argument_group("how to train")
     for setting in fields(Settings):
@@ -84,7 +83,7 @@ def check(settings: Settings, workers: int) -> None:
     Raises:
         UserError: names the flag.
     """
-    for name in ("epochs", "batch_size"):
+    for name in ("epochs", "batch_size", "split_iter"):
         if getattr(settings, name) < 1:
             raise UserError(f"--{name} starts from 1")
     if workers < 1:
@@ -127,26 +126,26 @@ def finetune(args: argparse.Namespace) -> None:
     from_rank0(launch, lambda: args.out.mkdir(parents=True, exist_ok=True))
     targets = clips.targets if clips.multi_label else np.eye(len(clips.classes), dtype=bool)[clips.targets]
 
-    def opened(rows: np.ndarray) -> Callable[[RuntimeM2D], FineTuneSet]:
-        def for_model(runtime: RuntimeM2D) -> FineTuneSet:
-            wanted: np.ndarray | list[Events] = targets[rows] if events is None else [events[i] for i in rows]
-            frames, patch = runtime.backbone.patch_embed.img_size[1], runtime.backbone.patch_size()[1]
-            return FineTuneSet([clips.paths[i] for i in rows], wanted, len(clips.classes), runtime.cfg.sr, frames, patch)
+    model = build(settings, len(clips.classes), per_step=events is not None)
+    cfg = model.runtime.cfg
 
-        return for_model
+    def opened(rows: np.ndarray) -> FineTuneSet:
+        wanted = targets[rows] if events is None else [events[i] for i in rows]
+        sizes = cfg.input_size[1], cfg.patch_size[1]
+        return FineTuneSet([clips.paths[i] for i in rows], wanted, len(clips.classes), cfg.sr, *sizes)
 
     logger.info("%d clips to train on, %d to validate by, %d classes", len(train), len(validation), len(clips.classes))
     run = FineTuning(
         settings,
+        model,
         opened(train),
         opened(validation),
         clips.classes,
         single_label=not clips.multi_label,
-        per_step=events is not None,
-        weights=class_weights(clips, train) if settings.balanced else None,
         folder=args.out,
         launch=launch,
         workers=args.workers,
+        weights=class_weights(clips, train) if settings.balanced else None,
         data=_digest(clips, events),
     )
     best = run.run()
@@ -205,7 +204,7 @@ def _finish(run: FineTuning, out: Path, best: float) -> None:
     logger.info("best %s %.4f after epoch %d of %d: %s", run.metric_name, best, done.best_epoch, done.epoch, shown(out / BEST))
     if run.single_label:
         run.load_best()
-        scores, targets = run.predict()
+        scores, targets = run.predict(run.validation_set)
         matrix = confusion(scores.argmax(axis=1), targets.argmax(axis=1), len(run.classes))
         draw_confusion(out / CONFUSION, matrix, run.classes, "Validation clips, best epoch", _PROGRAM)
     logger.info("m2d tag FILE --weights %s names new sounds with it", shown(out / BEST))

@@ -223,16 +223,23 @@ class FineTuneSet:
         starts = (start + np.arange(self.frames // self.patch_frames) * self.patch_frames) * seconds
         return stretch, self.targets[row].targets(starts, self.patch_frames * seconds, self.classes), there
 
-    def _random_crop(self, key: SampleKey, place: float) -> tuple[np.ndarray, np.ndarray, int]:
-        lms = self.read(key.index)
-        return self._stretch(lms, key.index, int(choice(place, max(1, lms.shape[1] - self.frames + 1))))
+    def crop(self, row: int, place: float) -> tuple[np.ndarray, np.ndarray, int]:
+        """A stretch of a clip to train on; `place` in [0, 1) says where it begins among all starts."""
+        lms = self.read(row)
+        return self._stretch(lms, row, int(choice(place, max(1, lms.shape[1] - self.frames + 1))))
+
+    def stretches(self, row: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+        """All of a clip, in order."""
+        lms = self.read(row)
+        for start in range(0, lms.shape[1], self.frames):
+            yield self._stretch(lms, row, start)
 
     def training_batches(self, batches: Iterable[list[SampleKey]], seed: int, workers: int) -> Iterator[Batch]:
         """Random crops, read ahead by threads; a function of the keys and the seed."""
 
         def read(keys: list[SampleKey]) -> Batch:
             places = uniform(seed, keys[0].epoch, np.array([key.position for key in keys]), Purpose.CROP)
-            crops = [self._random_crop(key, place) for key, place in zip(keys, places, strict=True)]
+            crops = [self.crop(key.index, place) for key, place in zip(keys, places, strict=True)]
             return _collated(crops, [key.index for key in keys])
 
         with ThreadPoolExecutor(workers) as pool:
@@ -244,10 +251,9 @@ class FineTuneSet:
         def read(rows: range) -> Batch:
             stretches, of = [], []
             for row in rows:
-                lms = self.read(row)
-                for start in range(0, lms.shape[1], self.frames):
-                    stretches.append(self._stretch(lms, row, start))
-                    of.append(row)
+                found = list(self.stretches(row))
+                stretches += found
+                of += [row] * len(found)
             return _collated(stretches, of)
 
         parts = [range(i, min(i + size, len(self))) for i in range(0, len(self), size)]

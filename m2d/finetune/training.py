@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,6 +42,7 @@ class Settings:
     epochs: int = field(default=50, metadata={"help": "epochs of the full run"})
     warmup_epochs: int = field(default=5, metadata={"help": "epochs of linear warm-up"})
     batch_size: int = field(default=64, metadata={"help": "clips per process and step"})
+    split_iter: int = field(default=1, metadata={"help": "parts that a step is computed in, to save memory"})
     optim: str = field(default="sgd", metadata={"help": "the optimizer", "choices": ("sgd", "adamw")})
     lr: float | None = field(default=None, metadata={"help": "peak learning rate; default: 0.5 for sgd, 5e-4 for adamw"})
     weight_decay: float = field(default=0.0, metadata={"help": "of matrices"})
@@ -133,8 +134,11 @@ class Progress:
 class FineTuning:
     """A fine-tuning run.
 
+    A subclass may judge an epoch by other scores (`validate`, `is_best`) and keep other files (`report`, `save`, `resume`).
+
     Args:
         settings: how to train.
+        model: what to train.
         train, validation: what to train on and to validate by.
         classes: names.
         single_label: classes exclude each other.
@@ -148,29 +152,27 @@ class FineTuning:
     def __init__(
         self,
         settings: Settings,
-        train: Callable[[RuntimeM2D], FineTuneSet],
-        validation: Callable[[RuntimeM2D], FineTuneSet],
+        model: ClipClassifier,
+        train: FineTuneSet,
+        validation: FineTuneSet,
         classes: list[str],
         single_label: bool,
-        per_step: bool,
-        weights: np.ndarray | None,
         folder: Path,
         launch: Launch,
         workers: int,
-        data: str,
+        weights: np.ndarray | None = None,
+        data: str = "",
     ):
         self.settings, self.classes, self.single_label = settings, classes, single_label
         self.folder, self.launch, self.workers, self.data = folder, launch, workers, data
-        self.model = build(settings, len(classes), per_step).to(launch.device)
-        self.train_set, self.validation_set = train(self.model.runtime), validation(self.model.runtime)
-        size = min(settings.batch_size, max(1, len(self.train_set) // launch.world_size))
-        self.sampler = EpochSampler(len(self.train_set), size, 1, launch.rank, launch.world_size, settings.seed, weights)
+        self.model, self.train_set, self.validation_set = model.to(launch.device), train, validation
+        size = min(settings.batch_size, max(1, len(train) // launch.world_size))
+        self.sampler = EpochSampler(len(train), size, 1, launch.rank, launch.world_size, settings.seed, weights)
         self.optimizer = make_optimizer(self.model, settings)
         self.peak = _PEAK_LR[settings.optim] if settings.lr is None else settings.lr
         self.progress = Progress()
         self.metric_name = "accuracy" if single_label else "map"
-        self._resume()
-        self._cut_log()
+        self.resume()
         self.parallel = self.model
         if launch.world_size > 1:
             self.parallel = DistributedDataParallel(
@@ -186,13 +188,17 @@ class FineTuning:
             loss = self._train_epoch(self.progress.epoch)
             scores = from_rank0(self.launch, self.validate)
             self.progress.epoch += 1
-            if scores[self.metric_name] > self.progress.best:
-                self.progress.best, self.progress.best_epoch = scores[self.metric_name], self.progress.epoch
-                self._save(BEST)
-            entry = {"epoch": self.progress.epoch, "train_loss": loss, **scores, "seconds": round(time.monotonic() - begin, 1)}
-            self._report(entry)
-            self._save(LAST)
+            if self.is_best(scores):
+                self.progress.best, self.progress.best_epoch = scores.get(self.metric_name, -1.0), self.progress.epoch
+                self.save(BEST)
+            if self.launch.is_main:
+                self.report(loss, scores, time.monotonic() - begin)
+            self.save(LAST)
         return self.progress.best
+
+    def is_best(self, scores: dict[str, float]) -> bool:
+        """Whether the epoch that has ended is the best so far."""
+        return scores[self.metric_name] > self.progress.best
 
     def _is_stale(self) -> bool:
         patience = self.settings.patience
@@ -212,13 +218,14 @@ class FineTuning:
             )
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
-            with self._precision():
-                logits = self.parallel(lms)
-            loss = self._loss(logits.float(), targets)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            for part, wanted in zip(lms.chunk(self.settings.split_iter), targets.chunk(self.settings.split_iter), strict=True):
+                with self._precision():
+                    logits = self.parallel(part)
+                loss = self._loss(logits.float(), wanted) * (len(part) / len(lms))
+                loss.backward()
+                total += loss.detach()
             self.optimizer.step()
-            total += loss.detach()
         mean = float(np.mean(gather((total / self.sampler.steps_per_epoch).item())))
         if not np.isfinite(mean):
             raise UserError(f"the loss of epoch {epoch + 1} is not finite: lower --lr (it is {self.peak:g})")
@@ -248,11 +255,11 @@ class FineTuning:
     # ------------------------------------------------------------------ validation
 
     @torch.inference_mode()
-    def predict(self) -> tuple[np.ndarray, np.ndarray]:
-        """Scores and targets of the validation clips, or of their time steps: `[n, C]` each."""
+    def predict(self, clips: FineTuneSet) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and targets of clips, or of their time steps: `[n, C]` each."""
         self.model.eval()
         scores, targets = [], []
-        for rows, logits, wanted in self._validation_logits():
+        for rows, logits, wanted in self._logits(clips):
             if self.model.per_step:
                 scores.append(logits)
                 targets.append(wanted)
@@ -263,9 +270,9 @@ class FineTuning:
                 targets.append(wanted[rows == row][:1])
         return np.concatenate(scores), np.concatenate(targets)
 
-    def _validation_logits(self) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-        patch = self.train_set.patch_frames
-        for batch in self.validation_set.validation_batches(self.sampler.batch_size, self.workers):
+    def _logits(self, clips: FineTuneSet) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+        patch = clips.patch_frames
+        for batch in clips.validation_batches(self.sampler.batch_size, self.workers):
             with self._precision():
                 logits = self.model(self.model.runtime.normalize_batch(batch.lms.to(self.launch.device)))
             logits, targets = logits.float().cpu().numpy(), batch.targets.numpy()
@@ -276,7 +283,7 @@ class FineTuning:
 
     def validate(self) -> dict[str, float]:
         """Figures of the validation clips."""
-        scores, targets = self.predict()
+        scores, targets = self.predict(self.validation_set)
         once = np.ones((1, len(scores)))
         if self.single_label:
             index = targets.argmax(axis=1)
@@ -285,14 +292,15 @@ class FineTuning:
 
     # ------------------------------------------------------------------ files
 
-    def _report(self, entry: dict) -> None:
-        if not self.launch.is_main:
-            return
+    def report(self, loss: float, scores: dict[str, float], seconds: float) -> None:
+        """Log an epoch."""
+        entry = {"epoch": self.progress.epoch, "train_loss": loss, **scores, "seconds": round(seconds, 1)}
         logger.info("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()))
         with (self.folder / LOG).open("a") as log:
             log.write(json.dumps(entry) + "\n")
 
-    def _save(self, name: str) -> None:
+    def save(self, name: str) -> None:
+        """Write a checkpoint: BEST, which the other programs read, or LAST, which a run is resumed from."""
         if not self.launch.is_main:
             return
         cfg = self.model.runtime.cfg
@@ -311,12 +319,21 @@ class FineTuning:
             saved |= {"optimizer": self.optimizer.state_dict(), "progress": asdict(self.progress)}
         save_atomically(saved, self.folder / name)
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Continue the run in the folder, if there is one.
+
+        Raises:
+            UserError: it has other settings or other data.
+        """
         path = self.folder / LAST
-        if not path.exists():
-            return
-        saved = load_file(path)
-        differing = [name for name, value in asdict(self.settings).items() if saved["finetune"].get(name) != value]
+        if path.exists():
+            self._take_up(load_file(path))
+        self._cut_log()
+
+    def _take_up(self, saved: dict) -> None:
+        """Continue from a checkpoint LAST."""
+        before = asdict(Settings(**saved["finetune"]))  # settings that it does not have are at their defaults
+        differing = [name for name, value in asdict(self.settings).items() if before[name] != value]
         if saved["classes"] != self.classes:
             differing.append("the classes of the data")
         elif saved["data"] != self.data:

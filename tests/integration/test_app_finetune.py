@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from app_data import KINDS, prepared_lungs, write_circor
+from app_data import prepared_lungs, write_circor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,12 +99,12 @@ def test_a_saved_classifier_gives_the_same_predictions(prepared, tmp_path):
     result = pd.read_csv(tmp_path / "run/predictions.csv").set_index("unit")
     table = segments.read_segments(prepared / "segments.csv")
     test = segments.SegmentDataset(table[table["split"] == "test"], prepared, model.classes, 96)
-    lms, target, row = test[5]
+    lms, target, _ = test.crop(5, 0.0)
     with torch.inference_mode():
-        probabilities = model(lms[None]).softmax(dim=1)[0].numpy()
-    unit = test.table["unit"][row]
+        probabilities = model(torch.from_numpy(lms)[None, None]).softmax(dim=1)[0].numpy()
+    unit = test.table["unit"][5]
     np.testing.assert_allclose(result.loc[unit, model.classes].to_numpy(float), probabilities, rtol=1e-4)
-    assert model.classes[target] == result.loc[unit, "label"]
+    assert model.classes[target.argmax()] == result.loc[unit, "label"]
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {
         "backbone.pos_embed",
@@ -113,7 +113,7 @@ def test_a_saved_classifier_gives_the_same_predictions(prepared, tmp_path):
         "backbone.patch_embed.proj.bias",
     }
     train = segments.SegmentDataset(table[table["split"] == "train"], prepared, model.classes, 96)
-    values = np.concatenate([train[i][0].numpy().ravel() for i in range(len(train))])
+    values = np.concatenate([train.crop(i, 0.0)[0].ravel() for i in range(len(train))])
     np.testing.assert_allclose([model.cfg.mean, model.cfg.std], [values.mean(), values.std()], rtol=1e-4)
 
 
@@ -146,18 +146,26 @@ def test_an_output_folder_whose_name_tells_another_length_is_refused_before_trai
     assert "its name says input_size 80x208, the settings in the file 80x96" in caplog.text and not out.exists()
 
 
-def test_a_batch_in_parts_gives_the_same_update(prepared):
-    table = segments.read_segments(prepared / "segments.csv")
-    base = [str(prepared), "--weights", WEIGHTS, *"--output_dir x --device cpu --num_workers 0 --batch_size 10".split()]
+def tuning(listed, out, *flags):
+    """A run on segments, and its segments by split."""
+    args = finetune.parse_args(
+        [str(listed), *"--weights x --device cpu --num_workers 0".split(), "--output_dir", str(out), *flags]
+    )
+    table = segments.read_segments(listed)
+    torch.manual_seed(0)
+    model = finetune.SegmentClassifier(sorted(table["label"].unique()), weight_file=WEIGHTS, dur_frames=96)
+    splits = table.groupby("split")
+    sets = {split: segments.SegmentDataset(rows, listed.parent, model.classes, 96) for split, rows in splits}
+    return finetune.SegmentTuning(args, model, sets), sets
+
+
+def test_a_batch_in_parts_gives_the_same_update(prepared, tmp_path):
     updated = []
     for parts in ("1", "3"):
-        args = finetune.parse_args([*base, "--split_iter", parts])
-        torch.manual_seed(0)
-        model = finetune.SegmentClassifier(sorted(KINDS), weight_file=args.weights, dur_frames=96)
-        train = segments.SegmentDataset(table[table["split"] == "train"], prepared, model.classes, 96)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        finetune.train_epoch(model, finetune.loader(train, args), optimizer, lambda done: 0.1, args)
-        updated.append(model.state_dict())
+        run, _ = tuning(prepared / "segments.csv", tmp_path, "--split_iter", parts, "--batch_size", "10", "--lr", "0.1")
+        run.optimizer = torch.optim.SGD([{"params": run.model.parameters(), "scale": 1.0}])
+        run._train_epoch(0)
+        updated.append(run.model.state_dict())
     for name, tensor in updated[0].items():
         torch.testing.assert_close(tensor, updated[1][name], rtol=1e-3, atol=1e-4, msg=name)
 
@@ -170,22 +178,30 @@ def test_with_a_validation_split_the_best_epoch_is_tested(circor, tmp_path, capl
     best = max(entry["valid"]["weighted_accuracy"] for entry in log)
     model = finetune.load_classifier(tmp_path / "run/checkpoint.pth")
     assert model.cfg.training_mask == 0.2 and model.cfg.feature_d == model.backbone.embed_dim
-    table = segments.read_segments(circor / "data/circor1_segments.csv")
-    valid = segments.SegmentDataset(table[table["split"] == "valid"], circor / "data", model.classes, 96)
-    args = finetune.parse_args([str(circor), "--weights", "x", "--output_dir", "x", "--device", "cpu", "--num_workers", "0"])
-    result = finetune.evaluate(model, finetune.loader(valid, args), finetune.precision(args))
+    run_again, sets = tuning(circor / "data/circor1_segments.csv", tmp_path)
+    valid = sets["valid"]
+    run_again.model.runtime = model.eval()
+    result = run_again.predictions(valid)
     assert finetune.score_table(result, model.classes)["weighted_accuracy"] == pytest.approx(best)
     assert len(result) == valid.table["unit"].nunique() and "test weighted_accuracy" in caplog.text
 
 
 def test_the_learning_rate_warms_up_and_ends_at_zero(prepared, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        finetune, "train_epoch", lambda model, batches, optimizer, schedule, args: seen.append(schedule(0.5)) or 1.0
-    )
+    seen = {}
+
+    def noted(epoch, *settings):
+        assert settings == (1e-3, 0.0, 1, 4)
+        seen[epoch] = learning_rate(epoch, *settings)
+        return seen[epoch]
+
+    monkeypatch.setattr("m2d.finetune.training.learning_rate", noted)
+    stepped = []
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: stepped.append(self.param_groups[0]["lr"]) or step(self))
     assert run(prepared / "segments.csv", tmp_path / "run", "--epochs", 4, "--warmup_epochs", 1) == 0
-    assert seen == [learning_rate(epoch + 0.5, 1e-3, 0.0, 1, 4) for epoch in range(4)]
-    assert seen[0] == 5e-4 and seen[-1] < 1e-4
+    steps = len(seen) // 4
+    assert sorted(seen) == [i / steps for i in range(4 * steps)] and stepped == list(seen.values())
+    assert stepped[0] == 0 and stepped[steps] == 1e-3 and stepped[-1] < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,7 @@ def test_logs_and_pictures_of_others_are_not_replaced(sounds, weights, tmp_path,
 
 
 def test_an_epoch_that_was_killed_before_its_checkpoint_is_logged_once(sounds, weights, tmp_path, monkeypatch):
-    save = training.FineTuning._save
+    save = training.FineTuning.save
 
     def killed(run, name):
         if name == "last.pth" and run.progress.epoch == 2:
@@ -200,7 +200,7 @@ def test_an_epoch_that_was_killed_before_its_checkpoint_is_logged_once(sounds, w
 
     command = [str(sounds), "--weights", weights, "--out", str(tmp_path / "out"), *FAST, "--epochs", "3"]
     with monkeypatch.context() as patch:
-        patch.setattr(training.FineTuning, "_save", killed)
+        patch.setattr(training.FineTuning, "save", killed)
         assert main(command) == 130
     assert main(command) == 0
     entries = [json.loads(line) for line in (tmp_path / "out" / "log.txt").read_text().splitlines()]
