@@ -131,14 +131,14 @@ def main() -> int:
     return 0
 
 
-def fail(message: str) -> int:
-    print(f"real_sound.py: error: {message}", file=sys.stderr)
+def fail(message: str, program: str = "real_sound.py") -> int:
+    print(f"{program}: error: {message}", file=sys.stderr)
     return 2
 
 
 def build(out: Path) -> None:
     """Write what is missing of all tasks, and print their sizes."""
-    share = unpack(out / "packages") / "usr/share"
+    share = unpack(out / "packages", PACKAGES) / "usr/share"
     (out / "licences").mkdir(exist_ok=True)
     for package in PACKAGES:
         shutil.copyfile(share / "doc" / package / "copyright", out / "licences" / package)
@@ -157,10 +157,10 @@ def build(out: Path) -> None:
         print(f"{task}: {len(rows)} clips, {len(labels)} labels, {len(groups)} groups", flush=True)
 
 
-def unpack(folder: Path) -> Path:
-    """Download the packages and unpack them below `folder`, which is returned."""
+def unpack(folder: Path, packages: list[str]) -> Path:
+    """Download Debian packages and unpack them below `folder`, which is returned."""
     folder.mkdir(parents=True, exist_ok=True)
-    for package in PACKAGES:
+    for package in packages:
         if not (folder / "usr/share/doc" / package / "copyright").exists():
             subprocess.run(["apt-get", "-qq", "download", package], cwd=folder, check=True, stderr=subprocess.PIPE)
             archive = next(folder.glob(f"{package}_*.deb"))

@@ -1,0 +1,218 @@
+"""A broad set of freely licensed and synthesised sound to train on, from Debian packages and programs.
+
+    apt-get install espeak-ng fluidsynth
+    python benchmarks/free_sound.py OUT
+
+writes clips of at most 5 s, mono, 16 kHz, and lists:
+
+    OUT/audio/<part>/<name>.wav     the clips; a part is a package, or a share of what is synthesised
+    OUT/parts/<part>.csv            a part's clips, written when the part is complete: an interrupted run continues there
+    OUT/all.csv                     file_name,label,group,part
+    OUT/labelled.csv                file_name,label,weight for `m2d train as`: lms/<part>/<name>.npy, as wav_to_lms.py names them
+    OUT/licences/<package>          the packages' own copyright files
+    OUT/sizes.csv                   clips, hours and licence of each part
+
+Labels are several per clip, separated by commas. Every clip depends on its part and number alone; each content is there once.
+
+Nothing here is in benchmarks/real_sound.py, whose tasks judge encoders: other packages (none of its recordings or sound fonts,
+nor kits of the same authors), other espeak-ng voices, and none of its words. Only packages whose sound is under one clearly
+free licence, or several, are here (SOURCES); packages with any doubt are not. free_synthesis.py makes what is not recorded.
+"""
+
+import argparse
+import csv
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+from free_synthesis import SOUNDFONT, SYNTHESISED, Sound, effects
+from real_sound import PROGRAMS, RATE, fail, safe, to_mono, unpack
+
+LONGEST = 5.0  # seconds of a clip
+MOST_PIECES = 40  # of one recording
+QUIET = 1e-3  # the loudest sample of what counts as silence
+SUFFIXES = (".wav", ".ogg", ".oga", ".flac", ".mp3", ".gsm")
+LEAST_CLIPS = 8  # of a label, to be in labelled.csv
+
+
+class Source(NamedTuple):
+    """A package: its licence, and patterns of its recordings' paths below usr/share."""
+
+    licence: str
+    patterns: tuple[str, ...]
+
+
+SOURCES = {
+    "asterisk-prompt-es-co": Source("GPL-2", ("asterisk/sounds/es/**/*",)),
+    "asterisk-prompt-fr-armelle": Source("BSD-2-Clause (names protected)", ("asterisk/sounds/**/fr/**/*",)),
+    "asterisk-moh-opsound-wav": Source("CC-BY-SA-3.0", ("asterisk/moh/*",)),
+    "klettres-data": Source("GPL-2+", ("klettres/**/*",)),
+    "ktuberling-data": Source("GPL-2+", ("ktuberling/sounds/**/*",)),
+    "gcin-voice": Source("GPL-3 or LGPL-3; CC-BY-3.0", ("gcin-voice/**/*",)),
+    "fillets-ng-data": Source("GPL-2", ("games/fillets-ng/**/*",)),
+    "fillets-ng-data-cs": Source("GPL-2", ()),
+    "fillets-ng-data-nl": Source("GPL-2", ()),
+    "tuxpaint-stamps-default": Source("GPL-2", ("tuxpaint/**/*",)),
+    "wesnoth-1.16-data": Source("GPL-2+", ("games/wesnoth/**/*",)),
+    "sound-icons": Source("GPL-2+", ("sounds/sound-icons/**/*",)),
+    "sound-theme-freedesktop": Source("CC-BY-SA-3.0; CC-BY-3.0; GPL-2+", ("sounds/freedesktop/**/*",)),
+    "oxygen-sounds": Source("LGPL-3+", ("sounds/Oxygen*",)),
+    "lomiri-sounds": Source("CC-BY-SA-3.0; CC-BY-3.0; CC-BY-4.0; CC0-1.0", ("sounds/lomiri/**/*",)),
+    "timgm6mb-soundfont": Source("GPL-2", ()),
+}
+PARTS = {"espeak-ng": "GPL-3+ (program)", "fluidsynth": "GPL-2 (sound font)", "numpy": "none: computed here"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
+    parser.add_argument("--scale", type=float, default=1.0, help="how much is synthesised, against the default")
+    args = parser.parse_args()
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        return fail(f"{', '.join(missing)} missing (Debian, Ubuntu: apt-get install espeak-ng fluidsynth)", "free_sound.py")
+    try:
+        build(args.out, args.scale)
+    except subprocess.CalledProcessError as error:
+        return fail(f"{' '.join(map(str, error.cmd))} failed: {(error.stderr or b'').decode().strip()}", "free_sound.py")
+    return 0
+
+
+def build(out: Path, scale: float = 1.0) -> None:
+    """Write what is missing of all parts, then the lists."""
+    share = unpack(out / "packages", list(SOURCES)) / "usr/share"
+    for folder in ("licences", "parts", "audio"):
+        (out / folder).mkdir(exist_ok=True)
+    for package in SOURCES:
+        shutil.copyfile(share / "doc" / package / "copyright", out / "licences" / package)
+    writer = Writer(out)
+    for package, source in SOURCES.items():
+        if source.patterns:
+            writer.write(package, recordings(share, source.patterns))
+    for part, make in SYNTHESISED.items():
+        writer.write(part, make(share / "sounds/sf2" / SOUNDFONT, scale))
+    originals = sorted(writer.rows, key=lambda row: row["file_name"])
+    writer.write("effects", effects(out / "audio", originals, scale))
+    write_lists(out, writer.rows)
+
+
+# ---------------------------------------------------------------- recordings
+
+
+def recordings(share: Path, patterns: tuple[str, ...]) -> Iterator[Sound]:
+    """Pieces of every recording that the patterns match."""
+    for pattern in patterns:
+        for path in sorted(p for p in share.glob(pattern) if p.suffix.lower() in SUFFIXES and not p.is_symlink()):
+            raw = dict(samplerate=8000, channels=1, format="RAW", subtype="GSM610") if path.suffix == ".gsm" else {}
+            try:
+                sound, rate = soundfile.read(path, dtype="float32", **raw)
+            except soundfile.LibsndfileError as error:
+                print(f"left out: {path}: {error}", file=sys.stderr)
+                continue
+            name = path.relative_to(share).with_suffix("").as_posix()
+            labels = labels_of(path.relative_to(share))
+            length = int(LONGEST * rate)
+            for n, begin in enumerate(range(0, max(1, len(sound) - length // 2), length)[:MOST_PIECES]):
+                yield Sound(f"{name}_{n}", labels, name, sound[begin : begin + length], rate)
+
+
+def labels_of(path: Path) -> tuple[str, ...]:
+    """A recording's language, where names such as dog_desc_fr.ogg or cs/dog.ogg say it; else the folder it is in.
+
+    Of a Mandarin syllable (gcin-voice/ogg/ㄊㄢ3/5.ogg) the speaker, the symbols and the tone too.
+    """
+    if path.parts[0] == "gcin-voice":
+        symbols = path.parent.name
+        tone = symbols[-1] if symbols[-1].isdigit() else "1"
+        return ("speech_cmn", f"gcin_speaker_{path.stem}", f"tone_{tone}", *(f"bopomofo_{s}" for s in symbols.rstrip("12345")))
+    marked = re.search(r"_desc(?:_([a-z]{2,3}(?:_[A-Z]{2})?))?$", path.stem)
+    if marked:
+        return (f"speech_{marked[1] or 'en'}",)
+    language = next((part for part in path.parts[-2:-4:-1] if re.fullmatch(r"[a-z]{2}|nds|[a-z]{2}_[A-Z]{2}", part)), "")
+    return (f"speech_{language}",) if language else (safe(path.parent.as_posix()),)
+
+
+# ---------------------------------------------------------------- parts and lists
+
+COLUMNS = ("file_name", "label", "group", "part", "seconds", "sha256")
+
+
+class Writer:
+    """Writes parts; a content that an earlier clip has is left out.
+
+    Attributes:
+        rows: the clips of all parts so far, as their lists have them.
+    """
+
+    def __init__(self, out: Path):
+        self.out, self.rows, self._contents = out, [], set()
+
+    def write(self, part: str, sounds: Iterator[Sound]) -> None:
+        """Write a part's clips and, last, its list; keep a part that is complete."""
+        path = self.out / "parts" / f"{part}.csv"
+        if not path.exists():
+            rows = [row for n, sound in enumerate(sounds) if (row := self._write_clip(part, n, sound))]
+            write_csv(path.with_suffix(".tmp"), rows, COLUMNS)
+            path.with_suffix(".tmp").rename(path)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        self._contents.update(row["sha256"] for row in rows)
+        self.rows += rows
+        print(f"{part}: {len(rows)} clips, {sum(float(row['seconds']) for row in rows) / 3600:.2f} hours", flush=True)
+
+    def _write_clip(self, part: str, number: int, clip: Sound) -> dict[str, str] | None:
+        sound = to_mono(clip.samples, clip.rate)[: int(LONGEST * RATE)]
+        content = hashlib.sha256(sound.tobytes()).hexdigest()[:32]
+        if content in self._contents or not np.abs(sound).max(initial=0) > QUIET:
+            return None
+        self._contents.add(content)
+        name = Path(part, f"{number:05d}_{safe(clip.name)[-60:]}.wav")
+        (self.out / "audio" / part).mkdir(exist_ok=True)
+        soundfile.write(self.out / "audio" / name, sound, RATE, subtype="PCM_16")
+        values = (name.as_posix(), ",".join(clip.labels), clip.group, part, f"{len(sound) / RATE:.2f}", content)
+        return dict(zip(COLUMNS, values, strict=True))
+
+
+def write_lists(out: Path, rows: list[dict[str, str]]) -> None:
+    """all.csv, labelled.csv and sizes.csv."""
+    write_csv(out / "all.csv", rows, COLUMNS[:4])
+    write_csv(out / "labelled.csv", labelled(rows), ("file_name", "label", "weight"))
+    sizes = []
+    for part in dict.fromkeys(row["part"] for row in rows):
+        seconds = [float(row["seconds"]) for row in rows if row["part"] == part]
+        licence = SOURCES[part].licence if part in SOURCES else PARTS.get(part, "those of the other parts")
+        sizes.append({"part": part, "clips": len(seconds), "hours": f"{sum(seconds) / 3600:.2f}", "licence": licence})
+    write_csv(out / "sizes.csv", sizes, ("part", "clips", "hours", "licence"))
+    print(f"{len(rows)} clips, {sum(float(row['seconds']) for row in rows) / 3600:.1f} hours")
+
+
+def labelled(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The clips with the labels that enough clips have, and a weight that is larger for rare labels, as for AudioSet."""
+    counts = Counter(label for row in rows for label in row["label"].split(","))
+    kept = []
+    for row in rows:
+        labels = [label for label in row["label"].split(",") if counts[label] >= LEAST_CLIPS]
+        weight = sum(1000 / (counts[label] + 100) for label in labels) ** (1 / 1.5)
+        if labels:
+            name = Path("lms", row["file_name"]).with_suffix(".npy").as_posix()
+            kept.append({"file_name": name, "label": ",".join(labels), "weight": f"{weight:.4f}"})
+    return kept
+
+
+def write_csv(path: Path, rows: list[dict], columns: tuple[str, ...]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
