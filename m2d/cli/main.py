@@ -14,11 +14,12 @@ COMMANDS = {
     "pack": (".cli.pack", "the spectrograms of a list into a few large files, read faster"),
     "train": (".cli.train", "pre-train M2D, M2D-X, MAE, M2D-AS, M2D-S or M2D-CLAP"),
     "profile": (".cli.profile", "where a training step spends its time"),
-    "report": (".cli.report", "a picture of what a training run has learned"),
+    "report": (".cli.report", "a page of what training runs have learned: curves, masks, neighbours, a map"),
     "probe": (".cli.probe", "how well a model's features tell your classes apart"),
     "finetune": (".cli.finetune", "a classifier or event detector of your own sounds, from a pre-trained model"),
     "export": (".cli.export", "a checkpoint's encoder as a file, or as a folder for Hugging Face's transformers"),
     "embed": (".inference.embed", "embeddings of audio files (.npz)"),
+    "explore": (".cli.explore", "a page of embeddings: a map, clusters, neighbours of each file"),
     "tag": (".inference.tag", "class probabilities of audio files, by a fine-tuned checkpoint"),
 }
 

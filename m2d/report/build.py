@@ -191,7 +191,9 @@ def _learned(look: Look, clips: Clips, most: int, sounds: bool) -> dict[str, Any
     judgements = learned.judge(classes, features) if classes is not None else {}
     for line in learned.verdict(judgements):
         print(line)
-    labels = None if classes is None else np.array([classes.classes[i] for i in classes.targets])
+    labels = None
+    if classes is not None and clips.labels is not None:
+        labels = np.array([classes.classes[i] for i in classes.targets])
     trained = features[learned.TRAINED]
     return {
         "count": len(kept),
