@@ -1,7 +1,7 @@
-"""PortableM2D: pre-trained and fine-tuned M2D encoders in one file.
+"""PortableM2D: pre-trained and fine-tuned M2D encoders, and M2D-CLAP, in one file.
 
-Copy this file anywhere. It needs torch, timm, einops, nnAudio and numpy, torchaudio for audio of other sampling rates, and
-nothing else of the M2D project (Apache License 2.0).
+Copy this file anywhere. It needs torch, timm, einops, nnAudio and numpy, torchaudio for audio of other sampling rates,
+transformers or sentence_transformers for M2D-CLAP's texts, and nothing else of the M2D project (Apache License 2.0).
 
     model = PortableM2D("m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly/weights_ep69it3124-0.48494.pth")
     frames = model(audio)                      # [B, samples] in ±1 -> [B, T, 3840], one vector per time step
@@ -9,6 +9,8 @@ nothing else of the M2D project (Apache License 2.0).
     clips = model.get_scene_embeddings(audio, sample_rate=44100)  # resampled on the audio's device
     tagger = PortableM2D(path, num_classes=527)
     logits = tagger(audio)                     # [B, 527], with a fine-tuned checkpoint
+    clap = PortableM2D("m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025/checkpoint-30.pth")
+    sounds, texts = clap.encode_clap_audio(audio), clap.encode_clap_text(["a dog barks", "rain"])  # to compare by cosine
 
 The model is that of Niizumi et al., "Masked Modeling Duo: Towards a Universal Audio Pre-training Framework", 2024.
 """
@@ -49,13 +51,25 @@ RESAMPLING = dict(
 #: (mean, std) of checkpoints that bring none.
 DEFAULT_NORM_STATS = (-7.1, 4.2)
 HEAD_WIDTH = 64
-_NAME = re.compile(r"(?<![A-Za-z0-9_])([A-Za-z]\w*)-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+k))?(?![A-Za-z0-9])")
+#: M2D-CLAP's text encoders by the letter in a checkpoint's name, and how a text's vector is made.
+TEXT_ENCODERS = {
+    "A": ("thenlper/gte-base", "mean"),
+    "B": ("google-bert/bert-base-uncased", "cls"),
+    "E": ("google-bert/bert-large-uncased", "cls"),
+    "L": ("Alibaba-NLP/gte-large-en-v1.5", "cls"),
+    "M": ("answerdotai/ModernBERT-base", "cls"),
+    "N": ("nvidia/NV-Embed-v2", "sentence"),
+    "Q": ("Alibaba-NLP/gte-Qwen2-7B-instruct", "sentence"),
+    "R": ("FacebookAI/roberta-base", "cls"),
+}
+_NAME = re.compile(r"(?<![A-Za-z0-9_])([A-Za-z]\w*)-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+k))?((?:p[A-Z]+)*)(?![A-Za-z0-9])")
 _HEAD = re.compile(r"(?:^|\.)head(?:(?:\.|_)norm\.running_(mean|var)|\.(?:mlp\.mlp\.0\.)?(weight|bias))$")
 _OWN_HEAD = re.compile(r"^classifier\.(weight|bias)$")  # of app/finetune.py
 _ANCHOR = "patch_embed.proj.weight"
 # Frames of log-mel made, and tokens encoded at a time: a long input needs no more memory than a short one.
 _FRAMES_PER_STRETCH = 1 << 14
 _TOKENS_PER_BLOCK = 1 << 13
+_TEXTS_PER_BLOCK = 64
 
 
 # ---------------------------------------------------------------- checkpoint
@@ -93,9 +107,13 @@ def _read(path: Path) -> tuple[dict, dict]:
 
 
 def _split(tensors: dict) -> tuple[dict, dict]:
-    """The encoder's tensors under their own names, and a classifier's: mean, var, weight, bias."""
-    prefix = next(name for name in tensors if name.endswith(_ANCHOR)).removesuffix(_ANCHOR)
-    encoder, head = {}, {}
+    """The encoder's tensors with M2D-CLAP's projectors, under their own names, and a classifier's: mean, var, weight, bias."""
+    anchors = [name for name in tensors if name.endswith(_ANCHOR)]
+    prefix = next((name for name in anchors if name.startswith("backbone.")), anchors[0]).removesuffix(_ANCHOR)
+    outer = prefix.removesuffix("backbone.")
+    projectors = tuple(f"{outer}{side}_proj." for side in ("audio", "text"))
+    encoder = {name.removeprefix(outer): tensor for name, tensor in tensors.items() if name.startswith(projectors)}
+    head = {}
     for name, tensor in tensors.items():
         if name.startswith(prefix):
             encoder[name.removeprefix(prefix)] = tensor
@@ -104,13 +122,18 @@ def _split(tensors: dict) -> tuple[dict, dict]:
     return encoder, head
 
 
+def _named(path: Path) -> re.Match | None:
+    """What the folder's name, or else the file's, tells."""
+    return next(filter(None, map(_NAME.search, (path.absolute().parent.name, path.name))), None)
+
+
 def _sizes(path: Path, settings: dict) -> tuple[int, int, str]:
     """(mel bands, frames, rate) from the folder's name, the file's name, or the settings in the file.
 
     Raises:
         ValueError: none of them tells, or name and settings contradict each other.
     """
-    found = next(filter(None, map(_NAME.search, (path.absolute().parent.name, path.name))), None)
+    found = _named(path)
     named = (int(found[2]), int(found[3]), found[6] or "16k") if found else None
     told = settings.get("input_size")
     if told:
@@ -126,7 +149,8 @@ def _sizes(path: Path, settings: dict) -> tuple[int, int, str]:
         return named
     raise ValueError(
         f"{path}: neither the folder's name nor the file's tells the input size. Put the file into a folder named "
-        "{model}-{mel bands}x{frames}p{patch bands}x{patch frames}[p{rate}k]-…, such as m2d_vit_base-80x608p16x16-221006"
+        "{model}-{mel bands}x{frames}p{patch bands}x{patch frames}[p{rate}k][p{text encoder}[pTI]]-…, "
+        "such as m2d_vit_base-80x608p16x16-221006"
     )
 
 
@@ -194,6 +218,130 @@ def _load_encoder(state: dict, img_size: tuple[int, int], path: Path) -> Encoder
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the input size {img_size[0]}x{img_size[1]} of its name: {error}") from error
     return encoder
+
+
+# ---------------------------------------------------------------- M2D-CLAP
+
+
+class MeanProjector(nn.Sequential):
+    """The mean over tokens `[B, N, D]`, through layers if there are any: `[B, D]`."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input.mean(dim=1))
+
+
+class SemanticProjector(nn.Module):
+    """A token that attends to tokens `[B, N, D]` through blocks of one head: `[B, D]`."""
+
+    def __init__(self, width: int, depth: int, mlp_ratio: float):
+        super().__init__()
+        norm = partial(nn.LayerNorm, eps=1e-5)
+        self.sem_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.sem_blocks = nn.Sequential(*(Block(width, 1, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+        self.norm = norm(width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = torch.cat([self.sem_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        return self.norm(self.sem_blocks(x)[:, 0])
+
+
+def _load_projectors(state: dict, path: Path) -> tuple[nn.Module | None, nn.Module | None]:
+    """The projectors behind the audio and the text encoder, told by the tensors that are there; None where there are none."""
+    audio, text = (
+        {n.removeprefix(p): t.float().clone() for n, t in state.items() if n.startswith(p)} for p in ("audio_proj.", "text_proj.")
+    )
+    if not audio and not text:
+        return None, None
+
+    def layers(tensors: dict) -> list[nn.Module]:
+        linear = [nn.Linear(t.shape[1], t.shape[0]) for name, t in tensors.items() if name.endswith("weight")]
+        return [linear[0], nn.ReLU(), linear[1]] if len(linear) == 2 else linear
+
+    if "sem_token" in audio:
+        depth = len({name.split(".")[1] for name in audio if name.startswith("sem_blocks.")})
+        width, hidden = audio["sem_token"].shape[2], audio["sem_blocks.0.mlp.fc1.bias"].shape[0]
+        audio_proj = SemanticProjector(width, depth, hidden / width)
+    else:
+        audio_proj = MeanProjector(*layers(audio))
+    text_proj = layers(text)[0] if "weight" in text else nn.Sequential(*layers(text))
+    try:
+        audio_proj.load_state_dict(audio)
+        text_proj.load_state_dict(text)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: its projectors are not M2D-CLAP's: {error}") from error
+    return audio_proj.requires_grad_(False), text_proj.requires_grad_(False)
+
+
+class TextEncoder:
+    """Texts to vectors, on the CPU: `encoder(texts, truncate=False)` gives float32 `[B, E]`.
+
+    Args:
+        name: a model of the Hugging Face hub, or a local folder.
+        pooling: how a text's vector is made: the first token's output (`cls`), the mean over tokens (`mean`), or as a model of
+            sentence-transformers does it (`sentence`).
+        weights: the model's weights, where they are not to be read or downloaded.
+        tokenizer: a local folder of the tokenizer, where it is not the model's.
+        trust_remote_code: run the Python code that comes with the model.
+    """
+
+    def __init__(self, name: str, pooling: str, weights: dict | None, tokenizer: str | None, trust_remote_code: bool):
+        self.name, self.pooling, self._has_warned = name, pooling, False
+        try:
+            if pooling == "sentence":
+                from sentence_transformers import SentenceTransformer
+
+                self.model = SentenceTransformer(name, device="cpu", trust_remote_code=trust_remote_code)
+                self.tokenizer, self.longest = self.model.tokenizer, self.model.max_seq_length
+            else:
+                import transformers
+
+                self.tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    tokenizer or name, trust_remote_code=trust_remote_code
+                )
+                self.model = self._transformer(transformers, weights, tokenizer, trust_remote_code)
+                longest = getattr(self.model.config, "max_position_embeddings", self.tokenizer.model_max_length)
+                self.longest = min(longest, self.tokenizer.model_max_length)
+        except ImportError as error:
+            raise ValueError(f"texts need {error.name}: pip install {str(error.name).replace('_', '-')}") from error
+        self.end = ""
+        if name == TEXT_ENCODERS["N"][0]:
+            self.tokenizer.padding_side, self.end = "right", self.tokenizer.eos_token
+            self.model.max_seq_length = self.longest = 32768
+        self.model.float().eval()
+
+    def _transformer(self, transformers, weights: dict | None, tokenizer: str | None, trust_remote_code: bool) -> nn.Module:
+        if not weights:
+            return transformers.AutoModel.from_pretrained(self.name, trust_remote_code=trust_remote_code)
+        folder = next((f for f in (tokenizer, self.name) if f and Path(f, "config.json").is_file()), None)
+        is_bert_base = folder is None and self.name in (TEXT_ENCODERS["A"][0], TEXT_ENCODERS["B"][0])
+        config = transformers.BertConfig() if is_bert_base else transformers.AutoConfig.from_pretrained(folder or self.name)
+        model = transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+        prefix = next((p for p in ("text_encoder.", "model.") if all(name.startswith(p) for name in weights)), "")
+        missing, unknown = model.load_state_dict({name.removeprefix(prefix): t for name, t in weights.items()}, strict=False)
+        wrong = [name for name in (*missing, *unknown) if not name.startswith("pooler.") and not name.endswith("position_ids")]
+        if wrong:
+            raise ValueError(f"the checkpoint's text encoder is not {self.name}: look at {', '.join(wrong[:3])}")
+        return model
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str], truncate: bool = False) -> torch.Tensor:
+        texts = [text + self.end for text in texts]
+        tokens = self.tokenizer(texts, padding=True, return_tensors="pt", verbose=False)
+        if tokens["input_ids"].shape[1] > self.longest:
+            what = f"a text has more than the {self.longest} tokens that {self.name} takes"
+            if not truncate:
+                raise ValueError(f"{what}: shorten it, or truncate=True")
+            if not self._has_warned:
+                log.warning("%s: what is beyond is left out", what)
+            self._has_warned = True
+            tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
+        if self.pooling == "sentence":
+            return self.model.encode(texts, convert_to_tensor=True, show_progress_bar=False).float()
+        outputs = self.model(**tokens).last_hidden_state
+        if self.pooling == "cls":
+            return outputs[:, 0]
+        mask = tokens["attention_mask"][..., None].to(outputs)
+        return (outputs * mask).sum(dim=1) / mask.sum(dim=1)
 
 
 # ---------------------------------------------------------------- the model
@@ -365,7 +513,7 @@ class PortableM2D(AudioModel):
     """A checkpoint's model: waveforms to embeddings, or logits. See AudioModel.
 
     Args:
-        weight_file: a .pth of any M2D model (tiny, small, base, large; pre-trained, encoder-only or fine-tuned).
+        weight_file: a .pth of any M2D model (tiny, small, base, large; pre-trained, encoder-only, fine-tuned or M2D-CLAP).
         num_classes: add a batch norm and a linear head, loaded from the checkpoint if it has one with this number of classes.
         freeze_embed: do not train the patch embedding.
         flat_features: every patch a vector of its own, `[B, F·T, D]`; None: only where the checkpoint's head asks for it.
@@ -391,6 +539,8 @@ class PortableM2D(AudioModel):
         narrow_head = num_classes is not None and "weight" in head and head["weight"].shape[1] == encoder.embed_dim
         super().__init__(encoder, rate, encoder.norm_stats.tolist(), bool(flat_features) or narrow_head, num_classes)
         self.cfg.weight_file = str(weight_file)
+        self.audio_proj, self.text_proj = _load_projectors(state, path)
+        self.text_encoder = None
         if num_classes is not None:
             self._load_head(head)
         self.backbone.patch_embed.requires_grad_(not freeze_embed)
@@ -406,3 +556,66 @@ class PortableM2D(AudioModel):
         norm = {**neutral, **head}  # the classifier of app/finetune.py has no batch norm
         self.head_norm.load_state_dict({"running_mean": norm["mean"], "running_var": norm["var"]}, strict=False)
         self.head.load_state_dict({"weight": head["weight"], "bias": head["bias"]})
+
+    # ------------------------------------------------------------ M2D-CLAP
+
+    def __setattr__(self, name: str, value) -> None:
+        if name == "text_encoder":  # no part of the module: `to`, `train` and `state_dict` leave it alone
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def project_audio(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Patch tokens `[B, N, D]`, without the class token, to one vector a clip `[B, D]`."""
+        if self.audio_proj is None:
+            raise ValueError(f"{self.cfg.weight_file} has no projector: sounds and texts are compared by M2D-CLAP checkpoints")
+        return self.audio_proj(tokens)
+
+    def encode_clap_audio(self, audio: torch.Tensor, sample_rate: int | None = None) -> torch.Tensor:
+        """Waveforms `[B, samples]` to vectors `[B, D]`, not normalised, to compare with those of texts by cosine."""
+        features = self.encode(audio, sample_rate=sample_rate)
+        return self.project_audio(rearrange(features, "b t (f d) -> b (t f) d", d=self.backbone.embed_dim))
+
+    def load_text_encoder(
+        self,
+        name: str | None = None,
+        tokenizer: str | None = None,
+        pooling: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> TextEncoder:
+        """Load the text encoder and set `text_encoder` to it.
+
+        Without arguments it is the checkpoint's: by the letter in its name, with the weights in the file where it holds them.
+        name: a letter of TEXT_ENCODERS, a model of the Hugging Face hub, or a local folder; the others: see TextEncoder.
+        """
+        weights, path = None, Path(self.cfg.weight_file)
+        if name is None:
+            found = _named(path)
+            name = next((letter for letter in (found[7] if found else "").split("p") if len(letter) == 1), "A")
+            prefix = "text_encoder."
+            weights = {n.removeprefix(prefix): t for n, t in _read(path)[0].items() if n.startswith(prefix)}
+        default = "sentence" if Path(name, "modules.json").is_file() else "mean"
+        model, own_pooling = TEXT_ENCODERS.get(name, (name, default))
+        self.text_encoder = TextEncoder(model, pooling or own_pooling, weights, tokenizer, trust_remote_code)
+        return self.text_encoder
+
+    @torch.no_grad()
+    def encode_clap_text(self, texts: list[str], truncate: bool = False) -> torch.Tensor:
+        """Texts to vectors, float32 `[B, D]` on the CPU; `truncate` allows texts beyond the text encoder's length.
+
+        `text_encoder`, where it is set, is called as `text_encoder(texts, truncate=False)` and gives `[B, E]`.
+        """
+        if self.text_proj is None:
+            raise ValueError(f"{self.cfg.weight_file} has no projector: sounds and texts are compared by M2D-CLAP checkpoints")
+        if isinstance(texts, str) or not len(texts):
+            raise ValueError(f"a list of texts is expected, with at least one; this is {texts!r:.60}")
+        encoder = self.load_text_encoder() if self.text_encoder is None else self.text_encoder
+        starts = range(0, len(texts), _TEXTS_PER_BLOCK)
+        vectors = torch.cat([encoder(list(texts[i : i + _TEXTS_PER_BLOCK]), truncate=truncate) for i in starts])
+        wanted = next((layer.in_features for layer in self.text_proj.modules() if isinstance(layer, nn.Linear)), None)
+        if vectors.shape[1] != (wanted or self.backbone.embed_dim):
+            raise ValueError(
+                f"the text encoder gives vectors of width {vectors.shape[1]}, {self.cfg.weight_file} takes "
+                f"{wanted or self.backbone.embed_dim}: use the one that it was trained with"
+            )
+        return self.text_proj(vectors.to(self.backbone.norm_stats)).float().cpu()

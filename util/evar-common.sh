@@ -2,8 +2,9 @@
 # What the scripts that call EVAR (https://github.com/nttcslab/eval-audio-repr) share; sourced, never run.
 
 # The environment in use: the one that PYTHON names, an activated one, the one that quickstart.sh made, any.
+m2d_root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 if [[ -z ${PYTHON:-} ]]; then
-    PYTHON=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/python
+    PYTHON=$m2d_root/.venv/bin/python
     if [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} || ! -x $PYTHON ]]; then
         PYTHON=python
     fi
@@ -14,10 +15,19 @@ fail() {
     exit "${2:-1}"
 }
 
-# EVAR's configuration for a checkpoint: its folder's name holds the sampling rate.
+# EVAR's configuration for a checkpoint: its folder's name, or its own, holds the sampling rate.
 config_of() {
-    case $1 in
-        *p32k-*) echo config/m2d_32k.yaml ;;
+    local rate
+    rate=$(PYTHONPATH=$m2d_root${PYTHONPATH:+:$PYTHONPATH} "$PYTHON" -c '
+import sys
+from m2d.checkpoint.spec import spec_of_path
+try:
+    spec = spec_of_path(sys.argv[1])
+except ValueError as error:
+    sys.exit(str(error))
+print(spec.sr if spec else "16k")' "$1") || fail "$1: its sampling rate could not be read from its name"
+    case $rate in
+        32k) echo config/m2d_32k.yaml ;;
         *) echo config/m2d.yaml ;;
     esac
 }

@@ -52,6 +52,9 @@ def _options(sizes: ModelSpec, state: Mapping[str, torch.Tensor], frames: int) -
     options["decoder_depth"] = block_count(state, "decoder_blocks") or DEFAULT_DECODER_DEPTH
     if "offline_predictor.weight" in state:
         options["off_emb_dim"] = state["offline_predictor.weight"].shape[0]
+    if "text_proj.weight" in state:
+        options["off_emb_dim"] = state["text_proj.weight"].shape[1]
+    options["sem_mode"] = len({name.split(".")[2] for name in state if name.startswith("audio_proj.sem_blocks.")})
     return options
 
 

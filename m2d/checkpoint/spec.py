@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from .errors import CheckpointError
 
-PATTERN = "{model}-{mel bands}x{frames}p{patch bands}x{patch frames}[p{rate}k]-…"
+PATTERN = "{model}-{mel bands}x{frames}p{patch bands}x{patch frames}[p{rate}k][p{text encoder}[pTI]]-…"
 EXAMPLE = "m2d_vit_base-80x608p16x16-221006"
-_NAME = re.compile(r"(?<![A-Za-z0-9_])([A-Za-z]\w*)-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+k))?(?![A-Za-z0-9])")
+_NAME = re.compile(r"(?<![A-Za-z0-9_])([A-Za-z]\w*)-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+k))?((?:p[A-Z]+)*)(?![A-Za-z0-9])")
+#: The text encoder of M2D-CLAP where a name tells none.
+DEFAULT_TEXT_ENCODER = "A"
 _MOST_PATCHES = 1 << 17  # of a model's input; the published ones have some hundreds
 
 
@@ -51,6 +53,13 @@ def parse_sizes_by_name(name: str) -> ModelSpec:
     return ModelSpec([mels, frames], [height, width], rate or "16k", model)
 
 
+def _telling_name(path: str | Path) -> str | None:
+    """The folder's name, the file's own or the repository's in the Hugging Face cache, whichever tells sizes first."""
+    path = Path(path).absolute()
+    repository = path.parents[2].name if path.parent.parent.name == "snapshots" else ""
+    return next(filter(_NAME.search, (path.parent.name, path.name, repository)), None)
+
+
 def spec_of_path(path: str | Path) -> ModelSpec | None:
     """Sizes from the folder's name, else from the file's own, else from the repository's in the Hugging Face cache.
 
@@ -59,12 +68,18 @@ def spec_of_path(path: str | Path) -> ModelSpec | None:
     Raises:
         CheckpointError: they are sizes that no model has.
     """
-    path = Path(path).absolute()
-    repository = path.parents[2].name if path.parent.parent.name == "snapshots" else ""
-    for name in (path.parent.name, path.name, repository):
-        if _NAME.search(name):
-            return parse_sizes_by_name(name)
-    return None
+    name = _telling_name(path)
+    return None if name is None else parse_sizes_by_name(name)
+
+
+def text_encoder_of_path(path: str | Path) -> str:
+    """The letter of M2D-CLAP's text encoder in a checkpoint's name, such as B in `m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025`.
+
+    A where the name tells none.
+    """
+    found = _NAME.search(_telling_name(path) or "")
+    letters = found[7].split("p")[1:] if found else []
+    return next((letter for letter in letters if len(letter) == 1), DEFAULT_TEXT_ENCODER)
 
 
 def _pair(value: Any) -> list[int] | None:

@@ -44,7 +44,7 @@ log = logging.getLogger("m2d")
 #: Made by the model for its own grid.
 POSITIONS = ("pos_embed", "decoder_pos_embed")
 #: Layers of a task, not of the model: another task's have another shape, and keep their start.
-TASK_LAYERS = ("offline_predictor.",)
+TASK_LAYERS = ("offline_predictor.", "text_proj.")
 _ANCHOR = "patch_embed.proj.weight"
 _ENCODER = ("patch_embed.", "blocks.", "norm.", "cls_token")
 _DIMENSIONS = {
@@ -53,9 +53,19 @@ _DIMENSIONS = {
     "decoder_pos_embed": 3,
     "cls_token": 3,
     "offline_predictor.weight": 2,
+    "audio_proj.0.weight": 2,
+    "audio_proj.sem_token": 3,
+    "audio_proj.sem_blocks.0.mlp.fc1.bias": 1,
+    "text_proj.weight": 2,
+    "text_proj.0.weight": 2,
+    "text_proj.2.weight": 2,
     "head.weight": 2,
 }
 _MOST_BLOCKS = 256
+#: M2D-CLAP's of 2025: what comes before the audio model's names, beside which the text encoder is.
+_BACKBONE = "backbone."
+_TEXT_ENCODER = "text_encoder."
+_PROJECTORS = ("audio_proj.", "text_proj.", "logit_scale")
 _HEAD_NAMES = (
     (re.compile(r"(?:^|\.)head\.norm\.(running_mean|running_var|num_batches_tracked)$"), "head_norm."),
     (re.compile(r"(?:^|\.)head_norm\.(running_mean|running_var|num_batches_tracked)$"), "head_norm."),
@@ -70,7 +80,8 @@ class Weights:
     """A checkpoint in one form.
 
     Attributes:
-        state: the model's tensors under the published names.
+        state: the model's tensors under the published names; M2D-CLAP's projectors are among them.
+        text: a text encoder's tensors, under the names that it has inside M2D-CLAP.
         head: a classifier's tensors as `head_norm.running_mean`, `…_var`, `head.weight` `[classes, D]`, `head.bias`.
         args: the settings it was trained with.
         spec: from the folder's name, the file's name, or `args`; None where none of them has them.
@@ -85,6 +96,7 @@ class Weights:
     """
 
     state: dict[str, torch.Tensor]
+    text: dict[str, torch.Tensor]
     head: dict[str, torch.Tensor]
     args: dict | None
     spec: ModelSpec | None
@@ -114,8 +126,12 @@ def _tensors(saved: Mapping, path: Path) -> dict[str, torch.Tensor]:
 
 
 def _prefix(names: Iterable[str], path: Path) -> str:
-    """What comes before the model's own names: nothing, `module.`, `module.ar.runtime.backbone.`, …"""
+    """What comes before the model's own names: nothing, `module.`, `module.ar.runtime.backbone.`, …
+
+    Where there are names that begin with `backbone.`, these alone are the model's.
+    """
     names = list(names)
+    names = [name for name in names if name.startswith(_BACKBONE)] or names
     prefixes = [name.removesuffix(_ANCHOR) for name in names if name == _ANCHOR or name.endswith("." + _ANCHOR)]
     if len(prefixes) == 1:
         return prefixes[0]
@@ -182,9 +198,21 @@ def block_count(names: Iterable[str], part: str = "blocks") -> int:
     return len({name.split(".")[1] for name in names if name.startswith(f"{part}.")})
 
 
+def _parts(tensors: Mapping[str, torch.Tensor], prefix: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The model's tensors with M2D-CLAP's projectors, and a text encoder's. Both may be beside the model's own."""
+    outer = prefix.removesuffix(_BACKBONE)
+    around = {name.removeprefix(outer): tensor for name, tensor in tensors.items() if name.startswith(outer)}
+    text = {name.removeprefix(_TEXT_ENCODER): tensor for name, tensor in around.items() if name.startswith(_TEXT_ENCODER)}
+    state = {name: tensor for name, tensor in around.items() if name.startswith(_PROJECTORS)}
+    state |= {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in state.items() if not name.startswith(_TEXT_ENCODER)}, text
+
+
 def _layout(saved: Mapping, path: Path, prefix: str, head: Mapping) -> str:
     if path.suffix == ".safetensors":
         return "safetensors"
+    if prefix == _BACKBONE and not head:
+        return "M2D-CLAP of 2025"
     if prefix.endswith("backbone."):
         return f"fine-tuned model{' with its head' if head else ''}"
     return "training checkpoint" if "optimizer" in saved else "weights alone"
@@ -203,12 +231,13 @@ def read_weights(source: str | Path) -> Weights:
     saved, mapped = load_mapped(path)
     tensors = _tensors(saved, path)
     prefix = _prefix(tensors, path)
-    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    state, text = _parts(tensors, prefix)
     head = _head({name: tensor for name, tensor in tensors.items() if not prefix or not name.startswith(prefix)})
     _check_shapes({**state, **head}, path)
     args = _settings(saved)
     return Weights(
         state=state,
+        text=text,
         head=head,
         args=args,
         spec=agreed_spec(path, args),
@@ -285,6 +314,16 @@ def _fits(name: str, own: torch.Tensor, stored: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
+def copy_tensor(own: torch.Tensor, stored: torch.Tensor, mapped: MappedFile | None) -> None:
+    """Copy a checkpoint's tensor into a model's, and give its memory back where it is mapped from the file."""
+    if mapped is not None:
+        mapped.check()
+    own.copy_(stored)
+    if mapped is not None:
+        mapped.release(stored)
+
+
+@torch.no_grad()
 def load_into(
     model: Any,
     state: Mapping[str, torch.Tensor],
@@ -315,13 +354,8 @@ def load_into(
             (report.resized if name in POSITIONS and name in state else report.new).append(name)
         elif name == "norm_stats" and not take_norm_stats:
             report.kept.append(name)
-        elif mapped is None:
-            tensor.copy_(state[name])
-            report.loaded.append(name)
         else:
-            mapped.check()
-            tensor.copy_(state[name])
-            mapped.release(state[name])
+            copy_tensor(tensor, state[name], mapped)
             report.loaded.append(name)
     report.unused.extend(name for name in state if name not in own)
     targets = [name for name in report.new if name.startswith(("target_blocks.", "target_norm."))]

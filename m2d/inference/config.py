@@ -7,7 +7,7 @@ import torch
 
 from ..audio.logmel import PRESETS
 from ..checkpoint.build import block_count, is_random, loaded_backbone, no_sizes, random_backbone
-from ..checkpoint.weights import read_weights
+from ..checkpoint.weights import Weights, read_weights
 from ..models.vit import AudioViT
 
 
@@ -31,6 +31,9 @@ class Config:
     encoder_only = True
     dur_frames = None
     freeze_embed = None
+    text_encoder: Any = None
+    tokenizer: Any = None
+    trust_remote_code = False
 
     def __init__(self, **settings):
         unknown = [name for name in settings if not hasattr(type(self), name)]
@@ -65,8 +68,16 @@ def get_backbone(
     Raises:
         FileNotFoundError, ValueError: no such checkpoint, or one that cannot be used.
     """
+    backbone, weights = open_checkpoint(cfg, weight_file, encoder_only, dur_frames)
+    return backbone, weights.head if weights else {}
+
+
+def open_checkpoint(
+    cfg: Any, weight_file: str | Path, encoder_only: bool, dur_frames: int | None
+) -> tuple[AudioViT, Weights | None]:
+    """As `get_backbone`, with all that the checkpoint holds; None where the weights are random."""
+    weights = None
     if is_random(weight_file):
-        head = {}
         backbone, sizes = random_backbone(weight_file, encoder_only, dur_frames)
         decoder_depth = block_count(backbone.state_dict(), "decoder_blocks")
     else:
@@ -75,7 +86,6 @@ def get_backbone(
             raise no_sizes(weight_file)
         backbone, sizes = loaded_backbone(weights, encoder_only, dur_frames), weights.spec
         decoder_depth = block_count(weights.state, "decoder_blocks")
-        head = weights.head
     if sizes.sr not in PRESETS:
         raise ValueError(f"{weight_file}: a sample rate of {sizes.sr} is not known: choose from {', '.join(PRESETS)}")
     mean, std = backbone.norm_stats.tolist()
@@ -86,4 +96,4 @@ def get_backbone(
     found.update(vars(PRESETS[sizes.sr]))
     for name, value in found.items():
         setattr(cfg, name, value)
-    return backbone, head
+    return backbone, weights

@@ -12,9 +12,11 @@ from torch import nn
 
 from ..audio.logmel_torch import PRESETS, FrontEnd, nnaudio_mel
 from ..checkpoint.hugging_face import source_of
+from ..checkpoint.projectors import load_projectors
 from ..checkpoint.spec import parse_sizes_by_name
 from ..models.onednn import use_onednn_if_faster
-from .config import Config, flag, get_backbone, given
+from .clap import ClapEmbedding
+from .config import Config, flag, get_backbone, given, open_checkpoint
 from .pieces import Cutting
 from .reconstruction import Reconstruction
 from .waveforms import WaveformCheck, check_lengths, check_waveforms, frame_count, log_mel, resample
@@ -58,7 +60,7 @@ def _join(blocks: Iterator[list[torch.Tensor]], rows: int | None) -> list[torch.
     return joined
 
 
-class RuntimeM2D(Reconstruction, nn.Module):
+class RuntimeM2D(Reconstruction, ClapEmbedding, nn.Module):
     """Waveforms to embeddings: log-mel, normalisation, encoder (Niizumi et al., 2024, section III-D).
 
     Features are stacked by default, all frequencies of a time step in one vector: `[B, T, F·D]`. Inputs longer than the
@@ -106,7 +108,9 @@ class RuntimeM2D(Reconstruction, nn.Module):
         cfg.encoder_only = flag(given(encoder_only, cfg, "encoder_only"))
         cfg.freeze_embed = flag(given(freeze_embed, cfg, "freeze_embed"))
         cfg.training_mask = float(given(training_mask or None, cfg, "training_mask"))
-        self.backbone, head = get_backbone(cfg, weight_file, cfg.encoder_only, cfg.dur_frames)
+        self.backbone, weights = open_checkpoint(cfg, weight_file, cfg.encoder_only, cfg.dur_frames)
+        self._set_projectors(load_projectors(weights) if weights else None)
+        head = weights.head if weights else {}
         use_onednn_if_faster(self.backbone)
         self._choose_features(head if num_classes is not None else {}, given(flat_features, cfg, "flat_features"))
         self.sample_rate = cfg.sample_rate

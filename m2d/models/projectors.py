@@ -32,7 +32,8 @@ class MLPProjector(nn.Sequential):
 class SemanticProjector(nn.Module):
     """A token that attends to all patch tokens through blocks of one head (Niizumi et al., 2025, section III-B).
 
-    There are no positions: the order of the tokens makes no difference.
+    There are no positions, so the order of the tokens makes no difference, and the token can come last: the last block
+    computes it alone.
 
     Args:
         width: width D of a token.
@@ -49,10 +50,10 @@ class SemanticProjector(nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """`[B, N, D]` to `[B, D]`."""
-        x = torch.cat([self.sem_token.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
-        for block in self.sem_blocks:
+        x = torch.cat([tokens, self.sem_token.to(tokens.dtype).expand(len(tokens), -1, -1)], dim=1)
+        for block in self.sem_blocks[:-1]:
             x = block(x)
-        return self.norm(x[:, 0])
+        return self.norm(self.sem_blocks[-1](x, tokens.shape[1])[:, 0])
 
 
 def audio_projector(width: int, sem_mode: int = 0) -> nn.Module:

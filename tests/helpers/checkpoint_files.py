@@ -5,6 +5,7 @@ import argparse
 import torch
 
 from m2d.models import registry as models_mae
+from m2d.models.projectors import SemanticProjector
 
 
 def published_name(model="m2d_vit_tiny", size=(80, 208), patch=(16, 16), rate=""):
@@ -39,4 +40,32 @@ def write_fine_tuned(root, classes, width, model="m2d_vit_tiny", size=(80, 208),
     path = root / published_name(model, size, patch) / f"weights_ep1-{width}.pth"
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state | head_tensors(classes, width), path)
+    return path
+
+
+def semantic_tensors(width, depth=1):
+    """A semantic projector's tensors, at random, under the published names."""
+    projector = SemanticProjector(width, depth)
+    return {f"audio_proj.{name}": torch.randn_like(tensor) / width**0.5 for name, tensor in projector.state_dict().items()}
+
+
+def mlp_tensors(width, name="audio_proj", inputs=None):
+    """Tensors of two linear layers around a ReLU, at random, under the published names."""
+    inputs = inputs or width
+    shapes = {"0.weight": (inputs, inputs), "0.bias": (inputs,), "2.weight": (width, inputs), "2.bias": (width,)}
+    return {f"{name}.{key}": torch.randn(shape) / inputs**0.5 for key, shape in shapes.items()}
+
+
+def write_clap(root, projectors, extras="p16k", prefix="", text=None, model="m2d_clap_vit_tiny", size=(80, 64)):
+    """An encoder with projectors, and with `text` a text encoder's tensors, in an M2D-CLAP layout; returns its path.
+
+    `extras` is what follows the sizes in the folder's name, `prefix` is `backbone.` in the layout of 2025.
+    """
+    encoder = models_mae.build(f"{model}_encoder_only", img_size=size, patch_size=(16, 16), norm_stats=(-6.5, 3.5))
+    state = {prefix + name: tensor for name, tensor in {**encoder.state_dict(), **projectors}.items()}
+    state |= {f"text_encoder.{name}": tensor for name, tensor in (text or {}).items()}
+    state["logit_scale"] = torch.tensor(4.6)
+    path = root / published_name(model, size, rate=extras) / "checkpoint-1.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": state, "optimizer": {}, "epoch": 1, "args": argparse.Namespace(seed=0)}, path)
     return path

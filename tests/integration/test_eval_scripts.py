@@ -35,13 +35,14 @@ sys.exit(sys.argv[1:3].count(os.environ.get("FAILS")))
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the project's scripts in a folder with a space in its name."""
+    """A copy of the project's scripts, and its library, in a folder with a space in its name."""
     folder = tmp_path / "my m2d"
     (folder / "util").mkdir(parents=True)
     for name in EVAL_SCRIPTS:
         shutil.copy(ROOT / name, folder / name)
     for path in [*(ROOT / "util").glob("*.sh"), ROOT / "util" / "evar-requirements.txt"]:
         shutil.copy(path, folder / "util" / path.name)
+    (folder / "m2d").symlink_to(ROOT / "m2d")
     return folder
 
 
@@ -79,7 +80,12 @@ ALL = [*QUICK, ("us8k", 64), ("vc1", 64), ("voxforge", 64), ("nsynth", 64), ("su
 )
 @pytest.mark.parametrize(
     ("name", "config"),
-    [("m2d_vit_base-80x608p16x16p16k-240514-mr.7", "config/m2d.yaml"), ("x-80x608p16x16p32k-240413", "config/m2d_32k.yaml")],
+    [
+        ("m2d_vit_base-80x608p16x16p16k-240514-mr.7", "config/m2d.yaml"),
+        ("x-80x608p16x16p32k-240413", "config/m2d_32k.yaml"),
+        ("m2d_clap_vit_base-80x608p16x16p32kpA", "config/m2d_32k.yaml"),
+        ("m2d_clap_vit_base-80x608p16x16p16kpBpTI-like-p32k-x", "config/m2d.yaml"),
+    ],
 )
 def test_evaluation_calls(project, tmp_path, script, program, tasks, name, config):
     evar = add_evar(project)
@@ -317,7 +323,6 @@ def test_evaluation_goes_as_far_as_the_missing_data_set(project, tmp_path):
     imports = ["torchaudio", "torchlibrosa", "easydict", "librosa", "fire", "yaml", "sklearn", "nnAudio", "timm", "einops"]
     program = f"import sys; sys.path.append('..'); import {', '.join(imports)}; from m2d.runtime_audio import RuntimeM2D\n"
     (evar / "lineareval.py").write_text(program + "raise FileNotFoundError('work/16k/cremad')\n")
-    (project / "m2d").symlink_to(ROOT / "m2d")
     done, _ = bash(project / "quick_eval.sh", checkpoint(tmp_path / "run"), cwd=tmp_path)
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == "FileNotFoundError: work/16k/cremad"
 

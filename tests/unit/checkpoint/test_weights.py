@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from limits import file_size_limit
 from web_server import WebServer, breaking, content, redirect, trust
 
-from m2d.checkpoint.spec import parse_sizes_by_name, spec_of_path, spec_of_settings
+from m2d.checkpoint.spec import parse_sizes_by_name, spec_of_path, spec_of_settings, text_encoder_of_path
 from m2d.checkpoint.weights import (
     CheckpointError,
     checkpoints_in,
@@ -71,11 +71,30 @@ def training_checkpoint(model, epoch=1, args=None):
         ("m2d_vit_base-80x608p16x16p16k-261122-bs512-e300", ([80, 608], [16, 16], "16k", "m2d_vit_base")),
         ("m2d_vit_base-80x208p16x16-random", ([80, 208], [16, 16], "16k", "m2d_vit_base")),
         ("msm_mae_vit_base-80x208p16x16", ([80, 208], [16, 16], "16k", "msm_mae_vit_base")),
+        ("m2d_clap_vit_base-80x608p16x16-240128", ([80, 608], [16, 16], "16k", "m2d_clap_vit_base")),
+        ("m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025", ([80, 1001], [16, 16], "16k", "m2d_clap_vit_base")),
+        ("m2d_clap_vit_base-80x1001p16x16p16kpN-2025-stage1.1", ([80, 1001], [16, 16], "16k", "m2d_clap_vit_base")),
+        ("m2d_vit_base-80x608p16x16p16k-250826-AS+Resp400K", ([80, 608], [16, 16], "16k", "m2d_vit_base")),
+        ("m2d_clap_vit_base-80x608p16x16p32kpA", ([80, 608], [16, 16], "32k", "m2d_clap_vit_base")),
         ("backup of m2d_vit_large-80x608p16x16.pth", ([80, 608], [16, 16], "16k", "m2d_vit_large")),
     ],
 )
 def test_released_names_tell_their_sizes(name, sizes):
     assert tuple(parse_sizes_by_name(name)) == sizes
+
+
+@pytest.mark.parametrize(
+    ("name", "letter"),
+    [
+        ("m2d_clap_vit_base-80x608p16x16-240128", "A"),
+        ("m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025", "B"),
+        ("m2d_clap_vit_base-80x1001p16x16pN", "N"),
+        ("m2d_clap_vit_base-80x1001p16x16p32kpTIpR-x", "R"),
+        ("no sizes", "A"),
+    ],
+)
+def test_released_names_tell_their_text_encoder(name, letter):
+    assert text_encoder_of_path(f"runs/{name}/checkpoint-30.pth") == text_encoder_of_path(f"runs/{name}.pth") == letter
 
 
 @pytest.mark.parametrize("name", ["checkpoint-300", "m2d_vit_base-80x608", "80x608p16x16", "m2d_vit_base-80x608p16x16x3", ""])

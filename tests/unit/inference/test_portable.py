@@ -17,6 +17,7 @@ from examples.portable_m2d import PortableM2D
 from m2d.inference.runtime import RuntimeM2D
 
 FILE = Path(portable_m2d.__file__)
+PACKAGES = {"torch", "timm", "einops", "nnAudio", "numpy", "torchaudio", "transformers", "sentence_transformers"}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_it_runs_alone_in_an_empty_folder(weight_file, tmp_path):
 def test_its_imports_are_those_it_names():
     lines = [line.split() for line in FILE.read_text().splitlines()]
     imported = {words[1].split(".")[0] for words in lines if words and words[0] in ("import", "from")}
-    assert imported - sys.stdlib_module_names == {"torch", "timm", "einops", "nnAudio", "numpy", "torchaudio"}
+    assert imported - sys.stdlib_module_names == PACKAGES
 
 
 @torch.no_grad()
