@@ -29,6 +29,9 @@ out=${out:-gpu-$(date +%Y%m%d-%H%M%S)}
 mkdir -p "$out"
 out=$(realpath "$out")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+TORCHINDUCTOR_CACHE_DIR=$(mktemp -d)
+export TORCHINDUCTOR_CACHE_DIR
+trap 'rm -rf "$TORCHINDUCTOR_CACHE_DIR"' EXIT
 table=$out/table.txt
 : >"$table"
 spare=0
@@ -88,9 +91,13 @@ part step 130 "${step[@]}" --model $base "${batch[@]}" --gaps
 [ "$device" = cpu ] || part tests 120 "$PYTHON" -m pytest -m gpu -p no:cacheprovider --tb=short
 [ -z "$published" ] || part published 60 "${theirs[@]}" --model $base "${batch[@]}"
 part embedding 60 "${embedding[@]}"
-for option in $([ -n "$quick" ] || printf '%s ' "${options[@]}"); do
-  part "${option#--}" 70 "${step[@]}" --fast_only --model $base "${batch[@]}" "$option"
-done
+if [ -z "$quick" ]; then
+  part restart 40 "${step[@]}" --fast_only --model $base "${batch[@]}" --rounds 1 # compiled before: the cache is there
+  part compile_blocks 60 "${step[@]}" --fast_only --model $base "${batch[@]}" --compile_blocks
+  for option in "${options[@]}"; do
+    part "${option#--}" 50 "${step[@]}" --fast_only --model $base "${batch[@]}" --compile_blocks "$option"
+  done
+fi
 [ "$device" = cpu ] || part attention 30 "$PYTHON" -m benchmarks.attention
 part run_from_pack 80 "${run[@]}"
 part embed_files 60 "${files[@]}"

@@ -11,6 +11,7 @@ the step no kernel runs (CUDA).
 """
 
 import argparse
+import ast
 import statistics
 import time
 from contextlib import nullcontext
@@ -60,6 +61,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of what autocast covers")
     parser.add_argument("--compile", action="store_true", help="compile the fast step's model")
+    parser.add_argument("--compile_blocks", action="store_true", help="compile its blocks alone")
+    setting = "with --compile or --compile_blocks: a setting of torch._inductor.config; may be repeated"
+    parser.add_argument("--inductor", action="append", default=[], metavar="NAME=VALUE", help=setting)
     parser.add_argument("--short_attention", action="store_true", help="the fast step's attention by our Triton kernels")
     parser.add_argument("--activation_checkpointing", action="store_true", help="recompute the fast step's activations")
     parser.add_argument("--steps", type=int, default=2, help="of each round")
@@ -91,8 +95,9 @@ class Step:
         if compiled:
             self.model.recompute_activations(args.activation_checkpointing)
             self.model.use_short_attention(args.short_attention)
-            if args.compile:
-                compute.compile_in_place(self.model)
+            if args.compile or args.compile_blocks:
+                options = {name: ast.literal_eval(value) for name, value in (each.split("=") for each in args.inductor)}
+                compute.compile_in_place(self.model, args.compile_blocks, options or None)
 
     def forward(self, x: torch.Tensor, target: torch.Tensor | None, plan: MaskPlan) -> torch.Tensor:
         """The loss."""

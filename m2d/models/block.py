@@ -74,9 +74,11 @@ class Block(nn.Module):
 
     Attributes:
         recompute: discard the activations and recompute them in the backward pass (Chen et al., 2016).
+        compiled: what computes the block in training in place of its own code: see `compiled_block`.
     """
 
     recompute = False
+    compiled: Callable[["Block", torch.Tensor, int], torch.Tensor] | None = None
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0, norm_layer: Callable[[int], nn.Module] = LayerNorm):
         super().__init__()
@@ -87,13 +89,19 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Tokens `[B, N, D]` to tokens `[B, N - first, D]`: those before `first` are attended to, but not computed."""
+        compute = self.compiled if self.compiled is not None and self.training else Block._forward
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, first, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return self._forward(x, first)
+            return checkpoint(compute, self, x, first, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return compute(self, x, first)
 
     def _forward(self, x: torch.Tensor, first: int) -> torch.Tensor:
         x = x[:, first:] + self.attn(self.norm1(x), first)
         return x + self.mlp(self.norm2(x))
+
+
+def compiled_block(**options) -> Callable[[Block, torch.Tensor, int], torch.Tensor]:
+    """A block's code, compiled on first use: once for all blocks and inputs of the same sizes. `options`: torch.compile's."""
+    return torch.compile(Block._forward, dynamic=False, **options)
 
 
 def make_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float, norm_layer: Callable) -> nn.ModuleList:

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import nn
 
 from ..utils.errors import UserError
-from .block import Attention, Block, LayerNorm, make_blocks
+from .block import Attention, Block, LayerNorm, compiled_block, make_blocks
 from .masking import Masking, MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
 from .pos_embed import resize_positions, sincos_positions
 
@@ -142,6 +142,13 @@ class AudioViT(nn.Module):
         for module in self.modules():
             if isinstance(module, Block):
                 module.recompute = on
+
+    def compile_blocks(self, on: bool = True, **options) -> None:
+        """Compute the blocks by compiled code in training (see `compiled_block`): alike ones are compiled once, on first use."""
+        compiled = compiled_block(**options) if on else None
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compiled = compiled
 
     def use_short_attention(self, on: bool = True) -> None:
         """Compute attention by our own kernels where they fit (CUDA, half precision, up to 256 tokens); else by torch's.

@@ -29,6 +29,7 @@ def check(settings: Settings, families: Sequence[str]) -> None:
     _check_start(settings)
     _check_noise(settings)
     _check_offline(settings)
+    _check_compilation(settings)
     _check_sharding(settings)
     _check_lists(settings)
     _check_probe(settings)
@@ -126,13 +127,19 @@ def _check_offline(settings: Settings) -> None:
         raise UserError(f"--loss_off {loss.loss_off} needs a teacher: --model m2d_x_vit_* with --teacher CHECKPOINT")
 
 
+def _check_compilation(settings: Settings) -> None:
+    machine = settings.machine
+    if machine.compile_blocks and machine.compile is False:
+        raise UserError("--compile_blocks and --no_compile exclude each other")
+
+
 def _check_sharding(settings: Settings) -> None:
     machine = settings.machine
     if not machine.fsdp:
         return
     if world_size() < 2:
         raise UserError("--fsdp shards a model across processes: start several by torchrun --nproc_per_node=N")
-    if machine.compile:
+    if machine.compile or machine.compile_blocks:
         raise UserError("--compile and --fsdp do not work together here: omit one of them")
     if machine.device.startswith("cuda") and torch.cuda.is_available() and not settings.optim.bf16:
         raise UserError("--fsdp takes --bf16 on CUDA: float16's loss scaling is not done for sharded gradients")

@@ -5,14 +5,16 @@ several processes or sharded.
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from ..checkpoint.download import cache_folder
+from ..models.vit import AudioViT
 from ..utils.malloc import keep_freed_memory
 
 logger = logging.getLogger("m2d")
@@ -66,28 +68,47 @@ def total_memory(device: torch.device) -> int | None:
     return min(limits, default=None)
 
 
-def compile_in_place(model: nn.Module) -> None:
-    """Compile a model's forward for its one input size."""
-    model.compile(dynamic=False)
+def keep_compiled_code() -> None:
+    """Let the compiler keep its results in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another one.
+
+    torch's own place is below /tmp, which does not outlive a machine or a container: a resumed run would compile again. It is
+    kept where the user's folder cannot be written.
+    """
+    folder = cache_folder() / "compiled"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
-def try_compile(model: nn.Module, try_step: Callable[[], None]) -> bool:
+def compile_in_place(model: AudioViT, by_block: bool = False, options: dict | None = None) -> None:
+    """Compile a model's forward for its one input size, or its blocks alone; `options` are of torch._inductor.config."""
+    if by_block:
+        model.compile_blocks(options=options)
+    else:
+        model.compile(dynamic=False, options=options)
+
+
+def try_compile(model: AudioViT, try_step: Callable[[], None], by_block: bool = False) -> bool:
     """Compile a model's forward in place and try it; where that fails, log why and run the model uncompiled.
 
     Args:
         model: the model.
         try_step: one forward and backward pass, after which nothing but gradients has changed.
+        by_block: compile the blocks alone: less code, of which a model of many alike blocks needs little.
 
     Returns:
         whether the model is compiled.
     """
     begin = time.perf_counter()
-    compile_in_place(model)
+    keep_compiled_code()
+    compile_in_place(model, by_block)
     try:
         try_step()
     except Exception as error:
         # Whatever makes the compiler fail, the model itself runs without it.
         model._compiled_call_impl = None
+        model.compile_blocks(False)
         logger.warning("not compiled, running as it is: %s: %s", type(error).__name__, str(error).strip().split("\n")[0])
         return False
     finally:

@@ -1,5 +1,7 @@
 """What makes a training step fast changes no loss: each optimisation on and off under a fixed seed."""
 
+import copy
+import os
 import platform
 import subprocess
 import sys
@@ -28,9 +30,18 @@ def settings(monkeypatch):
     class Settings:
         model, input_size, patch_size, mask_ratio = "m2d_vit_tiny", "80x48", "16x16", 0.6
         batch_size, device, precision = 4, "cpu", "fp32"
-        compile, activation_checkpointing, short_attention = False, False, False
+        compile, compile_blocks, inductor = False, False, []
+        activation_checkpointing, short_attention = False, False
 
     return Settings
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Nothing compiled is left from or for other tests: torch compiles a function for a few kinds of inputs alone."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 def losses(settings, choices: Choices, fast: bool = True) -> torch.Tensor:
@@ -113,10 +124,68 @@ def test_in_low_precision_each_optimisation_stays_within_the_spread_of_two_seeds
 
 
 @pytest.mark.slow
-def test_the_compiled_step_gives_the_same_losses(settings):
+@pytest.mark.parametrize("how", ["compile", "compile_blocks"])
+def test_the_compiled_step_gives_the_same_losses(settings, how, fresh_compiler):
     plain = losses(settings, Choices())
-    settings.compile = True
+    setattr(settings, how, True)
     torch.testing.assert_close(losses(settings, Choices()), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_alike_blocks_are_compiled_once_and_in_training_alone(settings, fresh_compiler):
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    step = Step(settings, Choices(), True)
+    plain = copy.deepcopy(step.model)
+    step.model.compile_blocks(backend=backend)
+    batch = make_batch(step)
+    for model in (plain, step.model):
+        model(batch[0], batch[2])[0].backward()
+    # The online encoder's blocks, the target encoder's without gradient, the predictor's, and its last one.
+    depths = [len(blocks) for blocks in (step.model.blocks, step.model.target_blocks, step.model.decoder_blocks)]
+    assert len(compiled) == 4 < sum(depths)
+    for one, other in zip(plain.parameters(), step.model.parameters(), strict=True):
+        assert one.grad is None if other.grad is None else torch.equal(one.grad, other.grad)
+    step.model.eval()
+    step.model(torch.cat([batch[0]] * 2), 0.6)
+    assert len(compiled) == 4
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled_blocks_and_recomputed_activations_go_together(settings, recompute, fresh_compiler):
+    expected = losses(settings, Choices())
+    step = Step(settings, Choices(), True)
+    step.model.compile_blocks(backend="aot_eager")
+    step.model.recompute_activations(recompute)
+    torch.manual_seed(1)
+    found = []
+    for _ in range(STEPS):
+        batch = make_batch(step)
+        with torch.no_grad():
+            found.append(step.forward(*batch))
+        step(*batch)
+    torch.testing.assert_close(torch.stack(found), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_code_is_kept_in_the_users_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("M2D_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
+    compute.keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    compute.keep_compiled_code()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache/compiled")
+
+
+def test_where_the_users_cache_folder_cannot_be_written_torchs_own_place_stays(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("M2D_CACHE", str(tmp_path / "file"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    compute.keep_compiled_code()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def test_a_model_that_does_not_compile_runs_as_it_is(caplog, monkeypatch):
