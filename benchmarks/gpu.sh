@@ -73,7 +73,7 @@ else
   run+=(--bf16)
 fi
 base=m2d_vit_base batch=(--batch_size 512)
-options=(--short_attention)
+options=(--short_attention --recompute_gelu --half_target)
 if [ -n "$quick" ]; then
   base=m2d_vit_tiny batch=()
   step+=("${options[@]}")

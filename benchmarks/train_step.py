@@ -65,6 +65,8 @@ def parse() -> argparse.Namespace:
     setting = "with --compile or --compile_blocks: a setting of torch._inductor.config; may be repeated"
     parser.add_argument("--inductor", action="append", default=[], metavar="NAME=VALUE", help=setting)
     parser.add_argument("--short_attention", action="store_true", help="the fast step's attention by our Triton kernels")
+    parser.add_argument("--recompute_gelu", action="store_true", help="the fast step's GELUs once more in the backward pass")
+    parser.add_argument("--half_target", action="store_true", help="the fast step's target encoder with tokens in half precision")
     parser.add_argument("--activation_checkpointing", action="store_true", help="recompute the fast step's activations")
     parser.add_argument("--steps", type=int, default=2, help="of each round")
     parser.add_argument("--warmup", type=int, default=1, help="steps before, in each round")
@@ -94,6 +96,8 @@ class Step:
         self.trained = trained
         if compiled:
             self.model.recompute_activations(args.activation_checkpointing)
+            self.model.recompute_gelu(args.recompute_gelu)
+            self.model.half_target = args.half_target
             self.model.use_short_attention(args.short_attention)
             if args.compile or args.compile_blocks:
                 options = {name: ast.literal_eval(value) for name, value in (each.split("=") for each in args.inductor)}

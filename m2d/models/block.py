@@ -63,6 +63,26 @@ class Attention(nn.Module):
         return self.proj(attend(self.qkv(x), self.num_heads, first, self.short))
 
 
+class FeedForward(Mlp):
+    """timm's MLP: linear, exact GELU, linear.
+
+    Attributes:
+        recompute_gelu: compute the GELU again in the backward pass, in place of keeping its output.
+    """
+
+    recompute_gelu = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Tokens `[B, N, D]` to tokens `[B, N, D]`."""
+        if not (self.recompute_gelu and torch.is_grad_enabled()):
+            return super().forward(x)
+        # The backward pass stops computing again once it has the second layer's input.
+        return checkpoint(self._from_gelu, self.fc1(x), use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
+
+    def _from_gelu(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(hidden))
+
+
 class Block(nn.Module):
     """Pre-norm block with exact GELU.
 
@@ -85,7 +105,7 @@ class Block(nn.Module):
         self.norm1 = norm_layer(width)
         self.attn = Attention(width, num_heads)
         self.norm2 = norm_layer(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.mlp = FeedForward(width, int(width * mlp_ratio))
 
     def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Tokens `[B, N, D]` to tokens `[B, N - first, D]`: those before `first` are attended to, but not computed."""

@@ -42,11 +42,16 @@ class M2DViT(MaskedPredictorViT):
         target_layers: blocks of the target encoder whose mean output is the target; None: the last block.
         sizes: the arguments of MaskedPredictorViT, without output_dim.
 
+    Attributes:
+        half_target: under autocast, keep the target encoder's tokens between its blocks in autocast's precision, in place of
+            float32.
+
     Raises:
         ValueError: an unknown loss, or a target layer beyond the encoder's depth.
     """
 
     has_ema_target = True
+    half_target = False
 
     def __init__(
         self,
@@ -88,11 +93,14 @@ class M2DViT(MaskedPredictorViT):
     def forward_target_encoder(self, x: torch.Tensor, drop_cls: bool = True) -> torch.Tensor:
         """Target for embedded patches `[B, N, D]`: `[B, N, D]`, or `[B, 1 + N, D]` with the class token, without gradient."""
         x = self.with_cls_token(x)
+        is_half = self.half_target and torch.is_autocast_enabled(x.device.type)
+        if is_half:
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         chosen = []
         for i, block in enumerate(self.used_target_blocks()):
             x = block(x)
             if i in self.target_layers:
-                chosen.append(x)
+                chosen.append(x.float() if is_half else x)
         x = self.target_norm(torch.stack(chosen).mean(dim=0) if chosen else x)
         return self.drop_cls_token(x) if drop_cls else x
 

@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import nn
 
 from ..utils.errors import UserError
-from .block import Attention, Block, LayerNorm, compiled_block, make_blocks
+from .block import Attention, Block, FeedForward, LayerNorm, compiled_block, make_blocks
 from .masking import Masking, MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
 from .pos_embed import resize_positions, sincos_positions
 
@@ -139,16 +139,15 @@ class AudioViT(nn.Module):
 
     def recompute_activations(self, on: bool = True) -> None:
         """Trade time for memory: recompute the blocks' activations in the backward pass."""
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.recompute = on
+        self._set(Block, "recompute", on)
+
+    def recompute_gelu(self, on: bool = True) -> None:
+        """Recompute in the backward pass the blocks' GELU alone, whose output is a quarter of what they keep."""
+        self._set(FeedForward, "recompute_gelu", on)
 
     def compile_blocks(self, on: bool = True, **options) -> None:
         """Compute the blocks by compiled code in training (see `compiled_block`): alike ones are compiled once, on first use."""
-        compiled = compiled_block(**options) if on else None
-        for module in self.modules():
-            if isinstance(module, Block):
-                module.compiled = compiled
+        self._set(Block, "compiled", compiled_block(**options) if on else None)
 
     def use_short_attention(self, on: bool = True) -> None:
         """Compute attention by our own kernels where they fit (CUDA, half precision, up to 256 tokens); else by torch's.
@@ -158,9 +157,13 @@ class AudioViT(nn.Module):
         """
         if on and find_spec("triton") is None:
             raise UserError("short attention needs triton, which is not installed: pip install triton, or turn it off")
+        self._set(Attention, "short", on)
+
+    def _set(self, kind: type[nn.Module], name: str, value: object) -> None:
+        """Set an attribute of every module of a kind."""
         for module in self.modules():
-            if isinstance(module, Attention):
-                module.short = on
+            if isinstance(module, kind):
+                setattr(module, name, value)
 
     @staticmethod
     def get_cls_token(x: torch.Tensor) -> torch.Tensor:

@@ -239,6 +239,8 @@ class MachineSettings:
         10.0, "minutes after which a run of several processes ends if one of them does not answer", low=0.01
     )
     activation_checkpointing: bool = switch(False, "recompute activations in the backward pass, to save memory")
+    recompute_gelu: bool = switch(False, "recompute the GELUs in the backward pass, to save a quarter of the activations' memory")
+    half_target: bool = switch(False, "keep the target encoder's tokens in half precision between its blocks (CUDA)")
     short_attention: bool = switch(False, "attention by our Triton kernels where they fit: CUDA, half precision, <= 256 tokens")
 
 

@@ -30,6 +30,8 @@ PEAK_FLOPS = {
 }
 #: Values kept for the backward pass by each token of each block, per unit of width (measured: 16.1 to 16.9).
 _KEPT_VALUES = 16.5
+#: Of these, the outputs of its GELU.
+_GELU_VALUES = 4.0
 #: Bytes of a kept value: half of the operations of mixed precision keep float32 (measured on an H100).
 _KEPT_BYTES = {torch.float32: 4.0, torch.float16: 2.5, torch.bfloat16: 2.5}
 #: Share of the measured peak that a step reaches, for estimates before the first one.
@@ -81,7 +83,8 @@ def step_memory(model: Any, mask_ratio: float, batch_size: int, precision: torch
     blocks = [(block, keep_count(length, mask_ratio) + 1) for block in model.blocks]
     blocks += [(block, length + 1) for block in model.decoder_blocks]
     values = sum(tokens * block.mlp.fc1.in_features for block, tokens in blocks)
-    return parameters + batch_size * values * (4.0 if recomputed else _KEPT_VALUES * _KEPT_BYTES[precision])
+    kept = _KEPT_VALUES - _GELU_VALUES * model.blocks[0].mlp.recompute_gelu
+    return parameters + batch_size * values * (4.0 if recomputed else kept * _KEPT_BYTES[precision])
 
 
 def run_seconds(clips: int, flops_per_clip: float, device_flops: float) -> float:

@@ -104,6 +104,7 @@ MAE = Program(
         "ema_decay_init",
         "ema_decay",
         "target_layers",
+        "half_target",
         "fsdp",
         *_CAPTION_FLAGS,
     ),

@@ -176,6 +176,8 @@ def make_trainer(
     if device.type == "cpu":
         use_onednn_if_faster(model)
     model.recompute_activations(machine.activation_checkpointing)
+    model.recompute_gelu(machine.recompute_gelu)
+    model.half_target = machine.half_target
     model.use_short_attention(machine.short_attention)
     mask = MaskRule(model.grid_size(), settings.model.mask_ratio, settings.run.seed, settings.model.cont_mask)
     noise = (noise_stats, settings.data.noise_ratio, settings.data.swap_inputs)

@@ -76,7 +76,11 @@ def test_defaults(program):
 @pytest.mark.parametrize(
     ("program", "absent"),
     [
-        (MAE, "teacher swap_inputs csv_bg_noise noise_ratio loss_fn loss_m2d loss_off ema_decay_init ema_decay target_layers"),
+        (
+            MAE,
+            "teacher swap_inputs csv_bg_noise noise_ratio loss_fn loss_m2d loss_off ema_decay_init ema_decay target_layers "
+            "half_target",
+        ),
         (AS, "teacher swap_inputs min_ds_size"),
         (SPEECH, "teacher swap_inputs min_ds_size"),
         (M2D, "file_caption missing_captions text_encoder sem_mode published_gradient weighted"),
@@ -355,3 +359,8 @@ def test_help_ends_with_exit_status_0(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(program_of(M2D), ["--help"])
     assert stopped.value.code == 0 and "--mask_ratio" in capsys.readouterr().out
+
+
+def test_compilation_cannot_be_asked_for_and_refused():
+    with pytest.raises(ValueError, match="--compile_blocks and --no_compile exclude each other"):
+        check(settings_of(M2D, ["--compile_blocks", "--no_compile"]), program_of(M2D).families)

@@ -31,7 +31,7 @@ def settings(monkeypatch):
         model, input_size, patch_size, mask_ratio = "m2d_vit_tiny", "80x48", "16x16", 0.6
         batch_size, device, precision = 4, "cpu", "fp32"
         compile, compile_blocks, inductor = False, False, []
-        activation_checkpointing, short_attention = False, False
+        activation_checkpointing, short_attention, recompute_gelu, half_target = False, False, False, False
 
     return Settings
 
@@ -69,10 +69,30 @@ def test_each_optimisation_alone_changes_no_loss(settings, name):
     torch.testing.assert_close(losses(settings, replace(Choices(), **{name: False})), fast, rtol=1e-5, atol=1e-6)
 
 
-def test_recomputed_activations_give_the_same_losses_to_the_bit(settings):
+@pytest.mark.parametrize("what", ["activation_checkpointing", "recompute_gelu"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_activations_give_the_same_losses_to_the_bit(settings, what, precision):
+    settings.precision = precision
     stored = losses(settings, Choices())
-    settings.activation_checkpointing = True
+    setattr(settings, what, True)
     assert torch.equal(losses(settings, Choices()), stored)
+
+
+@pytest.mark.parametrize("family", ["m2d", "m2d_d2v"])
+@pytest.mark.parametrize("target_layers", [None, (0, 1)])
+def test_a_target_encoder_in_half_precision_gives_near_losses(settings, family, target_layers, monkeypatch):
+    builder = models_mae.BUILDERS[f"{family}_vit_tiny"]
+    monkeypatch.setitem(models_mae.BUILDERS, "one", replace(builder, sizes={**builder.sizes, "target_layers": target_layers}))
+    settings.model = "one"
+    plain = losses(settings, Choices())
+    settings.half_target = True
+    assert torch.equal(losses(settings, Choices()), plain)  # without autocast there is no other precision
+    settings.precision = "bf16"
+    half = losses(settings, Choices())
+    settings.half_target = False
+    mixed = losses(settings, Choices())
+    torch.testing.assert_close(half, mixed, rtol=5e-3, atol=5e-3)
+    assert not torch.equal(half, mixed)
 
 
 def test_recomputed_activations_are_not_kept(settings):
@@ -92,6 +112,9 @@ def test_recomputed_activations_are_not_kept(settings):
         return total
 
     everything = kept_bytes()
+    model.recompute_gelu()
+    assert kept_bytes() < 0.85 * everything
+    model.recompute_gelu(False)
     model.recompute_activations()
     assert kept_bytes() < 0.5 * everything
     model.recompute_activations(False)
@@ -119,6 +142,9 @@ def test_in_low_precision_each_optimisation_stays_within_the_spread_of_two_seeds
     for name in [field.name for field in fields(Choices)]:
         without = curve(settings, replace(Choices(), **{name: False}), seed=1)
         assert (without - fast).abs().max() < spread, name
+    settings.half_target = True
+    assert (curve(settings, Choices(), seed=1) - fast).abs().max() < spread
+    settings.half_target = False
     settings.precision = "fp32"
     assert (curve(settings, Choices(), seed=1) - fast).abs().max() < spread
 
@@ -214,9 +240,18 @@ def test_flops_of_a_step_by_hand():
     assert step_flops(model, 0.7) == pytest.approx(3 * (online + predictor) + target, rel=0.03)
 
 
-@pytest.mark.parametrize(("name", "mask_ratio"), [("m2d_vit_tiny", 0.7), ("msm_mae_vit_tiny", 0.75), ("m2d_x_vit_tiny", 0.7)])
-def test_the_estimated_memory_is_what_the_backward_pass_keeps(name, mask_ratio):
+@pytest.mark.parametrize(
+    ("name", "mask_ratio", "recompute_gelu"),
+    [
+        ("m2d_vit_tiny", 0.7, False),
+        ("m2d_vit_tiny", 0.7, True),
+        ("msm_mae_vit_tiny", 0.75, False),
+        ("m2d_x_vit_tiny", 0.7, False),
+    ],
+)
+def test_the_estimated_memory_is_what_the_backward_pass_keeps(name, mask_ratio, recompute_gelu):
     model = models_mae.build(name, img_size=(80, 208), patch_size=16).train()
+    model.recompute_gelu(recompute_gelu)
     batch, kept = torch.randn(2, 1, 80, 208), {}
 
     def remember(tensor):
