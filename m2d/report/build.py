@@ -27,7 +27,7 @@ SAMPLES_SHOWN = 3
 QUERIES, NEIGHBOURS = 5, 4
 _BINS = 30
 #: Flags that tell where a run was, not what it is.
-_PLACES = {"output_dir", "log_dir", "num_workers", "pin_mem", "rank_timeout", "save_minutes", "auto_resume", "keep_last"}
+_PLACES = set("output_dir log_dir tracker num_workers pin_mem rank_timeout save_minutes auto_resume keep_last".split())
 
 logger = logging.getLogger("m2d")
 

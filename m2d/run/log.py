@@ -1,15 +1,15 @@
-"""Run logging on rank 0: console, console.txt, log.txt, TensorBoard."""
+"""Run logging on rank 0: console, console.txt, log.txt, TensorBoard and other trackers."""
 
 import errno
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -39,19 +39,35 @@ def errors_alone() -> None:
         handler.setLevel(logging.ERROR)
 
 
+class Tracker(Protocol):
+    """What else takes a run's figures; its methods raise whatever goes wrong."""
+
+    name: str
+
+    def log(self, x: int, values: Mapping[str, float]) -> None:
+        """Figures at x = 1000 · epoch position, in order; one x may come in several parts."""
+        ...
+
+    def close(self) -> None:
+        """The run ends here."""
+        ...
+
+
 class RunLog:
     """The logs in a run's folder; does nothing on ranks other than 0. Write errors are logged; training continues.
 
     Args:
         folder: the run's folder; None on the ranks that do not write.
-        tensorboard: folder of the TensorBoard files; none: the run's.
+        tensorboard: folder of the TensorBoard files; empty: the run's; None: no TensorBoard.
         start: where the run is resumed, in epochs: what an interrupted run logged beyond that is removed.
+        trackers: where the figures go too.
     """
 
-    def __init__(self, folder: Path | None, tensorboard: str = "", start: float = 0.0):
+    def __init__(self, folder: Path | None, tensorboard: str | None = "", start: float = 0.0, trackers: Sequence[Tracker] = ()):
         self.folder: Any = folder
-        self._start = start
-        self._events_folder, self._purge_step = tensorboard or str(folder), int(1000 * start) + 1
+        self._start, self._trackers = start, trackers
+        self._events_folder = None if tensorboard is None else tensorboard or str(folder)
+        self._purge_step = int(1000 * start) + 1
         self._console: logging.Handler | None = None
         self._events: EventFile | None = None
         if folder is None:
@@ -85,8 +101,11 @@ class RunLog:
         write_text(path, "".join(f"{line}\n" for line in kept))
 
     def scalars(self, x: int, **values: float) -> None:
-        """TensorBoard scalars at x = 1000 · epoch position."""
+        """Figures for TensorBoard and trackers at x = 1000 · epoch position."""
         if self.folder is None or not values:
+            return
+        self._track(x, values)
+        if self._events_folder is None:
             return
         with self._reported("events.out.tfevents"):
             try:
@@ -105,20 +124,39 @@ class RunLog:
                 events.close()
 
     def epoch(self, **values: float) -> None:
-        """One JSON object in log.txt."""
-        if self.folder is not None:
-            with self._reported("log.txt"):
-                _append(self.folder / "log.txt", f"{json.dumps(values)}\n".encode())
+        """One JSON object in log.txt; for trackers, its figures as `epoch/NAME`."""
+        if self.folder is None:
+            return
+        with self._reported("log.txt"):
+            _append(self.folder / "log.txt", f"{json.dumps(values)}\n".encode())
+        if "epoch" in values:
+            self._track(int(1000 * values["epoch"]), {f"epoch/{k}": v for k, v in values.items() if k != "epoch"})
+
+    def _track(self, x: int, values: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            with _tracked(tracker):
+                tracker.log(x, values)
 
     def close(self) -> None:
         """Close the files."""
         if self._events is not None:
             with self._reported("events.out.tfevents"):
                 self._events.close()
+        for tracker in self._trackers:
+            with _tracked(tracker):
+                tracker.close()
         if self._console is not None:
             logger.removeHandler(self._console)
             with self._reported("console.txt"):
                 self._console.close()
+
+
+@contextmanager
+def _tracked(tracker: Tracker) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of whatever kind a service's package has: training is worth more than a curve
+        logger.error("--tracker %s failed, training continues: %s", tracker.name, error)
 
 
 class _ConsoleHandler(logging.StreamHandler):

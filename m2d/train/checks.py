@@ -10,6 +10,7 @@ from ..models import registry
 from ..utils.errors import UserError
 from .config import INFINITY, Settings
 from .distributed.launch import world_size
+from .monitoring.trackers import check_trackers
 
 N_MELS = 80
 
@@ -33,6 +34,7 @@ def check(settings: Settings, families: Sequence[str]) -> None:
     _check_sharding(settings)
     _check_lists(settings)
     _check_probe(settings)
+    _check_trackers(settings)
 
 
 def _check_model(settings: Settings, families: Sequence[str]) -> None:
@@ -143,3 +145,10 @@ def _check_sharding(settings: Settings) -> None:
         raise UserError("--compile and --fsdp do not work together here: omit one of them")
     if machine.device.startswith("cuda") and torch.cuda.is_available() and not settings.optim.bf16:
         raise UserError("--fsdp takes --bf16 on CUDA: float16's loss scaling is not done for sharded gradients")
+
+
+def _check_trackers(settings: Settings) -> None:
+    output = settings.output
+    if output.log_dir and "tensorboard" not in output.tracker:
+        raise UserError("--log_dir has no effect without tensorboard in --tracker")
+    check_trackers(output.tracker)

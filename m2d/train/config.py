@@ -16,6 +16,7 @@ from ..models.m2d import LOSS_TYPES
 from ..utils.program import ArgumentParser
 
 INFINITY = math.inf
+TRACKERS = ("tensorboard", "wandb", "trackio")
 
 
 # ---------------------------------------------------------------- values of flags
@@ -64,6 +65,15 @@ def layer_list(text: str) -> tuple[int, ...]:
     if not all(type(v) is int for v in value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of block numbers such as [0,2]")
     return tuple(value)
+
+
+def tracker_list(text: str) -> tuple[str, ...]:
+    """Names of trackers such as tensorboard,wandb; an empty text for none."""
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in TRACKERS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is no tracker: choose from {', '.join(TRACKERS)}")
+    return tuple(dict.fromkeys(names))
 
 
 # ---------------------------------------------------------------- settings
@@ -213,6 +223,9 @@ class OutputSettings:
     """output"""
 
     output_dir: str = flag("", "folder of the run; none: named after the settings", alias="out")
+    tracker: tuple[str, ...] = flag(
+        ("tensorboard",), f"where figures go beside log.txt: {', '.join(TRACKERS)}, joined by commas", parse=tracker_list
+    )
     log_dir: str = flag("", "folder of the TensorBoard files; none: the run's")
     auto_resume: bool = switch(False, "resume the run in the output folder, if there is one, at its exact step")
     save_minutes: float = flag(10.0, "minutes between writes of last.pth", low=0)

@@ -18,8 +18,9 @@ from ..run.evar import evaluate_by_evar
 from ..run.log import RunLog
 from .cost import run_seconds, step_memory
 from .device import peak_memory, synchronize, total_memory
-from .distributed.collectives import from_rank0
+from .distributed.collectives import from_rank0, run_on_all_ranks
 from .metrics import Throughput
+from .monitoring.trackers import open_trackers
 from .programs import Program
 from .trainer import Trainer, TrainState
 
@@ -42,7 +43,11 @@ class RunOutput:
         self.folder, self._program, self._began = folder, program, time.monotonic()
         self._settings = trainer.settings.output
         is_main = trainer.launch.is_main
-        self._log = RunLog(folder if is_main else None, self._settings.log_dir, start)
+        names = self._settings.tracker
+        values = trainer.settings.as_dict()
+        trackers = run_on_all_ranks(trainer.launch, lambda: open_trackers(names, values, folder) if is_main else [])
+        tensorboard = self._settings.log_dir if "tensorboard" in names else None
+        self._log = RunLog(folder if is_main else None, tensorboard, start, trackers)
         self._writer = CheckpointWriter(folder, self._settings.save_minutes, self._settings.keep_last) if is_main else None
 
     def announce(self, state: TrainState, data: AudioDataset) -> None:
@@ -64,7 +69,10 @@ class RunOutput:
             sampler.per_update,
             trainer.peak_lr,
         )
-        logger.info("TensorBoard: tensorboard --logdir %s (its steps are 1000 x epochs)", self._settings.log_dir or self.folder)
+        if "tensorboard" in self._settings.tracker:
+            logger.info(
+                "TensorBoard: tensorboard --logdir %s (its steps are 1000 x epochs)", self._settings.log_dir or self.folder
+            )
         if trainer.settings.optim.warmup_epochs >= run.epochs:
             longer = (trainer.settings.optim.warmup_epochs, run.epochs)
             logger.warning("--warmup_epochs %d of --epochs %d: the learning rate never reaches its peak", *longer)

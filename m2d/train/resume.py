@@ -24,7 +24,7 @@ from .trainer import Trainer, TrainState
 FREE = set(
     "accum_iter auto_resume batch_size csv_val eval_after feature_eval_freq force_start_epoch fsdp keep_best keep_last "
     "log_dir num_workers output_dir pin_mem probe probe_freq rank_timeout resume resume_partial save_freq "
-    "save_minutes stop_at".split()
+    "save_minutes stop_at tracker".split()
 )
 #: ... or change it in a way that a user may want, if only in rounding; a warning names them.
 ALLOWED = set(
