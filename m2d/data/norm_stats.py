@@ -36,9 +36,8 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 def drawn_clips(store: ClipStore, n_files: int) -> np.ndarray:
-    """The clips that are measured: all, or `n_files` evenly spread over the list."""
-    count = min(len(store), n_files)
-    return np.arange(count) * len(store) // count
+    """The clips that are measured: all, or `n_files` spread over the list."""
+    return store.spread(min(len(store), n_files))
 
 
 def measure_stats(

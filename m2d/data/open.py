@@ -1,4 +1,4 @@
-"""Opening a list of clips, whatever its kind: a CSV of files, or a pack."""
+"""Opening a list of clips, whatever its kind: a CSV of files, a pack, or several of these."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 from .clip_list import read_list
 from .feature_store import FeatureStore, NpzStore
 from .file_store import NpyStore
+from .mixture.spec import split_lists
+from .mixture.store import MixedFeatureStore, MixedStore
 from .pack.format import is_pack
 from .pack.store import PackFeatureStore, PackStore
 from .store import ClipStore
@@ -23,7 +25,8 @@ def open_store(
     """The clips of a list.
 
     Args:
-        path: a CSV with a column `file_name` of .npy files, or a pack (`m2d pack`).
+        path: a CSV with a column `file_name` of .npy files, or a pack (`m2d pack`); a text may name several
+            (`mixture.spec.split_lists`).
         data_path: folder that the file names of a CSV are relative to.
         n_mels: mel bands expected.
         sort: order the clips by file name; otherwise keep the list's order.
@@ -33,6 +36,10 @@ def open_store(
     Raises:
         FileNotFoundError, FileError: the list cannot be used, or files are missing.
     """
+    if isinstance(path, str):
+        lists = split_lists(path)
+        stores = [open_store(Path(each.path), data_path, n_mels, sort, columns, optional, check) for each in lists]
+        return stores[0] if len(stores) == 1 else MixedStore(stores, [each.weight for each in lists])
     if is_pack(path):
         return PackStore(path, n_mels, sort, columns, optional)
     clip_list = read_list(path, columns, optional)
@@ -48,7 +55,7 @@ def open_features(
     """The speech clips of a list, sorted by file name.
 
     Args:
-        path: a CSV with a column `file_name` of .npz files, or a pack of them.
+        path: a CSV with a column `file_name` of .npz files, or a pack of them; a text may name several.
         data_path: folder that the file names of a CSV are relative to.
         n_mels: mel bands expected.
         patch_frames: frames that a patch spans.
@@ -57,6 +64,10 @@ def open_features(
     Raises:
         FileNotFoundError, FileError: the list cannot be used, or files are missing.
     """
+    if isinstance(path, str):
+        lists = split_lists(path)
+        stores = [open_features(Path(each.path), data_path, n_mels, patch_frames, check) for each in lists]
+        return stores[0] if len(stores) == 1 else MixedFeatureStore(stores, [each.weight for each in lists])
     if is_pack(path):
         return PackFeatureStore(path, n_mels, patch_frames)
     store = NpzStore(read_list(path).sort(), data_path, n_mels, patch_frames)

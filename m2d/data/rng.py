@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     WEIGHTED = 7
     QUALITY = 8
     CAPTION = 9
+    LIST_ORDER = 10
 
 
 def _signed(value: int) -> int:

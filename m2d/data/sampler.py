@@ -47,6 +47,49 @@ class NoiseOrder:
         return order
 
 
+class MixedOrder:
+    """The order of an epoch that takes from each of several lists a share of its own.
+
+    Of each list every clip comes once, in random order, before any comes again, over all epochs.
+
+    Args:
+        seed: the run's seed.
+        counts: clips of each list, int64 `[lists]`; the clips of all are numbered one list after the other.
+        weights: how often each clip of a list comes, compared with those of the others.
+        samples: entries of an epoch.
+
+    Raises:
+        UserError: a list's share of an epoch is less than one clip.
+    """
+
+    def __init__(self, seed: int, counts: np.ndarray, weights: np.ndarray, samples: int):
+        self.seed, self.counts = seed, counts
+        ends = np.cumsum(counts * weights)
+        self.shares = np.diff(np.rint(ends / ends[-1] * samples).astype(np.int64), prepend=0)
+        if not self.shares.all():
+            k = int(np.argmin(self.shares))
+            raise UserError(
+                f"list {k + 1} of --csv_main has {counts[k]} clips and the weight {weights[k]:g}, less than one clip of an "
+                f"epoch's {samples}: raise its weight"
+            )
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """The clips of an epoch in the order they come: int64 `[samples]`."""
+        begins = np.cumsum(self.counts) - self.counts
+        clips = np.concatenate([begin + self._drawn(k, epoch) for k, begin in enumerate(begins)])
+        return clips[permutation(self.seed, epoch, Purpose.ORDER, len(clips))]
+
+    def _drawn(self, k: int, epoch: int) -> np.ndarray:
+        """The epoch's clips of list k."""
+        count, share = int(self.counts[k]), int(self.shares[k])
+        cycles, places = np.divmod(np.arange(epoch * share, (epoch + 1) * share), count)
+        drawn = np.empty(share, dtype=np.int64)
+        for cycle in np.unique(cycles).tolist():
+            here = cycles == cycle
+            drawn[here] = permutation(self.seed, k, Purpose.LIST_ORDER, count, cycle)[places[here]]
+        return drawn
+
+
 class EpochSampler:
     """Which samples make up each step of a run.
 
@@ -62,6 +105,7 @@ class EpochSampler:
         rank, world_size: this process among the processes of the run.
         seed: the run's seed.
         weights: sampling weights `[samples]`; given, every epoch draws with replacement in proportion to them.
+        mixed: the order of several lists with weights of their own, in the place of a permutation of all samples.
 
     Raises:
         UserError: there is not one whole update in an epoch.
@@ -76,11 +120,13 @@ class EpochSampler:
         world_size: int = 1,
         seed: int = 0,
         weights: np.ndarray | None = None,
+        mixed: MixedOrder | None = None,
     ):
         self.samples, self.batch_size, self.accum_iter = samples, batch_size, accum_iter
         self.rank, self.world_size, self.seed = rank, world_size, seed
         self.per_update = batch_size * world_size * accum_iter
         self.updates_per_epoch = samples // self.per_update
+        self._mixed = mixed
         self._cumulative = None if weights is None else np.cumsum(weights, dtype=np.float64)
         if self.updates_per_epoch == 0:
             raise UserError(
@@ -101,6 +147,8 @@ class EpochSampler:
 
     def order(self, epoch: int) -> np.ndarray:
         """The sample indices of an epoch in the order they come: int64 `[samples]`."""
+        if self._mixed is not None:
+            return self._mixed(epoch)
         if self._cumulative is None:
             return permutation(self.seed, epoch, Purpose.ORDER, self.samples)
         u = uniform(self.seed, epoch, np.arange(self.samples), Purpose.WEIGHTED)

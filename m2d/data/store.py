@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,7 +44,16 @@ class ClipStore(ABC):
 
     @abstractmethod
     def keep(self, clips: np.ndarray) -> None:
-        """Keep the clips at these places alone, int64 `[n]`, in this order."""
+        """Keep the clips at these places alone, ascending int64 `[n]`."""
+
+    @property
+    def parts(self) -> "Sequence[ClipStore]":
+        """The stores that it is made of."""
+        return [self]
+
+    def spread(self, count: int) -> np.ndarray:
+        """Clips, int64 `[count]`, spread over the list as they come in training: evenly, but for lists with weights."""
+        return np.arange(count) * len(self) // count
 
     @abstractmethod
     def where(self, i: int) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.mixture.spec import split_lists
 from ..models import registry
 from ..utils.errors import UserError
 from .config import INFINITY, Settings
@@ -92,9 +93,12 @@ def _check_start(settings: Settings) -> None:
 def _check_lists(settings: Settings) -> None:
     data = settings.data
     lists = {"csv_main": data.csv_main, "csv_bg_noise": data.csv_bg_noise if data.noise_ratio else "", "csv_val": data.csv_val}
-    for flag, path in lists.items():
-        if path and not Path(path).exists():
-            raise UserError(f"--{flag} {path}: no such file; data/README.md says how to make a list")
+    for flag, text in lists.items():
+        for path, weight in split_lists(text) if text else ():
+            if not Path(path).exists():
+                raise UserError(f"--{flag} {path}: no such file; data/README.md says how to make a list")
+            if weight != 1 and flag != "csv_main":
+                raise UserError(f"--{flag} {path}:{weight:g}: only the lists of --csv_main have weights")
 
 
 def _check_probe(settings: Settings) -> None:

@@ -204,7 +204,11 @@ class DataSettings:
     """data"""
 
     data_path: str = flag("data", "the folder that the lists' file names start from")
-    csv_main: str = flag("data/files_audioset.csv", "the list of clips", alias="dataset")
+    csv_main: str = flag(
+        "data/files_audioset.csv",
+        "the list or pack of clips; several: a.pack:2,b.pack (a's clips come twice as often)",
+        alias="dataset",
+    )
     csv_bg_noise: str = flag("", "the list of background noise clips")
     csv_val: str = flag("", "the list of validation clips (at most 2,048 are used)")
     noise_ratio: float = flag(0.0, "share of background noise in the mixed clips", low=0, high=1)

@@ -7,6 +7,7 @@ from functools import partial
 from itertools import islice
 from typing import cast
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,9 +15,10 @@ from ..data.batch import Batch
 from ..data.dataset import AudioDataset
 from ..data.file_store import FileStore
 from ..data.loader import BatchLoader, on_device
+from ..data.mixture.store import MixedStore
 from ..data.norm_stats import cached_stats
 from ..data.open import open_store
-from ..data.sampler import EpochSampler
+from ..data.sampler import EpochSampler, MixedOrder
 from ..models import registry
 from ..models.masked_vit import MaskedPredictorViT
 from ..models.onednn import use_onednn_if_faster
@@ -61,7 +63,8 @@ def open_data(program: Program, settings: Settings, launch: Launch) -> DataSets:
     for dataset in datasets:
         dataset.skip_bad_files = skip
     stores = [data.train.noise, *(dataset.clips for dataset in datasets)]
-    files = [store for store in stores if isinstance(store, FileStore)]
+    parts = [part for store in stores if store is not None for part in store.parts]
+    files = [part for part in parts if isinstance(part, FileStore)]
     from_rank0(launch, lambda: _check_present(files, skip))
     return data
 
@@ -85,7 +88,13 @@ def make_sampler(settings: Settings, data: AudioDataset, launch: Launch) -> Epoc
     run, weights = settings.run, data.weights if settings.data.weighted else None
     if settings.data.weighted and weights is None:
         raise UserError(f"--weighted: {settings.data.csv_main} has no column weight (util/make_as_weighted_list.py writes one)")
-    return EpochSampler(len(data), run.batch_size, run.accum_iter, launch.rank, launch.world_size, run.seed, weights)
+    mixed = None
+    if isinstance(data.clips, MixedStore) and data.clips.is_weighted:
+        if weights is None:
+            mixed = MixedOrder(run.seed, data.clips.counts, data.clips.weights, len(data))
+        else:
+            weights = weights * np.repeat(data.clips.weights, data.clips.counts)
+    return EpochSampler(len(data), run.batch_size, run.accum_iter, launch.rank, launch.world_size, run.seed, weights, mixed)
 
 
 def normalisation(settings: Settings, data: AudioDataset, launch: Launch) -> tuple[Stats, Stats | None]:
