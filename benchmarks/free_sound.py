@@ -33,7 +33,7 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
-from free_synthesis import SOUNDFONT, SYNTHESISED, Sound, effects
+from free_synthesis import MORE_SPOKEN, SOUNDFONT, SPOKEN, SYNTHESISED, Sound, effects, speech
 from real_sound import PROGRAMS, RATE, fail, safe, to_mono, unpack
 
 LONGEST = 5.0  # seconds of a clip
@@ -68,7 +68,13 @@ SOURCES = {
     "lomiri-sounds": Source("CC-BY-SA-3.0; CC-BY-3.0; CC-BY-4.0; CC0-1.0", ("sounds/lomiri/**/*",)),
     "timgm6mb-soundfont": Source("GPL-2", ()),
 }
-PARTS = {"espeak-ng": "GPL-3+ (program)", "fluidsynth": "GPL-2 (sound font)", "numpy": "none: computed here"}
+PARTS = {
+    "espeak-ng": "GPL-3+ (program)",
+    "espeak-ng-more": "GPL-3+ (program)",
+    "fluidsynth": "GPL-2 (sound font)",
+    "fluidsynth-drums": "GPL-2 (sound font)",
+    "numpy": "none: computed here",
+}
 
 
 def main() -> int:
@@ -101,6 +107,7 @@ def build(out: Path, scale: float = 1.0) -> None:
         writer.write(part, make(share / "sounds/sf2" / SOUNDFONT, scale))
     originals = sorted(writer.rows, key=lambda row: row["file_name"])
     writer.write("effects", effects(out / "audio", originals, scale))
+    writer.write("espeak-ng-more", speech(out, scale, begin=SPOKEN, count=MORE_SPOKEN))
     write_lists(out, writer.rows)
 
 
@@ -195,11 +202,18 @@ def write_lists(out: Path, rows: list[dict[str, str]]) -> None:
 
 
 def labelled(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The clips with the labels that enough clips have, and a weight that is larger for rare labels, as for AudioSet."""
-    counts = Counter(label for row in rows for label in row["label"].split(","))
+    """The clips with the labels that enough clips have, and a weight that is larger for rare labels, as for AudioSet.
+
+    A package's recordings in a language are a label too: most have one speaker.
+    """
+    labels_of_row = [row["label"].split(",") for row in rows]
+    for row, labels in zip(rows, labels_of_row, strict=True):
+        if row["part"] in SOURCES and labels[0].startswith("speech_"):
+            labels.append(f"{row['part']}_{labels[0]}")
+    counts = Counter(label for labels in labels_of_row for label in labels)
     kept = []
-    for row in rows:
-        labels = [label for label in row["label"].split(",") if counts[label] >= LEAST_CLIPS]
+    for row, all_labels in zip(rows, labels_of_row, strict=True):
+        labels = [label for label in all_labels if counts[label] >= LEAST_CLIPS]
         weight = sum(1000 / (counts[label] + 100) for label in labels) ** (1 / 1.5)
         if labels:
             name = Path("lms", row["file_name"]).with_suffix(".npy").as_posix()

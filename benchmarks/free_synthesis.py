@@ -19,7 +19,8 @@ from scipy import signal
 from write_midi import DRUM_CHANNEL, SCALE, TICKS_PER_QUARTER, TICKS_PER_SECOND, variable_length
 
 SOUNDFONT = "TimGM6mb.sf2"
-SPOKEN = 3000  # clips of espeak-ng
+SPOKEN = 3000  # clips of espeak-ng, and so many more once effects are made of the others
+MORE_SPOKEN = 7000
 NOTES, PHRASES = 14, 18  # of each General MIDI program
 PROGRAMS = 128
 DRUM_KEYS = range(27, 88)
@@ -50,13 +51,13 @@ VOWELS = "a e i o u ai ei ou ee oo aa".split()
 CODAS = ["", "", *"p b t d k g m n f v s z l r ng ch sh st nd lk mp".split()]
 
 
-def speech(_: Path, scale: float) -> Iterator[Sound]:
+def speech(_: Path, scale: float, begin: int = 0, count: int = SPOKEN) -> Iterator[Sound]:
     """Invented words, phrases of them and numbers, in every language by every voice that no task uses.
 
     Labels are the language, the voice's variant, and the phonemes; of a single word, the first and the last one too.
     """
     languages, variants = spoken_languages(), free_variants()
-    for n in range(scaled(SPOKEN, scale)):
+    for n in range(begin, begin + scaled(count, scale)):
         rng = random.Random(f"speech {n}")
         language = rng.choice(("en-us", "en-gb", rng.choice(languages), rng.choice(languages), rng.choice(languages)))
         variant = rng.choice(variants)

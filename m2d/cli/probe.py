@@ -55,7 +55,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data_path", type=Path, help="the folder that a list's names start from; default: the list's own")
     parser.add_argument("--separator", default=";", help="between several labels of a clip in a list")
     parser.add_argument("--folds", type=int, default=5, help="parts of the cross-validation (without a column split)")
-    parser.add_argument("--pooling", choices=POOLINGS, default="mean", help="statistics over a clip's time steps")
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default="mean_std",
+        help="statistics over a clip's time steps; mean: what m2d embed gives; layers: mean_std of the middle block too",
+    )
     parser.add_argument("--max_clips", type=int, default=0, help="judge with so many clips, drawn at random; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of folds, untrained weights and --max_clips")
     parser.add_argument("--cache", type=Path, default=_cache_folder(), help="folder that keeps features by the clips' content")

@@ -22,11 +22,12 @@ from ..utils.parallel import Progress, map_ahead
 
 logger = logging.getLogger("m2d")
 
-#: What is taken of a clip's time steps: statistics over time, joined to one vector.
+#: What is taken of a clip's time steps: statistics over time, joined to one vector; `layers` takes them of the middle block too.
 POOLINGS = {
     "mean": ("mean",),
     "mean_std": ("mean", "std"),
     "mean_max": ("mean", "max"),
+    "layers": ("mean", "std"),
 }
 _FRAMES_PER_BATCH = 1 << 14
 _MOST_WAITING = 512  # clips of lengths too rare to fill a batch
@@ -43,7 +44,7 @@ def pool(steps: torch.Tensor, pooling: str) -> torch.Tensor:
 
 
 class EncoderFeatures:
-    """Features of an encoder: the statistics over time of its outputs.
+    """Features of an encoder: the statistics over time of its outputs, with `layers` those of its middle block as well.
 
     Args:
         runtime: the model, in evaluation, on its device.
@@ -59,8 +60,13 @@ class EncoderFeatures:
     def of(self, lms: torch.Tensor) -> torch.Tensor:
         """Log-mel clips of one length, `[B, 1, n_mels, frames]`: float32 `[B, width]` on the CPU."""
         device = self.runtime.backbone.norm_stats.device
-        steps = self.runtime.encode_lms(self.runtime.normalize_batch(lms.to(device)), average_per_time_frame=True)
-        return pool(steps.float(), self.pooling).cpu()
+        x = self.runtime.normalize_batch(lms.to(device))
+        layers = self.runtime.encode_lms(x, return_layers=self.pooling == "layers", average_per_time_frame=True)
+        if self.pooling == "layers":
+            layers = [layers[len(layers) // 2 - 1], layers[-1]]
+        else:
+            layers = [layers]
+        return torch.cat([pool(steps.float(), self.pooling) for steps in layers], dim=1).cpu()
 
 
 class LogMelFeatures:
