@@ -94,7 +94,7 @@ part embedding 60 "${embedding[@]}"
 if [ -z "$quick" ]; then
   part restart 40 "${step[@]}" --fast_only --model $base "${batch[@]}" --rounds 1 # compiled before: the cache is there
   part compile_blocks 60 "${step[@]}" --fast_only --model $base "${batch[@]}" --compile_blocks
-  for option in "${options[@]}"; do
+  for option in "${options[@]}" --fp8; do
     part "${option#--}" 50 "${step[@]}" --fast_only --model $base "${batch[@]}" --compile_blocks "$option"
   done
 fi

@@ -8,6 +8,7 @@ import torch
 
 from ..data.mixture.spec import split_lists
 from ..models import registry
+from ..models.float8 import check_float8
 from ..utils.errors import UserError
 from .config import INFINITY, Settings
 from .distributed.launch import world_size
@@ -33,6 +34,7 @@ def check(settings: Settings, families: Sequence[str]) -> None:
     _check_offline(settings)
     _check_compilation(settings)
     _check_sharding(settings)
+    _check_precision(settings)
     _check_lists(settings)
     _check_probe(settings)
     _check_trackers(settings)
@@ -137,6 +139,17 @@ def _check_compilation(settings: Settings) -> None:
     machine = settings.machine
     if machine.compile_blocks and machine.compile is False:
         raise UserError("--compile_blocks and --no_compile exclude each other")
+
+
+def _check_precision(settings: Settings) -> None:
+    machine = settings.machine
+    if not machine.fp8:
+        return
+    check_float8(torch.device("cuda" if machine.device == "auto" else machine.device))
+    if not settings.optim.bf16:
+        raise UserError("--fp8 takes --bf16: what is not computed in float8 needs the range of bfloat16")
+    if machine.fsdp:
+        raise UserError("--fp8 and --fsdp do not work together here: omit one of them")
 
 
 def _check_sharding(settings: Settings) -> None:

@@ -257,6 +257,7 @@ class MachineSettings:
     )
     activation_checkpointing: bool = switch(False, "recompute activations in the backward pass, to save memory")
     recompute_gelu: bool = switch(False, "recompute the GELUs in the backward pass, to save a quarter of the activations' memory")
+    fp8: bool = switch(False, "the blocks' linear layers in float8 by torchao, with --bf16 on GPUs from Ada and Hopper on")
     half_target: bool = switch(False, "keep the target encoder's tokens in half precision between its blocks (CUDA)")
     short_attention: bool = switch(False, "attention by our Triton kernels where they fit: CUDA, half precision, <= 256 tokens")
 

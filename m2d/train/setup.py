@@ -20,6 +20,7 @@ from ..data.norm_stats import cached_stats
 from ..data.open import open_store
 from ..data.sampler import EpochSampler, MixedOrder
 from ..models import registry
+from ..models.float8 import use_float8
 from ..models.masked_vit import MaskedPredictorViT
 from ..models.onednn import use_onednn_if_faster
 from ..utils.errors import UserError
@@ -184,6 +185,8 @@ def make_trainer(
     model.to(device)
     if device.type == "cpu":
         use_onednn_if_faster(model)
+    if machine.fp8:
+        use_float8(model)
     model.recompute_activations(machine.activation_checkpointing)
     model.recompute_gelu(machine.recompute_gelu)
     model.half_target = machine.half_target

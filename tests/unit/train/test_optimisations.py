@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from dataclasses import fields, replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def settings(monkeypatch):
         model, input_size, patch_size, mask_ratio = "m2d_vit_tiny", "80x48", "16x16", 0.6
         batch_size, device, precision = 4, "cpu", "fp32"
         compile, compile_blocks, inductor = False, False, []
-        activation_checkpointing, short_attention, recompute_gelu, half_target = False, False, False, False
+        activation_checkpointing, short_attention, recompute_gelu, half_target, fp8 = [False] * 5
 
     return Settings
 
@@ -142,9 +143,10 @@ def test_in_low_precision_each_optimisation_stays_within_the_spread_of_two_seeds
     for name in [field.name for field in fields(Choices)]:
         without = curve(settings, replace(Choices(), **{name: False}), seed=1)
         assert (without - fast).abs().max() < spread, name
-    settings.half_target = True
-    assert (curve(settings, Choices(), seed=1) - fast).abs().max() < spread
-    settings.half_target = False
+    for name in ["half_target"] + ["fp8"] * (precision == "bf16" and find_spec("torchao") is not None):
+        setattr(settings, name, True)
+        assert (curve(settings, Choices(), seed=1) - fast).abs().max() < spread, name
+        setattr(settings, name, False)
     settings.precision = "fp32"
     assert (curve(settings, Choices(), seed=1) - fast).abs().max() < spread
 
