@@ -8,9 +8,9 @@ and optionally split (train, val, test) and group; several labels of a clip are 
 and offset (s) as well holds sound events: the classifier then gives logits for every time step. Without the column split, a fifth
 of the groups is held out to validate by. All clips are read once before: those that cannot be read are reported and left out.
 
-In --out: checkpoint-best.pth (the epoch with the best validation score), last.pth, log.txt, a learning curve and, for single
-labels, the confusion matrix. The same command resumes a run that was stopped, at the last finished epoch; Ctrl-C is safe. Under
-torchrun every process takes --batch_size clips a step.
+In --out: checkpoint-best.pth (the epoch with the best validation score), last.pth, log.txt, run.json (the settings), a learning
+curve and, for single labels, the confusion matrix; `m2d report` makes a page of it. The same command resumes a run that was
+stopped, at the last finished epoch; Ctrl-C is safe. Under torchrun every process takes --batch_size clips a step.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from types import UnionType
 from typing import get_args
@@ -34,6 +34,7 @@ from ..evaluation.labelled_clips import LabelledClips, read_labelled, read_table
 from ..evaluation.probe_plots import confusion, draw_confusion
 from ..finetune.clips import Events, FineTuneSet, check_events, class_weights, clip_seconds, read_events, split_clips
 from ..finetune.training import BEST, LAST, LOG, FineTuning, Settings, build
+from ..run.folder import RECORD, read_run_file, record_start
 from ..train.distributed.collectives import from_rank0
 from ..train.distributed.launch import exit_process, start
 from ..utils.atomic_file import write_figure
@@ -148,6 +149,8 @@ def finetune(args: argparse.Namespace) -> None:
         weights=class_weights(clips, train) if settings.balanced else None,
         data=_digest(clips, events),
     )
+    source = {"data": str(args.data), "data_path": args.data_path and str(args.data_path), "separator": args.separator}
+    from_rank0(launch, lambda: record_start(args.out, {**source, **asdict(settings)}))
     best = run.run()
     if launch.is_main:
         _finish(run, args.out, best)
@@ -166,6 +169,9 @@ def refuse_foreign_files(out: Path, weights: str) -> None:
     foreign = [path for path in paths if path.exists() and "finetune" not in load_file(path)]
     if not any(path.exists() for path in paths):  # a log comes with a checkpoint
         foreign += [path for path in (out / LOG,) if path.exists()]
+    record = out / RECORD
+    if record.exists() and "mixup" not in read_run_file(out).settings:
+        foreign.append(record)
     foreign += [path for path in (out / CURVE, out / CONFUSION) if path.exists() and not drawn_by(path, _PROGRAM)]
     if foreign:
         raise UserError(f"{shown(foreign[0])} was not written by m2d finetune, which would replace it: give another --out")

@@ -20,12 +20,15 @@ from . import embedding, learned
 from .clips import Clips, evenly
 from .curves import charts
 from .look import Look, has_decoder, reconstructions
-from .media import mask_uri, sound_uri, spectrogram_uri, thumbnail, value_range
+from .media import data_uri, mask_uri, sound_uri, spectrogram_uri, thumbnail, value_range
 from .runs import Run
 
 SAMPLES_SHOWN = 3
 QUERIES, NEIGHBOURS = 5, 4
 _BINS = 30
+_NO_CLASSES = "No probe: neither folders nor labels name two classes of a dozen clips."
+_SEEN_LABELS = "No probe: the encoder was trained on the labels of these clips; the validation figures judge it."
+_MOST_PICTURE_BYTES = 1 << 21
 #: Flags that tell where a run was, not what it is.
 _PLACES = set("output_dir log_dir tracker num_workers pin_mem rank_timeout save_minutes auto_resume keep_last".split())
 
@@ -73,10 +76,19 @@ def _of_run(look: Look, name: str, most_clips: int, sounds: bool) -> dict[str, A
         data["data"] = _summary(look, look.clips)
         if look.runtime is not None and most_clips:
             data["learned"] = _learned(look, look.clips, most_clips, sounds)
+    data["confusion"] = _confusion(look.run)
     data["facts"] = facts(look.run, data["learned"])
     data["notes"] = look.notes
     data["starts"] = [_start(start) for start in look.run.starts]
     return data
+
+
+def _confusion(run: Run) -> str | None:
+    """The confusion matrix that fine-tuning has drawn."""
+    path = run.folder / "confusion.png"
+    if not (run.is_finetuning and path.is_file() and path.stat().st_size < _MOST_PICTURE_BYTES):
+        return None
+    return data_uri(path.read_bytes(), "image/png")
 
 
 def _start(start: dict) -> dict[str, str]:
@@ -188,7 +200,8 @@ def _learned(look: Look, clips: Clips, most: int, sounds: bool) -> dict[str, Any
     if classes is not None and len(kept) < len(rows):
         classes = None  # too few of a class may be left
     names = [clips.names[row] for row in kept.tolist()]
-    judgements = learned.judge(classes, features) if classes is not None else {}
+    judged = classes is not None and not look.run.is_finetuning  # which has seen the labels
+    judgements = learned.judge(classes, features) if judged else {}
     for line in learned.verdict(judgements):
         print(line)
     labels = None
@@ -199,6 +212,7 @@ def _learned(look: Look, clips: Clips, most: int, sounds: bool) -> dict[str, Any
         "count": len(kept),
         "directions": {what: round(value, 1) for what, value in learned.directions(features).items()},
         "probe": _probe(judgements),
+        "unprobed": _SEEN_LABELS if look.run.is_finetuning else _NO_CLASSES,
         "map": map_data(trained, names, labels),
         "near": _near(look, clips, trained, crops, kept, sounds),
     }

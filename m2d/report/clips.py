@@ -20,7 +20,7 @@ from ..data.open import open_store
 from ..data.pack.store import PackStore
 from ..data.sampler import EpochSampler
 from ..data.store import ClipStore, fill_short
-from ..evaluation.labelled_clips import LabelledClips, read_labelled
+from ..evaluation.labelled_clips import read_labelled, read_table
 from ..train.batch_transform import MaskRule
 from ..train.config import GROUPS, Settings
 from ..train.programs import PROGRAMS
@@ -276,29 +276,35 @@ def samples_seen(dataset: AudioDataset, settings: Settings, epoch: int, count: i
     return [Seen(name, clip[i, 0].numpy(), hidden[i]) for i, name in enumerate(names)]
 
 
-def labelled_of(run: Run) -> LabelledClips | None:
-    """The clips that a fine-tuning run learns from; none where its folder does not tell them.
+def finetuning_clips(run: Run) -> AudioClips | None:
+    """The clips that a fine-tuning run learns from, with their labels where each has one; none where its folder is silent.
 
     Raises:
         OSError, UserError: they cannot be used.
     """
-    source = run.settings.get("data")
-    if not isinstance(source, str):
+    given, rate = run.settings.get("data"), str(run.settings.get("sr", "16k"))
+    if not isinstance(given, str):
         return None
-    base = _base_folder(run, Path(source))
-    separator, data_path = run.settings.get("separator"), run.settings.get("data_path")
-    return read_labelled(
-        base / source,
-        separator if isinstance(separator, str) else ";",
-        base / data_path if isinstance(data_path, str) else "",
-    )
+    base = _base_folder(run, Path(given))
+    source, data_path = base / given, run.settings.get("data_path")
+    folder = base / data_path if isinstance(data_path, str) else source.parent
+    if not source.is_dir():
+        table = read_table(source)
+        if {"onset", "offset"} <= set(table):
+            names = table["file_name"].unique().tolist()
+            return AudioClips(given, [folder / name for name in names], names, rate)
+    separator = run.settings.get("separator")
+    clips = read_labelled(source, separator if isinstance(separator, str) else ";", folder if not source.is_dir() else "")
+    labels = None if clips.multi_label else [clips.classes[i] for i in clips.targets]
+    return AudioClips(given, clips.paths, names_of(clips.paths), rate, labels)
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Paths as seen from the folder that holds all of them."""
+    folder = Path(os.path.commonpath([path.absolute().parent for path in paths]))
+    return [path.absolute().relative_to(folder).as_posix() for path in paths]
 
 
 def evenly(count: int, most: int) -> np.ndarray:
     """At most `most` of `count` rows, evenly spread: int64."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
-
-
-def common_folder(paths: Sequence[Path]) -> Path:
-    """The folder that holds all of the paths."""
-    return Path(os.path.commonpath([path.absolute().parent for path in paths]))

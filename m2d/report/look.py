@@ -15,7 +15,7 @@ from ..inference.clips import list_clips
 from ..inference.runtime import RuntimeM2D
 from ..models.mae import MaskedAutoencoderViT
 from ..train.config import Settings
-from .clips import AudioClips, Clips, Seen, StoredClips, common_folder, labelled_of, open_dataset, samples_seen
+from .clips import AudioClips, Clips, Seen, StoredClips, finetuning_clips, names_of, open_dataset, samples_seen
 from .runs import Run
 
 _MAE_FAMILIES = ("mae", "msm_mae")
@@ -101,11 +101,9 @@ def open_look(run: Run, source: Source, device: torch.device) -> Look:
 
 def _open_clips(look: Look, source: Source) -> None:
     run, rate = look.run, str(look.run.settings.get("sr", "16k"))
-    if run.is_finetuning and not source.csv:
-        labelled = labelled_of(run)
-        if labelled is not None:
-            labels = None if labelled.multi_label else [labelled.classes[i] for i in labelled.targets]
-            look.clips = AudioClips(str(run.settings["data"]), labelled.paths, _names(labelled.paths), rate, labels)
+    if run.is_finetuning and not (source.csv or source.audio):
+        look.clips = finetuning_clips(run)
+        if look.clips is not None:
             return
     if "csv_main" in run.settings:
         look.dataset, look.settings = open_dataset(run, source.csv, source.data_path)
@@ -116,14 +114,9 @@ def _open_clips(look: Look, source: Source) -> None:
         look.clips = AudioClips(str(source.csv), [folder / name for name in names], names, rate)
     elif source.audio:
         paths = list_clips([source.audio])
-        look.clips = AudioClips(str(source.audio), paths, _names(paths), rate)
+        look.clips = AudioClips(str(source.audio), paths, names_of(paths), rate)
     else:
         look.notes.append("The checkpoint does not tell its clips: --audio FOLDER or --csv LIST names clips to look at.")
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    folder = common_folder(paths)
-    return [path.absolute().relative_to(folder).as_posix() for path in paths]
 
 
 # ---------------------------------------------------------------- reconstructions

@@ -65,7 +65,7 @@ function probeOf(run) {
     "div", {},
     rows.length
       ? [h("h3", {}, "Linear probe on held-out clips"), h("p", { class: "soft small" }, `Accuracy and its 95 % interval; classes by ${run.learned.map.kind === "classes" ? "folders or labels" : "folders"}.`), h("div", { class: "probe" }, rows)]
-      : h("p", { class: "soft small" }, "No probe: neither folders nor labels name two classes of a dozen clips."),
+      : h("p", { class: "soft small" }, run.learned.unprobed),
     h("p", { class: "small", style: "margin-top:10px" }, `Directions used (RankMe, of ${count} clips' embeddings): ${used}.`),
   );
 }
@@ -117,6 +117,8 @@ const sections = [
   ["seen", data.runs.some((run) => run.seen && run.seen.reconstructs) ? "What the encoder sees, and what the decoder makes of it" : "What the encoder sees",
     "Grey patches are masked: the encoder does not get them, the model predicts them.", columns(seenBy)],
   ["learned", "What it has learned", "The encoder beside its untrained self and beside plain statistics of the spectrogram.", columns(probeOf)],
+  ["confusion", "Confusion matrix", "Of the validation clips, by the best epoch.", columns((run) =>
+    run.confusion && h("img", { src: run.confusion, alt: "Confusion matrix of the validation clips", style: "max-width:100%" }))],
   ["map", "Map of embeddings", "Each point is a clip; near points are alike to the encoder. Pick a group out by its button.",
     columns((run) => run.learned && mapView(run.learned.map).element)],
   ["near", "Nearest neighbours", "Clips and those that are nearest to them by the cosine of their centred embeddings.", columns(nearTo)],

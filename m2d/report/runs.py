@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.file import checkpoints_in, is_whole, load_file
-from ..run.folder import BEST, LAST, PREVIOUS, read_run_file
+from ..run.folder import BEST, LAST, PREVIOUS, RECORD, read_run_file
 from ..utils.errors import UserError
 from ..utils.lock import is_held
 from ..utils.names import shown
@@ -91,7 +91,7 @@ def read_run(source: str | Path) -> Run:
     if not path.exists():
         raise FileNotFoundError(f"there is no run or checkpoint {shown(path)}")
     folder = path if path.is_dir() else path.absolute().parent
-    has_record = (folder / "run.json").exists()
+    has_record = (folder / RECORD).exists()
     epochs = read_epochs(folder / LOG)
     checkpoint = newest_checkpoint(folder) if path.is_dir() else path
     if not (has_record or epochs or checkpoint):
@@ -101,7 +101,7 @@ def read_run(source: str | Path) -> Run:
     return Run(
         name=folder.absolute().name,
         folder=folder,
-        settings=record.settings if record else _saved_settings(saved),
+        settings={**_saved_settings(saved), **(record.settings if record else {})},
         starts=record.starts if record else [],
         epochs=epochs,
         speeds=list(read_speeds(folder / CONSOLE)),
@@ -114,7 +114,8 @@ def read_run(source: str | Path) -> Run:
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a folder: of fine-tuning the best one; torn ones are left out."""
     numbered = checkpoints_in(folder)
-    names = (LAST, PREVIOUS) if (folder / "run.json").exists() else (BEST, LAST, PREVIOUS)
+    is_pretraining = (folder / "run.lock").exists()  # fine-tuning holds no lock, and its best epoch counts
+    names = (LAST, PREVIOUS) if is_pretraining else (BEST, LAST, PREVIOUS)
     for path in [*map(folder.joinpath, names), *reversed(numbered)]:
         if path.is_file():
             if is_whole(path):

@@ -22,6 +22,7 @@ from ..utils.lock import LockedError, hold_lock
 from ..utils.read_file import read_json
 
 LAST, PREVIOUS, BEST = "last.pth", "last-previous.pth", "checkpoint-best.pth"
+RECORD = "run.json"
 
 logger = logging.getLogger("m2d")
 
@@ -33,7 +34,7 @@ def existing_run(wanted: Path) -> Path:
         return wanted
     begin, end = dated.groups()
     pattern = re.compile(re.escape(begin) + r"(\d{6})" + re.escape(end))
-    runs = [path for path in wanted.parent.iterdir() if pattern.fullmatch(path.name) and (path / "run.json").exists()]
+    runs = [path for path in wanted.parent.iterdir() if pattern.fullmatch(path.name) and (path / RECORD).exists()]
     return max(runs, key=lambda path: path.name.removeprefix(begin)[:6], default=wanted)
 
 
@@ -50,7 +51,7 @@ def read_run_file(folder: Path) -> RunFile:
     Raises:
         FileNotFoundError, FileError: there is none, or it is damaged.
     """
-    return read_json(folder / "run.json", RunFile, "a training run")
+    return read_json(folder / RECORD, RunFile, "a training run")
 
 
 def record_start(folder: Path, settings: Mapping[str, object]) -> None:
@@ -59,10 +60,10 @@ def record_start(folder: Path, settings: Mapping[str, object]) -> None:
     Raises:
         FileError, OSError: the run.json that is there is damaged, or it cannot be written.
     """
-    starts = read_run_file(folder).starts if (folder / "run.json").exists() else []
+    starts = read_run_file(folder).starts if (folder / RECORD).exists() else []
     versions = {"m2d": __version__, "torch": torch.__version__, "python": platform.python_version()}
     starts.append({"time": f"{datetime.now():%Y-%m-%d %H:%M:%S}", "folder": os.getcwd(), "command": sys.argv, **versions})
-    write_text(folder / "run.json", json.dumps({"starts": starts, "settings": dict(settings)}, indent=1))
+    write_text(folder / RECORD, json.dumps({"starts": starts, "settings": dict(settings)}, indent=1))
 
 
 class RunFolder:
@@ -112,7 +113,7 @@ class RunFolder:
 
     def holds_run(self) -> bool:
         """Whether a run has begun in the folder."""
-        return (self.path / "run.json").exists()
+        return (self.path / RECORD).exists()
 
     def _hold(self) -> None:
         """Lock the folder until this process ends, in whatever way."""

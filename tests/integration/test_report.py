@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from checkpoint_files import write_checkpoint
 from small_runs import AS, M2D, MAE, SPEECH, make_clip, run, write_data
 
 from m2d.cli import main as cli
@@ -213,3 +214,27 @@ def test_settings_of_any_kind_are_no_traceback(settings, small_workplace):
     Path("run").mkdir()
     Path("run/run.json").write_text(json.dumps({"starts": [{"command": 3, "folder": []}], "settings": settings}))
     assert report("run") == 0
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "events"])
+def test_a_fine_tuning_run(kind, small_workplace):
+    for name, pitch in (("low", 0.1), ("high", 0.9)):
+        Path(f"sounds/{name}").mkdir(parents=True)
+        for i in range(12):
+            soundfile.write(f"sounds/{name}/{i}.wav", np.sin(np.arange(8000) * pitch), 16000)
+    files = [f"{name}/{i}.wav" for name in ("low", "high") for i in range(12)]
+    Path("sounds/list.csv").write_text("file_name,label\n" + "".join(f"{file},{file[:3]}\n" for file in files))
+    rows = "".join(f"{file},0.1,0.3,{file[:3]}\n{file},0.3,0.4,low\n" for file in files)
+    Path("sounds/events.csv").write_text("file_name,onset,offset,label\n" + rows)
+    source = {"folder": "sounds", "list": "sounds/list.csv", "events": "sounds/events.csv"}[kind]
+    weights = write_checkpoint(Path("weights"), size=(80, 64))
+    flags = "--epochs 2 --warmup_epochs 1 --batch_size 8 --optim adamw --workers 1 --device cpu --mixup 0".split()
+    assert cli.main(["finetune", source, "--weights", str(weights), "--out", "out", *flags]) == 0
+    assert report("out") == 0
+    data = page_data("out/report.html")
+    (found,) = data["runs"]
+    assert found["state"] == "finished" and found["notes"] == [] and found["learned"]["count"] == 24
+    assert {"Loss", "Validation"} <= {chart["title"] for chart in data["charts"]}
+    assert bool(found["confusion"]) == (kind != "events") and found["learned"]["probe"] == []
+    assert "epochs" in {row["name"] for row in data["settings"] if row["changed"]}
+    assert all(clip["sound"] for clip in found["learned"]["near"]["clips"].values())
