@@ -40,7 +40,7 @@ PACKAGES = {
     "audio": "Decode audio; log-mel spectrograms.",
     "data": "Lists, files, packs, samples and batches.",
     "checkpoint": "Find, verify and load checkpoints of any layout.",
-    "share": "Export a model: for transformers, for the encoder alone.",
+    "share": "Export a model: for transformers, as ONNX, the encoder alone.",
     "evaluation": "What an encoder is worth.",
     "adapters": "An encoder as benchmarks ask for it.",
     "train": "The training loop and what it needs.",

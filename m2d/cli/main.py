@@ -17,7 +17,7 @@ COMMANDS = {
     "report": (".cli.report", "a page of what training runs have learned: curves, masks, neighbours, a map"),
     "probe": (".cli.probe", "how well a model's features tell your classes apart"),
     "finetune": (".cli.finetune", "a classifier or event detector of your own sounds, from a pre-trained model"),
-    "export": (".cli.export", "a checkpoint's encoder as a file, or as a folder for Hugging Face's transformers"),
+    "export": (".cli.export", "a checkpoint's encoder as a file, a folder for Hugging Face's transformers, or ONNX"),
     "embed": (".inference.embed", "embeddings of audio files (.npz)"),
     "explore": (".cli.explore", "a page of embeddings: a map, clusters, neighbours of each file"),
     "tag": (".inference.tag", "class probabilities of audio files, by a fine-tuned checkpoint"),

@@ -4,7 +4,6 @@ import ast
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..checkpoint.weights import Weights, block_count
 from ..inference.runtime import RuntimeM2D
 from ..utils.atomic_file import write_bytes, write_text
 from ..utils.outputs import check_outputs
+from .classes import Classes
 from .encoder import ENCODER, describe
 from .licence import Licence
 from .model_card import model_card
@@ -27,14 +27,6 @@ MODELING = "modeling_m2d.py"
 FILES = ("config.json", "model.safetensors", MODELING, "preprocessor_config.json", "README.md")
 _HERE = Path(__file__).parent
 _PREFIX = "m2d."  # of the tensors' names: the attribute of the models in modeling_m2d.py
-
-
-@dataclass(frozen=True)
-class Classes:
-    """A classifier's classes: their names, and whether they exclude each other."""
-
-    names: list[str]
-    single_label: bool
 
 
 def export_folder(weights: Weights, folder: Path, licence: Licence, classes: Classes | None, overwrite: bool = False) -> None:

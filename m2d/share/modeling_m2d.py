@@ -160,7 +160,9 @@ class M2DPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm1d)):
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        loaded = any(getattr(tensor, "_is_hf_initialized", False) for tensor in own)  # transformers 5.0 asks all the same
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm1d)) and not loaded:
             module.reset_parameters()
 
 

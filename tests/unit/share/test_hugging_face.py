@@ -261,6 +261,7 @@ def test_mistakes_end_in_one_line(source, options, words, checkpoints, tmp_path,
 
 
 def test_flags_of_the_folder_are_refused_elsewhere(checkpoints, tmp_path, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        main([str(checkpoints[0]), str(tmp_path / "e.pth"), "--licence", "mit"])
-    assert "--licence: only with --to hf" in capsys.readouterr().err
+    for flag, value, form in (("--licence", ["mit"], "encoder"), ("--precision", ["float16"], "hf"), ("--single", [], "encoder")):
+        with pytest.raises(SystemExit, match="2"):
+            main([str(checkpoints[0]), str(tmp_path / "e"), "--to", form, flag, *value])
+        assert f"{flag}: only with --to" in capsys.readouterr().err
