@@ -91,7 +91,7 @@ class WaveformModel(nn.Module):
         first = (net.cls_token + net.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
         return torch.cat([first, patches.flatten(2).transpose(1, 2) + positions], dim=1)
 
-    def hidden(self, pieces: torch.Tensor, columns: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    def hidden(self, pieces: Any, columns: Any, last: Any) -> torch.Tensor:
         """What is added to the attention of each piece's tokens, `[pieces, 1 + F·columns]`: 0, or less where filled up."""
         place = torch.arange(columns)[None] + (torch.arange(pieces)[:, None] == pieces - 1) * (columns - last)
         filled = (place >= columns).to(self.backbone.cls_token.dtype) * _HIDDEN
@@ -110,7 +110,7 @@ class WaveformModel(nn.Module):
 
 
 @torch.no_grad()
-def one_layer(norm: nn.BatchNorm1d, linear: nn.Linear) -> nn.Linear:
+def one_layer(norm: Any, linear: nn.Linear) -> nn.Linear:
     """A linear layer of the values of a batch norm (as in evaluation) and a linear layer."""
     scale = (norm.running_var + norm.eps).rsqrt()
     layer = nn.Linear(linear.in_features, linear.out_features)
