@@ -1,13 +1,14 @@
 """Pre-train a model.
 
-    m2d train [m2d|mae|as|s|clap] FLAGS
-    torchrun --nproc_per_node=4 -m m2d train [m2d|mae|as|s|clap] FLAGS
+    m2d train [m2d|mae|as|s|clap|clap-only] FLAGS
+    torchrun --nproc_per_node=4 -m m2d train [m2d|mae|as|s|clap|clap-only] FLAGS
 
 m2d (the default)   M2D; M2D-X with --teacher           = python train_audio.py
 mae                 MAE, MSM-MAE                        = python mae_train_audio.py
 as                  M2D-AS, on labelled clips           = python audioset/train_as.py
 s                   M2D-S, on speech with features      = python speech/train_speech.py
 clap                M2D-CLAP, on clips with captions    = python clap/train_clap.py
+clap-only           its text encoder (stages 2 and 2.1) = python clap/clap_only.py
 
 `m2d train mae --help` lists the flags of mae.
 """

@@ -15,6 +15,7 @@ class Batch:
         position: places in the epoch's order, int64 `[B]`.
         index: samples of the data set, int64 `[B]`.
         epoch: the epoch, from 0.
+        first: the first of `position`, on the host.
         noise: background noise crops of the shape of `clean`, where there is a noise list.
         target: offline targets: `[B, T, E]` (M2D-S), `[B, classes]` (M2D-AS), a caption's embedding `[B, E]` (M2D-CLAP).
         texts: captions, one of each clip (M2D-CLAP with a text encoder that is trained).
@@ -25,6 +26,7 @@ class Batch:
     position: torch.Tensor
     index: torch.Tensor
     epoch: int
+    first: int = 0
     noise: torch.Tensor | None = None
     target: torch.Tensor | None = None
     texts: list[str] | None = None

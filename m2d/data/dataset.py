@@ -82,6 +82,7 @@ class AudioDataset(Dataset):
             **tensors,
             **others,
             epoch=epoch,
+            first=int(positions[0]),
             position=torch.from_numpy(positions.copy()),
             index=torch.from_numpy(indices.copy()),
             skipped=skipped,

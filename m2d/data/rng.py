@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     QUALITY = 8
     CAPTION = 9
     LIST_ORDER = 10
+    MASK_SHAPE = 11
 
 
 def _signed(value: int) -> int:

@@ -35,6 +35,17 @@ def clap_loss(audio: torch.Tensor, text: torch.Tensor, logit_scale: torch.Tensor
         return (F.cross_entropy(similarities, own) + F.cross_entropy(similarities.T, own)) / 2
 
 
+def agreement(
+    audio: torch.Tensor,
+    text: torch.Tensor,
+    logit_scale: torch.Tensor,
+    gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:
+    """`clap_loss`, of this batch or, with `gather`, of those of all processes, which it makes one batch `[ranks * B, D]` of."""
+    audio, text = audio.float(), text.float()
+    return clap_loss(gather(audio), gather(text), logit_scale) if gather else clap_loss(audio, text, logit_scale)
+
+
 class M2D_CLAP_ViT(OfflineTaskViT):
     """M2D plus the agreement of each clip's visible patches with its caption.
 
@@ -77,7 +88,5 @@ class M2D_CLAP_ViT(OfflineTaskViT):
 
     def task_loss(self, step: Prediction, target: torch.Tensor) -> torch.Tensor:
         """The CLAP loss of a step with the captions' embeddings `[B, E]`."""
-        audio, text = self.embed_latent(step.latent).float(), self.embed_text(target).float()
-        if self.training:
-            audio, text = self.gather(audio), self.gather(text)
-        return clap_loss(audio, text, self.logit_scale)
+        audio, text = self.embed_latent(step.latent), self.embed_text(target)
+        return agreement(audio, text, self.logit_scale, self.gather if self.training else None)

@@ -6,7 +6,7 @@ Both are imported when an encoder is loaded, and only then. Code that comes with
 import logging
 import pickle
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ POOLINGS = ("mean", "cls", "sentence")
 #: What comes before a transformer's own names in a checkpoint that holds the text encoder.
 _PREFIXES = ("text_encoder.", "model.")
 _POOLER = "pooler."
+_ADDED_TOKENS = 8  # at most, to a text's own
 _NV_EMBED_TOKENS = 32768
 
 logger = logging.getLogger("m2d")
@@ -80,6 +81,18 @@ class TextEncoder(nn.Module):
                 self._check_truncation(text, count, truncate)
         return self.encode(texts).float()
 
+    def check_lengths(self, texts: Iterable[str]) -> None:
+        """Look for texts that have too many tokens, among those that have as many characters.
+
+        Raises:
+            ValueError: as `forward`, without `truncate`.
+        """
+        for text in texts:
+            if len(text) + _ADDED_TOKENS > self.max_tokens:
+                count = self.token_counts([text])[0]
+                if count > self.max_tokens:
+                    self._check_truncation(text, count, truncate=False)
+
     def _check_truncation(self, text: str, count: int, truncate: bool) -> None:
         what = f"a text has {count} tokens, {self.name} takes at most {self.max_tokens}"
         if not truncate:
@@ -104,6 +117,8 @@ class TransformerEncoder(TextEncoder):
         longest = getattr(model.config, "max_position_embeddings", tokenizer.model_max_length)
         super().__init__(name, model.config.hidden_size, min(longest, tokenizer.model_max_length))
         self.text_encoder, self.tokenizer, self.pooling = model.float().eval(), tokenizer, pooling
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(not key.startswith(_POOLER))
 
     def token_counts(self, texts: list[str]) -> list[int]:
         return [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]

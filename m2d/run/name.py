@@ -93,6 +93,7 @@ def run_name(
     rate = f"p{settings['sr']}" if with_rate else ""
     letter = str(settings.get("text_encoder", DEFAULT_TEXT_ENCODER))
     encoder = f"p{letter}" if letter != DEFAULT_TEXT_ENCODER and re.fullmatch("[A-Z]", letter) else ""
+    encoder += "pTI" if encoder and "base_model" in settings else ""  # the text encoder is in the checkpoint
     epochs = f"-e{settings['epochs']}" if with_epochs else ""
     sizes = f"{settings['input_size']}p{settings['patch_size']}{rate}{encoder}"
     differing = differences({**settings, "effective_batch": effective_batch}, defaults)

@@ -49,6 +49,9 @@ def _check_model(settings: Settings, families: Sequence[str]) -> None:
     (mels, frames), (height, width) = model.input_shape, model.patch_shape
     if mels != N_MELS:
         raise UserError(f"--input_size {model.input_size}: log-mel spectrograms have {N_MELS} mel bands here")
+    if settings.trains_text_encoder:
+        _check_pair(settings)
+        return
     if mels % height or frames % width:
         raise UserError(f"--input_size {model.input_size} is not a multiple of --patch_size {model.patch_size}")
     rows, columns = mels // height, frames // width
@@ -59,6 +62,16 @@ def _check_model(settings: Settings, families: Sequence[str]) -> None:
         hidden = int(columns * model.mask_ratio)
         if not 0 < model.cont_mask <= columns or not 0 < hidden < columns:
             raise UserError(f"--cont_mask {model.cont_mask}: --input_size has {columns} columns of patches, {hidden} to hide")
+
+
+def _check_pair(settings: Settings) -> None:
+    model, captions = settings.model, settings.captions
+    if not (captions.base_model or captions.finetune):
+        raise UserError("--base_model names the checkpoint whose audio encoder is taken (or --finetune an earlier stage's): none")
+    if captions.base_model and captions.finetune:
+        raise UserError("--base_model has no effect with --finetune, which brings the audio encoder too")
+    if not 0 <= model.mask_ratio < 1:
+        raise UserError(f"--mask_ratio {model.mask_ratio}: from 0, which masks nothing, to below 1")
 
 
 def _check_bounds(settings: Settings) -> None:

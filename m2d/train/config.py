@@ -13,6 +13,7 @@ from typing import Any
 
 from ..audio.logmel_torch import PRESETS
 from ..models.m2d import LOSS_TYPES
+from ..models.text_encoder import POOLINGS
 from ..utils.program import ArgumentParser
 
 INFINITY = math.inf
@@ -173,6 +174,12 @@ class CaptionSettings:
     published_gradient: bool = switch(
         False, "scale the caption loss's gradient in the encoder by 1/processes, as the published program did"
     )
+    base_model: str = flag("", "the checkpoint whose audio encoder is taken")
+    finetune: str = flag("", "the checkpoint of an earlier stage: audio encoder, projectors and text encoder are taken")
+    train_audio: bool = switch(False, "train the audio encoder too")
+    tokenizer: str = flag("", "name or folder of the tokenizer, where it is not the text encoder's")
+    text_pooling: str = flag("", "how a text's vector is made; none: the text encoder's own, else mean", choices=("", *POOLINGS))
+    truncate: bool = switch(False, "cut captions that are longer than the text encoder takes")
 
 
 @dataclass(frozen=True)
@@ -279,6 +286,11 @@ class Settings:
     output: OutputSettings = OutputSettings()
     machine: MachineSettings = MachineSettings()
     flags: frozenset[str] = frozenset()
+
+    @property
+    def trains_text_encoder(self) -> bool:
+        """Whether the program trains a text encoder with an audio encoder, and no predictor."""
+        return "base_model" in self.flags
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> "Settings":

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..models.masked_vit import MaskedPredictorViT
 from ..models.masking import keep_count
 from .device import synchronize
 
@@ -54,12 +55,15 @@ def blocks_flops(blocks: Iterable[Any], tokens: int) -> float:
 def step_flops(model: Any, mask_ratio: float) -> float:
     """Operations of one clip's training step: forward and twice that backward, and the target encoder's forward.
 
-    Norms, activations and the loss are left out, as is a teacher.
+    Norms, activations and the loss are left out, as are projectors, a teacher and a text encoder.
     """
     rows, columns = model.grid_size()
     length = rows * columns
     keep = keep_count(length, mask_ratio)
     embed = 2 * length * model.patch_embed.proj.weight.numel()
+    if not isinstance(model, MaskedPredictorViT):
+        encoder = embed + blocks_flops(model.blocks, keep + 1)
+        return encoder * (3 if next(model.blocks.parameters()).requires_grad else 1)
     predictor = blocks_flops(model.decoder_blocks, length + 1)
     ends = 2 * (keep + 1) * model.decoder_embed.weight.numel() + 2 * (length - keep) * model.decoder_pred.weight.numel()
     trained = embed + blocks_flops(model.blocks, keep + 1) + predictor + ends
@@ -81,7 +85,8 @@ def step_memory(model: Any, mask_ratio: float, batch_size: int, precision: torch
     rows, columns = model.grid_size()
     length = rows * columns
     blocks = [(block, keep_count(length, mask_ratio) + 1) for block in model.blocks]
-    blocks += [(block, length + 1) for block in model.decoder_blocks]
+    if isinstance(model, MaskedPredictorViT):
+        blocks += [(block, length + 1) for block in model.decoder_blocks]
     values = sum(tokens * block.mlp.fc1.in_features for block, tokens in blocks)
     kept = _KEPT_VALUES - _GELU_VALUES * model.blocks[0].mlp.recompute_gelu
     return parameters + batch_size * values * (4.0 if recomputed else kept * _KEPT_BYTES[precision])

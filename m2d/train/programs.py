@@ -19,6 +19,7 @@ from .distributed.launch import world_size
 from .monitoring.reconstruction_plots import draw_samples
 from .trainer import Trainer
 
+_PAIR_FLAGS = ("base_model", "finetune", "train_audio", "tokenizer", "text_pooling", "truncate")
 _CAPTION_FLAGS = tuple(each.name for each in fields(CaptionSettings))
 #: Opens a list of clips: (settings, the list's path, background noise, for validation the training data) to a data set.
 OpenData = Callable[[Settings, str, "ClipStore | None", "AudioDataset | None"], AudioDataset]
@@ -203,6 +204,11 @@ def check_captions(settings: Settings) -> None:
     """Refuse a run without captions, or with a batch of one clip, which has nothing to be told from."""
     if not settings.captions.file_caption:
         raise UserError("--file_caption names the captions' embeddings (m2d captions makes them): none are given")
+    check_batch(settings)
+
+
+def check_batch(settings: Settings) -> None:
+    """Refuse steps of one clip."""
     if settings.run.batch_size * world_size() < 2:
         raise UserError("--batch_size 1: captions are told apart within a batch, so that it takes 2 clips or more")
 
@@ -214,10 +220,53 @@ M2D_CLAP = Program(
     open_data=open_captioned,
     defaults=dict(model="m2d_clap_vit_base", loss_off=0.01),
     is_contrastive=True,
-    without=("norm_pix_loss", "weighted", "teacher", "swap_inputs", "min_ds_size", "fsdp"),
+    without=("norm_pix_loss", "weighted", "teacher", "swap_inputs", "min_ds_size", "fsdp", *_PAIR_FLAGS),
     name_defaults=dict(loss_off=0.01),
     check=check_captions,
 )
 
+#: What a pair of encoders has no use for.
+_PREDICTOR_FLAGS = (
+    "decoder_depth norm_pix_loss no_norm_pix_loss loss_fn loss_m2d loss_off ema_decay_init ema_decay target_layers cont_mask "
+    "resume resume_partial force_start_epoch weighted teacher swap_inputs csv_bg_noise noise_ratio min_ds_size fsdp "
+    "half_target compile_blocks"
+)
+
+
+def open_texts(settings: Settings, path: str, noise: ClipStore | None, train: AudioDataset | None) -> CaptionDataset:
+    """Clips with their captions as texts: those of --file_caption, else of the list itself."""
+    source = settings.captions.file_caption or path
+    files = open_captions(source)
+    if files[0].width is not None:
+        raise UserError(f"--file_caption {source} holds embeddings: a text encoder is trained on texts, a .csv with captions")
+    clips = open_store(path, settings.data.data_path, check=False)
+    missing = settings.captions.missing_captions
+    return CaptionDataset(clips, files, settings.model.frames, settings.run.seed, None, settings.data.random_crop, missing)
+
+
+CLAP_ONLY = Program(
+    prog="clap/clap_only.py",
+    description="Train a text encoder and a projector to agree with a pre-trained audio encoder (stages 2 and 2.1 of M2D-CLAP).",
+    families=("m2d_clap",),
+    open_data=open_texts,
+    defaults=dict(
+        model="m2d_clap_vit_base",
+        input_size="80x1001",
+        mask_ratio=0.3,
+        epochs=30,
+        warmup_epochs=5,
+        blr=3e-6,
+        save_freq=10,
+        eval_after=30,
+        sem_mode=1,
+        text_encoder="B",
+        compile=False,
+    ),
+    without=tuple(_PREDICTOR_FLAGS.split()),
+    name_defaults=dict(mask_ratio=0.3, warmup_epochs=5, blr=3e-6, sem_mode=1),
+    is_contrastive=True,
+    check=check_batch,
+)
+
 #: By the word after `m2d train`.
-PROGRAMS: Mapping[str, Program] = {"m2d": M2D, "mae": MAE, "as": M2D_AS, "s": M2D_S, "clap": M2D_CLAP}
+PROGRAMS: Mapping[str, Program] = {"m2d": M2D, "mae": MAE, "as": M2D_AS, "s": M2D_S, "clap": M2D_CLAP, "clap-only": CLAP_ONLY}

@@ -22,9 +22,9 @@ from .trainer import Trainer, TrainState
 
 #: Settings that may change when a run is resumed: they do not change what is learned from here on ...
 FREE = set(
-    "accum_iter auto_resume batch_size csv_val eval_after feature_eval_freq force_start_epoch fsdp keep_best keep_last "
-    "log_dir num_workers output_dir pin_mem probe probe_freq rank_timeout resume resume_partial save_freq "
-    "save_minutes stop_at tracker".split()
+    "accum_iter auto_resume base_model batch_size csv_val eval_after feature_eval_freq finetune "
+    "force_start_epoch fsdp keep_best keep_last log_dir num_workers output_dir pin_mem probe probe_freq rank_timeout "
+    "resume resume_partial save_freq save_minutes stop_at tracker".split()
 )
 #: ... or change it in a way that a user may want, if only in rounding; a warning names them.
 ALLOWED = set(

@@ -12,6 +12,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.batch import Batch
+from ..data.captions.dataset import CaptionDataset
 from ..data.dataset import AudioDataset
 from ..data.file_store import FileStore
 from ..data.loader import BatchLoader, on_device
@@ -32,6 +33,7 @@ from .distributed.fsdp import shard
 from .distributed.launch import Launch
 from .metrics import Throughput
 from .optim import make_optimizer
+from .pair import build_pair, checkpoint_stats
 from .programs import Program
 from .resume import load_resumed_weights, resumed_norm_stats
 from .trainer import Trainer
@@ -106,6 +108,9 @@ def normalisation(settings: Settings, data: AudioDataset, launch: Launch) -> tup
         if given is not None:
             stats = resumed_norm_stats(settings.run.resume) if isinstance(given, str) else given
             return stats, stats
+        if settings.trains_text_encoder:
+            stats = checkpoint_stats(settings)
+            return stats, stats
         noise_stats = None
         if data.noise is not None:
             noise_stats = cached_stats(data.noise, data.input_frames, repeat=True, skip_bad=skip)
@@ -179,7 +184,10 @@ def make_trainer(
     device, optim, machine = launch.device, settings.optim, settings.machine
     configure(device)
     teacher, feature_width = load_teacher(settings, device)
-    model = build_model(settings, stats, feature_width or data.target_width)
+    if isinstance(data, CaptionDataset) and settings.trains_text_encoder:
+        model = build_pair(settings, stats, data, load_weights)
+    else:
+        model = build_model(settings, stats, feature_width or data.target_width)
     if settings.run.resume and load_weights:
         load_resumed_weights(model, settings)
     model.to(device)
@@ -191,7 +199,14 @@ def make_trainer(
     model.recompute_gelu(machine.recompute_gelu)
     model.half_target = machine.half_target
     model.use_short_attention(machine.short_attention)
-    mask = MaskRule(model.grid_size(), settings.model.mask_ratio, settings.run.seed, settings.model.cont_mask)
+    mask = MaskRule(
+        model.grid_size(),
+        settings.model.mask_ratio,
+        settings.run.seed,
+        settings.model.cont_mask,
+        structured=settings.trains_text_encoder,
+        per_update=sampler.per_update,
+    )
     noise = (noise_stats, settings.data.noise_ratio, settings.data.swap_inputs)
     trainer = Trainer(
         settings=settings,

@@ -32,12 +32,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ENCODER = dict(embed_dim=48, depth=2, num_heads=2)
 DECODER = dict(decoder_embed_dim=32, decoder_num_heads=2)
-PROGRAMS = M2D, MAE, AS, SPEECH, CLAP = (
+PROGRAMS = M2D, MAE, AS, SPEECH, CLAP, CLAP_ONLY = (
     "train_audio",
     "mae_train_audio",
     "audioset.train_as",
     "speech.train_speech",
     "clap.train_clap",
+    "clap.clap_only",
 )
 LIST = "--csv_main data/files_main.csv"
 #: Model and sizes of each program's runs: 5 x 2 patches, for speech 1 x 8.
@@ -47,8 +48,9 @@ SETTINGS = {
     "audioset.train_as": "--model m2d_as_vit_tiny --input_size 80x32",
     "speech.train_speech": "--model m2d_s_vit_tiny --input_size 80x32 --noise_ratio 0.",
     "clap.train_clap": "--model m2d_clap_vit_tiny --input_size 80x32 --text_encoder made_up --file_caption data/captions.npz",
+    "clap.clap_only": "--model m2d_clap_vit_tiny --input_size 80x36 --text_encoder bert --base_model base/last.pth",
 }
-COMMON = "--decoder_depth 1 --device cpu --num_workers 0 --warmup_epochs 1 --feature_eval_freq 0 --blr 0.05"
+COMMON = "--device cpu --num_workers 0 --warmup_epochs 1 --feature_eval_freq 0 --blr 0.05"
 
 
 def small_builders() -> dict:
@@ -82,7 +84,8 @@ def flags_of(program: str, more: str = "") -> list[str]:
     epochs = "" if "--epochs" in more else "--epochs 2"
     batch = "" if "--batch_size" in more else "--batch_size 8"
     repeated = "--min_ds_size 0" if program in (M2D, MAE) else ""
-    return f"{SETTINGS[program]} {COMMON} {epochs} {batch} {repeated} {more}".split()
+    depth = "--decoder_depth 1" if program != CLAP_ONLY else ""
+    return f"{SETTINGS[program]} {depth} {COMMON} {epochs} {batch} {repeated} {more}".split()
 
 
 def run(program: str, more: str = "") -> int:

@@ -19,7 +19,8 @@ def bert_folder(folder: Path, width: int = 32, heads: int = 2, positions: int = 
     sizes = dict(hidden_size=width, num_attention_heads=heads, num_hidden_layers=2, intermediate_size=2 * width)
     model = BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=positions, **sizes))
     for parameter in model.parameters():
-        parameter.data.normal_(std=0.3)
+        if parameter.ndim > 1:
+            parameter.data.normal_(std=0.2)
     model.save_pretrained(folder)
     return folder
 

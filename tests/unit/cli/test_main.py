@@ -78,6 +78,7 @@ def test_a_package_that_is_not_installed_is_named(capsys, monkeypatch):
         ("mae", "mae_train_audio", []),
         ("as --bf16", "audioset.train_as", ["--bf16"]),
         ("s", "speech.train_speech", []),
+        ("clap-only", "clap.clap_only", []),
         ("clap --sem_mode 1", "clap.train_clap", ["--sem_mode", "1"]),
     ),
 )
@@ -93,4 +94,4 @@ def test_train_runs_the_published_programs(words, program, rest, monkeypatch):
 
 def test_train_refuses_an_unknown_variant(capsys):
     assert train.main(["mea", "--epochs", "3"]) == 2
-    assert capsys.readouterr().err == "m2d train: error: mea: choose from m2d, mae, as, s, clap; did you mean mae?\n"
+    assert capsys.readouterr().err == "m2d train: error: mea: choose from m2d, mae, as, s, clap, clap-only; did you mean mae?\n"

@@ -78,6 +78,10 @@ def test_names_of_train_clap_tell_the_text_encoder(flags, name):
     assert name_of("clap.train_clap", flags) == f"m2d_clap_vit_base-80x608p16x16{name}"
 
 
+def test_names_of_clap_only_tell_that_the_text_encoder_is_in_the_file():
+    assert name_of("clap.clap_only", "--csv_main a/b") == "m2d_clap_vit_base-80x1001p16x16p16kpBpTI-261122-Mabbs512-e30"
+
+
 def test_name_of_mae():
     assert name_of("mae_train_audio") == "msm_mae_vit_base-80x208p16x16-261122-mr.75~N"
 

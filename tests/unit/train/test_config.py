@@ -14,7 +14,7 @@ from m2d.models import registry as models_mae
 from m2d.train.checks import check
 from m2d.train.pretrain import main
 
-M2D, MAE, AS, SPEECH, CLAP = PROGRAMS
+M2D, MAE, AS, SPEECH, CLAP, CLAP_ONLY = PROGRAMS
 
 
 def parse(program, flags=""):
@@ -58,6 +58,12 @@ DEFAULTS = {
         mask_ratio=0.7, loss_off=0.01, csv_main="data/files_audioset.csv", csv_bg_noise="", noise_ratio=0.0,
         force_start_epoch=0, file_caption="", text_encoder="A", sem_mode=0, missing_captions="error", published_gradient=False,
     ),
+    CLAP_ONLY: {name: value for name, value in ALL.items() if name not in ("decoder_depth", "cont_mask", "resume")}
+    | dict(
+        epochs=30, warmup_epochs=5, blr=3e-6, model="m2d_clap_vit_base", input_size="80x1001", patch_size="16x16", mask_ratio=0.3,
+        csv_main="data/files_audioset.csv", file_caption="", text_encoder="B", sem_mode=1, base_model="", finetune="",
+        train_audio=False, truncate=False, compile=False, save_freq=10,
+    ),
     MAE: ALL
     | dict(
         epochs=200, save_freq=50, eval_after=50, model="msm_mae_vit_base", input_size="80x208", patch_size="16x16",
@@ -84,7 +90,8 @@ def test_defaults(program):
         (AS, "teacher swap_inputs min_ds_size"),
         (SPEECH, "teacher swap_inputs min_ds_size"),
         (M2D, "file_caption missing_captions text_encoder sem_mode published_gradient weighted"),
-        (CLAP, "teacher swap_inputs min_ds_size weighted fsdp"),
+        (CLAP, "teacher swap_inputs min_ds_size weighted fsdp base_model finetune train_audio truncate"),
+        (CLAP_ONLY, "decoder_depth loss_off loss_m2d ema_decay resume noise_ratio cont_mask fsdp"),
     ],
 )
 def test_flags_that_could_have_no_effect_are_not_there(program, absent, capsys):
@@ -330,7 +337,14 @@ def test_a_noise_list_that_is_not_used_need_not_be_there(folder):
 # ---------------------------------------------------------------- how programs are called
 
 
-FILES = ["train_audio.py", "mae_train_audio.py", "audioset/train_as.py", "speech/train_speech.py", "clap/train_clap.py"]
+FILES = [
+    "train_audio.py",
+    "mae_train_audio.py",
+    "audioset/train_as.py",
+    "speech/train_speech.py",
+    "clap/train_clap.py",
+    "clap/clap_only.py",
+]
 
 
 @pytest.mark.parametrize("file", FILES)
