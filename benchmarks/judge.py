@@ -28,22 +28,26 @@ def main() -> None:
     parser.add_argument("sound", type=Path, metavar="SOUND", help="the folder that real_sound.py wrote, with lms/")
     parser.add_argument("weights", nargs="+", metavar="CKPT", help="checkpoints")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines to add to")
+    parser.add_argument("--seen", nargs="+", type=int, help="clips that each encoder has seen, for draw_learning.py")
+    parser.add_argument("--curve", default="", help="what the encoders are points of, for draw_learning.py")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     args = parser.parse_args()
+    if args.seen and len(args.seen) != len(args.weights):
+        parser.error(f"--seen has {len(args.seen)} numbers for {len(args.weights)} checkpoints")
     for task in args.tasks:
         clips, labels, groups = read_clips(args.sound, task)
         logmel = ridge_probe(torch.stack([statistics(clip[0].T) for clip in clips]), labels, groups)
         known: dict[str, dict[str, np.ndarray]] = {}
-        for weights in args.weights:
+        for weights, seen in zip(args.weights, args.seen or [None] * len(args.weights), strict=True):
             runtime = RuntimeM2D(weight_file=weights).eval()
             shape = f"{runtime.cfg.input_size} {runtime.cfg.patch_size} {runtime.cfg.mean} {runtime.cfg.std}"
             if shape not in known:
                 random = features(untrained(runtime).eval(), clips)
                 known[shape] = {what: ridge_probe(values, labels, groups) for what, values in random.items()}
             for what, values in features(runtime, clips).items():
-                row = {"weights": weights, "task": task, "features": what, "rankme": rank_me(values)}
+                row = {"weights": weights, "curve": args.curve, "seen": seen, "task": task, "features": what}
                 right = ridge_probe(values, labels, groups)
-                row |= compared(right, groups, untrained=known[shape][what], logmel=logmel)
+                row |= {"rankme": rank_me(values)} | compared(right, groups, untrained=known[shape][what], logmel=logmel)
                 report(row, args.out)
 
 

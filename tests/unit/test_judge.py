@@ -43,3 +43,19 @@ def test_every_way_of_reading_features_is_judged_on_the_same_clips(judge, tmp_pa
         assert (row["weights"], row["task"], row["logmel"]) == (weights, "words", 1.0)
         value, low, high = row["minus_untrained"]
         assert value == pytest.approx(row["accuracy"][0] - row["untrained"]) and low <= value <= high
+
+
+def test_curves_are_drawn_through_their_points(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from draw_learning import draw
+
+    point = {"curve": "labels", "untrained": 0.5, "logmel": 0.4}
+    rows = [
+        point | {"task": task, "seen": seen, "accuracy": [value, value - 0.1, value + 0.1]}
+        for task in ("words", "drums")
+        for seen, value in ((90, 0.7), (30, 0.6))
+    ]
+    axes = draw(rows).axes
+    assert [axis.get_title() for axis in axes] == ["words", "drums"]
+    line = next(line for line in axes[1].lines if line.get_label() == "labels")
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([30, 90], [0.6, 0.7])
