@@ -20,6 +20,8 @@ COMMANDS = {
     "export": (".cli.export", "a checkpoint's encoder as a file, a folder for Hugging Face's transformers, or ONNX"),
     "embed": (".inference.embed", "embeddings of audio files (.npz)"),
     "explore": (".cli.explore", "a page of embeddings: a map, clusters, neighbours of each file"),
+    "zeroshot": (".cli.zeroshot", "which of the classes you name a sound is, by an M2D-CLAP checkpoint"),
+    "search": (".cli.search", "the sounds of an index nearest to a text or a sound, by M2D-CLAP"),
     "tag": (".inference.tag", "class probabilities of audio files, by a fine-tuned checkpoint"),
 }
 

@@ -52,7 +52,8 @@ class ClapEmbedding:
         """Whether the checkpoint is M2D-CLAP's, with a projector."""
         return self.audio_proj is not None
 
-    def _need_projectors(self) -> None:
+    def check_clap(self) -> None:
+        """Raise UserError where the checkpoint has no projector."""
         if not self.has_clap:
             raise UserError(
                 f"{self.cfg.weight_file} has no projector to compare sounds with texts: an M2D-CLAP checkpoint is needed, whose "
@@ -68,13 +69,13 @@ class ClapEmbedding:
             UserError: the checkpoint has no projector.
             ValueError: another shape.
         """
-        self._need_projectors()
+        self.check_clap()
         width = self.backbone.embed_dim
         if tokens.ndim != 3 or tokens.shape[1] == 0 or tokens.shape[2] != width:
             raise ValueError(f"patch tokens are [batch, tokens, {width}]; these are {list(tokens.shape)}")
         return self.audio_proj(tokens)
 
-    def _patches(self, features: torch.Tensor) -> torch.Tensor:
+    def clap_patches(self, features: torch.Tensor) -> torch.Tensor:
         """Features `[B, T, F·D]` or flat `[B, F·T, D]` as patch tokens `[B, F·T, D]`."""
         return rearrange(features, "b t (f d) -> b (t f) d", d=self.backbone.embed_dim)
 
@@ -90,12 +91,12 @@ class ClapEmbedding:
             UserError: the checkpoint has no projector.
             ValueError: as `encode`.
         """
-        self._need_projectors()
+        self.check_clap()
         if lengths is None:
-            return self.project_audio(self._patches(self.encode(audio, sample_rate=sample_rate)))
+            return self.project_audio(self.clap_patches(self.encode(audio, sample_rate=sample_rate)))
         check_waveforms(audio)
         clips = self._encode_clips(audio, check_lengths(lengths, audio), False, sample_rate)
-        return torch.cat([self.project_audio(self._patches(features[None])) for features in clips])
+        return torch.cat([self.project_audio(self.clap_patches(features[None])) for features in clips])
 
     # ------------------------------------------------------------------ text
 
@@ -117,7 +118,7 @@ class ClapEmbedding:
         Raises:
             UserError: no projector, a package is missing, no such model, or it is of another width than the checkpoint's.
         """
-        self._need_projectors()
+        self.check_clap()
         name = given(name, self.cfg, "text_encoder")
         options = dict(
             tokenizer=given(tokenizer, self.cfg, "tokenizer"),
@@ -159,7 +160,7 @@ class ClapEmbedding:
             UserError: no projector, a text encoder that cannot be loaded, or one of another width.
             ValueError: no texts, or one that is too long.
         """
-        self._need_projectors()
+        self.check_clap()
         if isinstance(texts, str) or not len(texts):
             raise ValueError(f"a list of texts is expected, with at least one; this is {texts!r:.60}")
         encoder = self.load_text_encoder() if self.text_encoder is None else self.text_encoder

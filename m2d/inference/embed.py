@@ -10,6 +10,10 @@ mixes them to mono and resamples them. The .npz holds
                  [rows, D]       with --level frame: one per time step, all files one after the other
     file_index   [rows]          with --level frame: which of the files a row belongs to
     times_ms     [rows]          with --level frame: when the patches of its time step begin
+    clap         a text          with --clap: the weights
+
+With --clap and M2D-CLAP's weights, embeddings are float16 and of length 1, in one space with those of texts: an index for
+m2d search. The patches of a file are then held until its end, 6 MB for each minute with ViT-Base.
 
 Files are decoded and encoded in stretches: with the default --batch_size the program needs up to 300 MB beside a model of
 ViT-Base's size, however long the files are and however many. On a GPU decoding, copying and encoding overlap, and encoding
@@ -25,10 +29,12 @@ import secrets
 import sys
 import zipfile
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..checkpoint.build import is_random
 from ..checkpoint.weights import resolve
@@ -91,6 +97,42 @@ class FrameRows(Sink):
         super().discard(clip, reason)
 
 
+class ClapVectors(Sink):
+    """One row per file: its vector in M2D-CLAP's space, of length 1.
+
+    Args:
+        runtime: encodes the files, to stacked features.
+        results: where the rows go; none: to `vectors`.
+
+    Attributes:
+        vectors: `[D]` by the file's place in `paths`.
+    """
+
+    def __init__(self, paths: Sequence[Path], runtime: RuntimeM2D, results: PartialResults | None = None):
+        super().__init__(paths)
+        self._runtime, self._results = runtime, results
+        self._features: dict[int, dict[int, torch.Tensor]] = {}
+        self.vectors: dict[int, torch.Tensor] = {}
+
+    def put(self, clip: int, step: int, embeddings: torch.Tensor) -> None:
+        self._features.setdefault(clip, {})[step] = embeddings
+
+    @torch.no_grad()
+    def complete(self, clip: int, samples: int, frames: int) -> None:
+        steps = self._features.pop(clip)
+        features = torch.cat([steps[step] for step in sorted(steps)])[None].to(self._runtime.backbone.cls_token.device)
+        vector = self._runtime.project_audio(self._runtime.clap_patches(features))[0].float()
+        vector = F.normalize(vector, dim=0).cpu()
+        if self._results is None:
+            self.vectors[clip] = vector
+        else:
+            self._results.add(self.paths[clip], samples, frames, [self._results.append(vector.numpy()[None])])
+
+    def discard(self, clip: int, reason: str) -> None:
+        self._features.pop(clip, None)
+        super().discard(clip, reason)
+
+
 def table_of(out: Path) -> Path:
     """The table beside an output: embeddings.files.csv for embeddings.npz."""
     return out.with_suffix(".files.csv")
@@ -105,10 +147,11 @@ def embed(
     workers: int = 4,
     bf16: bool = False,
     overwrite: bool = False,
+    clap: bool = False,
 ) -> list[Path]:
     """Write the embeddings of audio files to `out` (.npz), and a table of the files beside it; returns those left out.
 
-    Continues what an earlier call with the same weights and options left unfinished.
+    With `clap`, vectors in M2D-CLAP's space. Continues what an earlier call with the same weights and options left unfinished.
 
     Raises:
         ValueError: an output exists and `overwrite` is not given, it is one of the inputs, or no file could be read.
@@ -116,25 +159,33 @@ def embed(
     """
     check_outputs([out, table_of(out)], paths, overwrite)
     check_finite(runtime)
-    settings = {"weights": _identity(runtime), "level": "frame" if per_frame else "clip", "bf16": bf16}
-    with PartialResults(out, settings, runtime.cfg.feature_d, start_over=overwrite) as results:
+    level = "clap" if clap else "frame" if per_frame else "clip"
+    settings = {"weights": _identity(runtime), "level": level, "bf16": bf16}
+    width = runtime.backbone.embed_dim if clap else runtime.cfg.feature_d
+    with PartialResults(out, settings, width, start_over=overwrite) as results:
         todo = results.todo(paths)
         if len(todo) < len(paths):
             logger.info("continuing: %d of %d files are done", len(paths) - len(todo), len(paths))
-        sink = FrameRows(todo, results) if per_frame else ClipMeans(todo, results, runtime.cutting)
+        sink = _sink(level, todo, results, runtime)
         with torch.autocast(runtime.backbone.cls_token.device.type, torch.bfloat16, enabled=bf16):
             encode_files(runtime, sink, batch_size, workers)
         left_out = set(sink.left_out)
         done = [results.done[str(path)] for path in paths if path not in left_out]
         if done:
-            _write_npz(out, results, done, runtime if per_frame else None)
+            _write_npz(out, results, done, runtime, level)
             _write_table(table_of(out), done, runtime.sample_rate)
         results.remove()
     if not done:
         raise ValueError(f"none of the {len(paths)} files could be read: nothing is written")
     counts = f"{len(done)} files, {len(left_out)} left out{sink.warned}"
-    logger.info("%s: %s, width %d", shown(out), counts, runtime.cfg.feature_d)
+    logger.info("%s: %s, width %d", shown(out), counts, width)
     return sink.left_out
+
+
+def _sink(level: str, paths: Sequence[Path], results: PartialResults, runtime: RuntimeM2D) -> Sink:
+    if level == "clap":
+        return ClapVectors(paths, runtime, results)
+    return FrameRows(paths, results) if level == "frame" else ClipMeans(paths, results, runtime.cutting)
 
 
 def _identity(runtime: RuntimeM2D) -> list[object]:
@@ -147,22 +198,25 @@ def _identity(runtime: RuntimeM2D) -> list[object]:
     return [str(path), status.st_size, status.st_mtime_ns]
 
 
-def _write_npz(out: Path, results: PartialResults, done: Sequence[FileResult], timed_by: RuntimeM2D | None) -> None:
-    """Write the output; `timed_by`: the runtime, where rows are time steps."""
+def _write_npz(out: Path, results: PartialResults, done: Sequence[FileResult], runtime: RuntimeM2D, level: str) -> None:
+    """Write the output: the rows last, after what tells about them."""
     rows = [result.rows for result in done]
     arrays = {"files": np.array([result.path for result in done])}
-    if timed_by is not None:
+    if level == "clap":
+        arrays["clap"] = np.array(str(resolve(runtime.cfg.weight_file).absolute()))
+    elif level == "frame":
         arrays["file_index"] = np.repeat(np.arange(len(done)), rows)
-        arrays["times_ms"] = np.concatenate([timed_by.patch_times(result.samples).numpy() for result in done])
+        arrays["times_ms"] = np.concatenate([runtime.patch_times(result.samples).numpy() for result in done])
     with open_atomic(out) as file, zipfile.ZipFile(file, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array)
         with archive.open("embeddings.npy", "w", force_zip64=True) as member:
             shape = (sum(rows), results.width)
-            np.lib.format.write_array_header_1_0(member, {"descr": "<f4", "fortran_order": False, "shape": shape})
-            for result in done:
-                member.writelines(results.blocks(result))
+            kind = "<f2" if level == "clap" else "<f4"
+            np.lib.format.write_array_header_1_0(member, {"descr": kind, "fortran_order": False, "shape": shape})
+            for block in chain.from_iterable(map(results.blocks, done)):
+                member.write(np.frombuffer(block, "<f4").astype(kind, copy=False).data)
 
 
 def _write_table(path: Path, done: Sequence[FileResult], sample_rate: int) -> None:
@@ -180,6 +234,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", required=True, help="checkpoint: a file, a folder, an https address, or hf:owner/name")
     parser.add_argument("--out", required=True, type=Path, help="the .npz file to write")
     parser.add_argument("--level", choices=("clip", "frame"), default="clip", help="a vector per file, or per time step")
+    parser.add_argument("--clap", action="store_true", help="an index for m2d search, by M2D-CLAP's weights")
     parser.add_argument("--batch_size", type=int, help=BATCH_SIZE_HELP)
     parser.add_argument("--workers", "--threads", type=int, default=4, help="files decoded at a time")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
@@ -207,14 +262,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.out.suffix != ".npz":
             raise ValueError(f"--out {shown(args.out)}: a name that ends in .npz is expected")
         check_counts(args)
+        if args.clap and args.level == "frame":
+            raise ValueError("--clap gives a vector per file: leave --level frame out")
         clips = list_clips(args.audio)
         lists = [source for source in args.audio if Path(source).is_file()]
         check_outputs([args.out, table_of(args.out)], [*clips, *lists], args.overwrite)
         device = pick_device(args.device)
         no_tf32()
         runtime = RuntimeM2D(weight_file=args.weights).to(device)
-        bf16 = uses_bf16(args.precision, device)
-        left_out = embed(clips, runtime, args.out, args.level == "frame", args.batch_size, args.workers, bf16, args.overwrite)
+        if args.clap:
+            runtime.check_clap()
+        left_out = embed(
+            clips,
+            runtime,
+            args.out,
+            per_frame=args.level == "frame",
+            batch_size=args.batch_size,
+            workers=args.workers,
+            bf16=uses_bf16(args.precision, device),
+            overwrite=args.overwrite,
+            clap=args.clap,
+        )
         return 1 if left_out else 0
 
     keep_freed_memory()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .m2d import Prediction
-from .offline_task import OfflineTaskViT
+from .m2d_x import OfflineTaskViT
 from .projectors import audio_projector
 
 #: Where logit_scale starts, and its bounds.
