@@ -44,6 +44,8 @@ PACKAGES = {
     "evaluation": "What an encoder is worth.",
     "adapters": "An encoder as benchmarks ask for it.",
     "train": "The training loop and what it needs.",
+    "finetune": "A classifier or an event detector from a pre-trained encoder.",
+    "report": "Pages and pictures of runs and embeddings.",
     "run": "A run's folder, logs and checkpoints.",
     "utils": "What all programs share.",
 }

@@ -32,7 +32,9 @@ const colourNow = (name) => getComputedStyle(document.documentElement).getProper
 function number(value, unit) {
   if (unit === "share") return `${(100 * value).toFixed(1)} %`;
   const size = Math.abs(value);
-  const text = size !== 0 && (size < 1e-2 || size >= 1e5) ? exponential(value) : String(+value.toPrecision(4));
+  const nearWhole = value % 1 !== 0 && +value.toPrecision(4) % 1 === 0; // 0.99995 is not 1
+  const plain = String(+value.toPrecision(nearWhole && size < 10 ? 7 : 4));
+  const text = size !== 0 && (size < 1e-2 || size >= 1e5) ? exponential(value) : plain;
   return unit ? `${text} ${unit}` : text;
 }
 

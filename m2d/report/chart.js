@@ -67,7 +67,7 @@ function scales(spec, width, height) {
   const room = (high - low || Math.abs(high) || 1) * 0.08;
   const fromZero = low >= 0 && (spec.zero || low - room < 0);
   [low, high] = [fromZero ? 0 : low - room, high + room];
-  const [left, right, top, bottom] = [52, width - 10, 8, height - 22];
+  const [left, right, top, bottom] = [52, width - 18, 8, height - 22];
   return {
     left, right, top, bottom, low, high, lowX, highX,
     x: (value) => left + ((value - lowX) / (highX - lowX)) * (right - left),
@@ -79,9 +79,10 @@ function scales(spec, width, height) {
 function axes(place, unit) {
   const found = [], values = ticks(place.low, place.high, 4);
   const small = values.every((value) => Math.abs(value) < 1e-2);
+  const decimals = Math.max(0, 1 - Math.floor(Math.log10(values.length > 1 ? values[1] - values[0] : 1)));
   for (const value of values) {
     const y = place.y(value);
-    const plain = small && value ? exponential(value) : String(+value.toPrecision(6));
+    const plain = small && value ? exponential(value) : String(+value.toFixed(Math.min(decimals, 12)));
     const text = unit === "share" ? `${+(100 * value).toPrecision(4)} %` : plain;
     found.push(s("line", { class: "gridline", x1: place.left, x2: place.right, y1: y, y2: y }));
     found.push(s("text", { x: place.left - 6, y: y + 4, "text-anchor": "end" }, text));

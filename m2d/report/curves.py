@@ -71,5 +71,5 @@ def _thinned(number: int, part: str, points: np.ndarray) -> dict[str, Any]:
     if len(points) > MOST_POINTS:
         stretches = np.array_split(points, MOST_POINTS)
         points = np.array([[stretch[-1, 0], stretch[:, 1].mean()] for stretch in stretches])
-    x, y = ([float(f"{value:.6g}") for value in column] for column in points.T)
+    x, y = ([float(f"{value:.8g}") for value in column] for column in points.T)
     return {"run": number, "part": part, "x": x, "y": y}

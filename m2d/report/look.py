@@ -90,7 +90,8 @@ def open_look(run: Run, source: Source, device: torch.device) -> Look:
         reason = str(error).splitlines()[0]
         look.notes.append(f"The clips cannot be shown: {reason} (--csv and --data_path name them)")
     if run.checkpoint is None:
-        look.notes.append("There is no checkpoint yet: it is written after the first epoch, or after --save_minutes.")
+        first = "There is no checkpoint yet: it is written after the first epoch, or after --save_minutes."
+        look.notes.append("There is no whole checkpoint in the folder." if run.epochs else first)
         return look
     try:
         look.runtime = RuntimeM2D(weight_file=run.checkpoint).to(device).eval()
