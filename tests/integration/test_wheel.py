@@ -1,10 +1,11 @@
-"""The wheel: the package and the command m2d, nothing else, and they run where there is no clone."""
+"""A release: version, source archive and wheel hold what they should, and the wheel runs where there is no clone."""
 
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -12,7 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import yaml
 from checkpoint_files import write_checkpoint
+
+import m2d
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What is installed with m2d-audio[train] alone.
@@ -20,18 +24,22 @@ TRAINING_PACKAGES = ("matplotlib", "pandas", "pyarrow", "sklearn", "tensorboard"
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built from a copy of the sources, with what is installed here."""
-    folder = tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT / "m2d", folder / "m2d", ignore=shutil.ignore_patterns("__pycache__"))
+def dist(tmp_path_factory):
+    """A folder with the source archive and the wheel built from it, of a copy of the sources, with what is installed here."""
+    folder = tmp_path_factory.mktemp("release")
+    shutil.copytree(ROOT / "m2d", folder / "m2d", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("util", "audioset", "speech", "app", "examples"):
         (folder / name).mkdir()
         (folder / name / "__init__.py").touch()
-    for name in ("pyproject.toml", "README.md", "LICENSE", "train_audio.py", "wav_to_lms.py"):
-        shutil.copy(ROOT / name, folder)
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist", "."]
-    subprocess.run(pip, cwd=folder, check=True, capture_output=True)
-    (path,) = (folder / "dist").iterdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE", "train_audio.py", "wav_to_lms.py", "examples/portable_m2d.py"):
+        shutil.copy(ROOT / name, folder / name)
+    subprocess.run([sys.executable, "-m", "build", "--no-isolation"], cwd=folder, check=True, capture_output=True)
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(dist):
+    (path,) = dist.glob("*.whl")
     return path
 
 
@@ -71,15 +79,39 @@ def test_it_holds_the_package_and_the_command_alone(wheel):
         names = file.namelist()
         scripts = file.read(next(name for name in names if name.endswith("entry_points.txt"))).decode()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"m2d", "m2d_audio"}
-    assert scripts.split() == ["[console_scripts]", "m2d", "=", "m2d.cli.main:main"]
+    assert scripts.split() == "[console_scripts] m2d = m2d.cli.main:main m2d-audio = m2d.cli.main:main".split()
     sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "m2d").rglob("*") if path.suffix in (".py", ".css", ".js")}
     assert sources | {"m2d/py.typed"} == {name for name in names if name.startswith("m2d/")}
+
+
+def test_the_source_archive_holds_the_package_alone(dist):
+    (path,) = dist.glob("*.tar.gz")
+    with tarfile.open(path) as file:
+        members = [member for member in file if not member.isdir()]
+    names = {member.name.partition("/")[2] for member in members}
+    sources = {source.relative_to(ROOT).as_posix() for source in (ROOT / "m2d").rglob("*.py")}
+    assert all(member.isfile() for member in members) and sources | {"LICENSE", "README.md", "pyproject.toml"} <= names
+    assert {name.split("/")[0] for name in names if "/" in name} == {"m2d", "m2d_audio.egg-info"}
+
+
+def test_the_index_would_take_both(dist):
+    """Metadata are complete, and the description renders."""
+    command = [sys.executable, "-m", "twine", "check", "--strict", *dist.iterdir()]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("PASSED") == 2, done.stdout
+
+
+def test_there_is_one_version(wheel):
+    assert wheel.name == f"m2d_audio-{m2d.__version__}-py3-none-any.whl"
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == m2d.__version__
+    assert f"## {m2d.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_its_command_helps(installed):
     folder, run = installed
     done = run("m2d", "--help")
     assert done.returncode == 0 and "embed" in done.stdout
+    assert run("m2d-audio", "--help").stdout == done.stdout
     assert run("python", "-m", "m2d").stdout == done.stdout
 
 
@@ -104,3 +136,36 @@ def test_training_names_what_it_needs(installed):
     done = run("m2d", "train", "--help")
     assert done.returncode == 2
     assert done.stderr.endswith("is not installed: pip install 'm2d-audio[train]'\n") and done.stderr.count("\n") == 1
+
+
+def test_it_exports_without_the_packages_of_training(installed):
+    folder, run = installed
+    weights = write_checkpoint(folder / "more")
+    done = run("m2d", "export", str(weights), "shared", "--to", "hf")
+    assert done.returncode == 0, done.stderr
+    assert "class AudioModel" in (folder / "shared/modeling_m2d.py").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+def test_an_empty_environment(version, wheel, tmp_path):
+    """With all that the wheel asks for, from the package index: embedding and both kinds of export, outside of the clone."""
+    python = shutil.which(f"python{version}") or next(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), None)
+    if python is None:
+        pytest.skip(f"there is no Python {version}")
+    subprocess.run([python, "-m", "venv", "env"], cwd=tmp_path, check=True)
+    install = ["env/bin/pip", "install", "--quiet", "-c", ROOT / "constraints.txt", f"{wheel}[hf,onnx]"]
+    subprocess.run(install, cwd=tmp_path, check=True)
+    weights = write_checkpoint(tmp_path)
+    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(16000) * 0.2), 16000)
+    for arguments in (
+        ["embed", "tone.wav", "--weights", weights, "--out", "e.npz", "--device", "cpu"],
+        ["export", weights, "shared", "--to", "hf"],
+        ["export", "shared", "model.onnx", "--to", "onnx"],
+        ["embed", "tone.wav", "--weights", "shared", "--out", "shared.npz", "--device", "cpu"],
+    ):
+        done = subprocess.run(["env/bin/m2d-audio", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    ours, theirs = (np.load(tmp_path / name)["embeddings"] for name in ("e.npz", "shared.npz"))
+    assert ours.shape == (1, 960) and np.array_equal(ours, theirs)
