@@ -8,6 +8,7 @@ from pathlib import Path
 from ..utils.names import shown
 from .convert import Job
 from .listing import list_audio, readable_suffixes, words_of_others
+from .sources.addresses import is_list, list_contents, public_name
 from .sources.find import find_archives, list_members
 
 ALL_SUFFIXES = "all"  # takes every format that can be read
@@ -19,30 +20,46 @@ def plan_jobs(source: str | os.PathLike, dest: Path, suffix: str | Iterable[str]
     """What is to be converted; and what of archives cannot be read, with reasons.
 
     Args:
-        source: a folder, an archive, or a pattern that names archives.
+        source: a folder, an archive, a pattern that names archives, or a list of addresses.
         dest: the folder that spectrograms go to.
-        suffix: the audio files' suffix, or several; None: wav in a folder, every format in archives.
+        suffix: the audio files' suffix, or several; None: wav in a folder, every format elsewhere.
 
     Raises:
         FileNotFoundError, NotADirectoryError, ValueError: there is nothing to convert, or two files would become one.
     """
     archives = find_archives(source)
-    if archives is None:
+    if archives is None and not is_list(source):
         return _jobs_of_folder(Path(source), dest, _suffixes(".wav" if suffix is None else suffix)), {}
-    suffixes = _suffixes(ALL_SUFFIXES if suffix is None else suffix)
+    if archives is None:
+        jobs, left_out = _jobs_of_list(source, dest, [] if suffix is None else _suffixes(suffix))
+    else:
+        jobs, left_out = _jobs_of_archives(archives, source, dest, _suffixes(ALL_SUFFIXES if suffix is None else suffix))
+    again = {id(twin): first for first, twin in _twins(jobs)}
+    for number, job in enumerate(jobs):
+        if id(job) in again:
+            left_out[f"{job.name} (file {number + 1})"] = (
+                f"{shown(job.source)} has the name of another, {shown(again[id(job)].source)}: the first is taken"
+            )
+    return [job for job in jobs if id(job) not in again], left_out
+
+
+def _jobs_of_archives(
+    archives: Sequence[str], source: str | os.PathLike, dest: Path, suffixes: list[str]
+) -> tuple[list[Job], dict[str, str]]:
     found = list_members(archives, suffixes)
     if found.left_out and not found.members:
         reason = next(iter(found.left_out.values()))
         raise ValueError(f"{shown(source)}: none of its files can be read; of {len(found.left_out)}, the first: {reason}")
     _check_found(source, suffixes, found.members, found.others)
-    jobs = [Job(each.name, each.where, _target(dest, Path(each.name)), each.place) for each in found.members]
-    again = {id(twin): first for first, twin in _twins(jobs)}
-    for number, job in enumerate(jobs):
-        if id(job) in again:
-            found.left_out[f"{job.name} (file {number + 1})"] = (
-                f"{shown(job.source)} has the name of another, {shown(again[id(job)].source)}: the first is taken"
-            )
-    return [job for job in jobs if id(job) not in again], found.left_out
+    return [Job(each.name, each.where, _target(dest, Path(each.name)), each.place) for each in found.members], found.left_out
+
+
+def _jobs_of_list(path: str | os.PathLike, dest: Path, suffixes: list[str]) -> tuple[list[Job], dict[str, str]]:
+    contents = list_contents(path)
+    members = [each for each in contents.members if not suffixes or each[0].lower().endswith(tuple(suffixes))]
+    _check_found(path, suffixes, members, {})
+    jobs = [Job(name, public_name(place.path), _target(dest, Path(name)), place) for name, place in members]
+    return jobs, {name: f"{shown(name)} {reason}" for name, reason in contents.left_out.items()}
 
 
 def _jobs_of_folder(folder: Path, dest: Path, suffixes: list[str]) -> list[Job]:

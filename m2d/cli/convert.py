@@ -10,6 +10,9 @@ SRC may also be a .tar (as WebDataset has them), a .zip, a .parquet with a colum
 pattern in quotes that names several, such as 'shards/*.tar'. They are read as they are, without unpacking. The member
 sub/a.flac becomes DEST/sub/a.npy; with several archives shards/7.tar's becomes DEST/7/sub/a.npy.
 
+A .csv with a column file_name, or a .txt, of addresses (https://, s3://, and what else fsspec reads) is read over the
+network; files are named by their addresses' paths below the folder that all share. pip install 'm2d-audio[remote]'.
+
 With --pack OUT.pack in the place of DEST, all go into a few large files, which training takes as --csv_main OUT.pack. The
 same command continues with the chunks that are missing. Files that cannot be converted are left out, and listed in
 OUT.pack/failed.csv; to try them again, remove the chunk-N.* files that it names.
@@ -44,9 +47,7 @@ logger = logging.getLogger("m2d")
 def build_parser() -> argparse.ArgumentParser:
     """The flags, named as the arguments of `convert_wav`. What they hold is text: a path may be `a,b`, `snd#2` or `None`."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "from_dir", metavar="SRC", help="the folder to walk, an archive or a pattern; files are taken in sorted order"
-    )
+    parser.add_argument("from_dir", metavar="SRC", help="the folder to walk, an archive, a pattern or a list of addresses")
     parser.add_argument("to_dir", metavar="DEST", nargs="?", help="the folder to write to; not with --pack")
     parser.add_argument("--out", metavar="DEST", help="the same as DEST")
     parser.add_argument(

@@ -1,0 +1,116 @@
+"""Audio files at addresses (https, s3 and what else fsspec reads), named by a list."""
+
+import csv
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from ...utils.errors import FileError, UserError
+from ...utils.names import shown
+from .member import MOST_BYTES, Contents, plain_name
+
+LIST_SUFFIXES = (".csv", ".txt")
+_COLUMN = "file_name"
+
+
+class Address(NamedTuple):
+    """A file at an address; `path` is the whole address, which may hold a secret."""
+
+    path: str
+
+    in_turn = False
+
+    def read(self) -> bytes:
+        """As `Place.read`."""
+        import fsspec
+
+        try:
+            # Without a block size, files on the web are read as they come, from servers without ranges too.
+            options = {"block_size": 0} if self.path.startswith("http") else {}
+            with fsspec.open(self.path, "rb", **options) as file:
+                content = file.read(MOST_BYTES + 1)
+        except FileNotFoundError:
+            raise FileNotFoundError(0, "there is no such file") from None
+        except Exception as error:  # each file system has its own
+            reason = " ".join(f"{type(error).__name__}: {error}".replace(self.path, public_name(self.path)).split())
+            raise OSError(0, reason[:300]) from None
+        if len(content) > MOST_BYTES:
+            raise ValueError(f"has more than {MOST_BYTES >> 20} MiB, which are not read from an address")
+        return content
+
+
+def is_list(source: str | os.PathLike) -> bool:
+    """Whether a source is a list: a file named .csv or .txt."""
+    return os.fspath(source).lower().endswith(LIST_SUFFIXES) and os.path.isfile(source)
+
+
+def list_contents(path: str | os.PathLike) -> Contents:
+    """The files of a list of addresses: a column file_name of a CSV, or a line each.
+
+    They are named by their addresses' paths below the folder that all share.
+
+    Raises:
+        FileError: the list cannot be read, is empty, or has a row that is no address.
+        UserError: fsspec, or what it needs for these addresses, is not installed.
+    """
+    rows = list(_rows(path))
+    if not rows:
+        raise FileError(f"{shown(path)}: the list is empty")
+    _check_protocols({urlsplit(address).scheme for address in rows})
+    names = [_name(address) for address in rows]
+    common = os.path.commonpath([os.path.dirname(name) for name in names]) if all(names) else ""
+    contents = Contents()
+    for address, name in zip(rows, names, strict=True):
+        plain = plain_name(os.path.relpath(name, common) if common else name)
+        if plain is None:
+            contents.leave_out(public_name(address), "has a name that leads out of its folder")
+        else:
+            contents.members.append((plain, Address(address)))
+    contents.sort()
+    return contents
+
+
+def public_name(address: str) -> str:
+    """An address without what may be a secret: a user's name and password, and what follows a question mark."""
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _name(address: str) -> str:
+    parts = urlsplit(address)
+    return f"{parts.netloc.rpartition('@')[2]}{unquote(parts.path)}".strip("/")
+
+
+def _rows(path: str | os.PathLike) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = csv.reader(file) if os.fspath(path).lower().endswith(".csv") else ([line.strip()] for line in file)
+            column = 0
+            for number, row in enumerate(rows, 1):
+                if number == 1 and _COLUMN in row:
+                    column = row.index(_COLUMN)
+                elif any(row):
+                    address = row[column] if column < len(row) else ""
+                    if "://" not in address:
+                        raise FileError(
+                            f"{shown(path)} row {number}: {shown(address)!r} is no address such as https://… or s3://…"
+                        )
+                    yield address
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise FileError(f"{shown(path)}: cannot be read as a list ({error})") from None
+
+
+def _check_protocols(protocols: set[str]) -> None:
+    hint = "pip install 'm2d-audio[remote]'"
+    try:
+        import fsspec
+    except ImportError:
+        raise UserError(f"addresses are read by fsspec: {hint}") from None
+    for protocol in sorted(protocols):
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except ImportError as error:
+            raise UserError(f"{protocol}:// needs more than is installed ({' '.join(str(error).split())}): {hint}") from None
+        except ValueError:
+            raise UserError(f"{protocol}:// is no protocol that fsspec knows") from None
