@@ -23,6 +23,7 @@ def gpu_sh(tmp_path):
     return run
 
 
+@pytest.mark.timeout(1800)
 def test_every_part_runs(gpu_sh, tmp_path):
     status, table = gpu_sh()
     assert status == 0, table
