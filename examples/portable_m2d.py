@@ -255,7 +255,7 @@ def _load_projectors(state: dict, path: Path) -> tuple[nn.Module | None, nn.Modu
 
     def layers(tensors: dict) -> list[nn.Module]:
         linear = [nn.Linear(t.shape[1], t.shape[0]) for name, t in tensors.items() if name.endswith("weight")]
-        return [linear[0], nn.ReLU(), linear[1]] if len(linear) == 2 else linear
+        return [linear[0], nn.ReLU(), linear[1]] if len(linear) == 2 else [*linear]
 
     if "sem_token" in audio:
         depth = len({name.split(".")[1] for name in audio if name.startswith("sem_blocks.")})
@@ -283,6 +283,8 @@ class TextEncoder:
         tokenizer: a local folder of the tokenizer, where it is not the model's.
         trust_remote_code: run the Python code that comes with the model.
     """
+
+    model: Any
 
     def __init__(self, name: str, pooling: str, weights: dict | None, tokenizer: str | None, trust_remote_code: bool):
         self.name, self.pooling, self._has_warned = name, pooling, False
@@ -517,6 +519,8 @@ class PortableM2D(AudioModel):
         num_classes: add a batch norm and a linear head, loaded from the checkpoint if it has one with this number of classes.
         freeze_embed: do not train the patch embedding.
         flat_features: every patch a vector of its own, `[B, F·T, D]`; None: only where the checkpoint's head asks for it.
+        cfg: a settings object that receives what is found (sizes, rates, statistics, feature_d), as EVAR's; its weight_file
+            counts where none is given.
 
     Raises:
         FileNotFoundError, ValueError: no such file, or one that cannot be used; says why.
@@ -524,11 +528,15 @@ class PortableM2D(AudioModel):
 
     def __init__(
         self,
-        weight_file: str | Path,
+        weight_file: str | Path | None = None,
         num_classes: int | None = None,
-        freeze_embed: bool = False,
+        freeze_embed: bool | None = False,
         flat_features: bool | None = None,
+        cfg: Any = None,
     ):
+        weight_file = weight_file or getattr(cfg, "weight_file", None)
+        if not weight_file:
+            raise ValueError("no weight_file: give the path of a checkpoint")
         path = Path(weight_file)
         tensors, settings = _read(path)
         mels, frames, rate = _sizes(path, settings)
@@ -539,6 +547,10 @@ class PortableM2D(AudioModel):
         narrow_head = num_classes is not None and "weight" in head and head["weight"].shape[1] == encoder.embed_dim
         super().__init__(encoder, rate, encoder.norm_stats.tolist(), bool(flat_features) or narrow_head, num_classes)
         self.cfg.weight_file = str(weight_file)
+        if cfg is not None:
+            for name, value in vars(self.cfg).items():
+                setattr(cfg, name, value)
+            self.cfg = cfg
         self.audio_proj, self.text_proj = _load_projectors(state, path)
         self.text_encoder = None
         if num_classes is not None:
@@ -594,8 +606,8 @@ class PortableM2D(AudioModel):
             name = next((letter for letter in (found[7] if found else "").split("p") if len(letter) == 1), "A")
             prefix = "text_encoder."
             weights = {n.removeprefix(prefix): t for n, t in _read(path)[0].items() if n.startswith(prefix)}
-        default = "sentence" if Path(name, "modules.json").is_file() else "mean"
-        model, own_pooling = TEXT_ENCODERS.get(name, (name, default))
+        default = str(name), "sentence" if Path(name, "modules.json").is_file() else "mean"
+        model, own_pooling = TEXT_ENCODERS.get(str(name), default)
         self.text_encoder = TextEncoder(model, pooling or own_pooling, weights, tokenizer, trust_remote_code)
         return self.text_encoder
 

@@ -59,7 +59,8 @@ class SoundIndex:
         for start in range(0, len(self), _ROWS):
             block = torch.from_numpy(self.vectors[start : start + _ROWS])
             torch.mm(queries, block.float().T, out=cosines[:, start : start + _ROWS])
-        return tuple(cosines.topk(min(count, len(self)), dim=1))
+        best, rows = cosines.topk(min(count, len(self)), dim=1)
+        return best, rows
 
 
 def _mapped(path: Path, member: Member) -> np.ndarray:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import write_checkpoint
+from checkpoint_files import semantic_tensors, write_checkpoint, write_clap
 from torch import nn
 
+from examples.portable_m2d import PortableM2D
 from m2d.inference.runtime import Config, RuntimeM2D, get_backbone, get_timestamps, get_to_melspec, parse_sizes_by_name
 
 EasyDict = pytest.importorskip("easydict").EasyDict
@@ -125,6 +126,22 @@ def test_linear_evaluation_reads_back_from_its_own_config(weight_file):
     )
     assert {name: cfg[name] for name in found} == found
     assert (float(cfg.mean), float(cfg.std)) == (-6.5, 3.5)
+
+
+@pytest.mark.parametrize("kind", [RuntimeM2D, PortableM2D])
+def test_clap_is_evaluated_by_its_own_calls(kind, tmp_path):
+    """EVAR's AR_M2D_CLAP and AR_M2D_CLAP_PORTABLE: patch tokens, then one projection a clip, and class names as texts."""
+    path = str(write_clap(tmp_path, semantic_tensors(192), extras="p16kpBpTI", prefix="backbone."))
+    cfg = evar_config(path, flat_features=True)
+    runtime = kind(cfg=cfg, weight_file=cfg.weight_file, flat_features=cfg.flat_features)
+    assert runtime.cfg is cfg and (cfg.feature_d, cfg.sample_rate, cfg.input_size) == (192, 16000, [80, 64])
+    audio = torch.randn(2, 30_000) * 0.1
+    with torch.no_grad():
+        vectors = runtime.project_audio(runtime.encode(audio))
+        torch.testing.assert_close(vectors, runtime.encode_clap_audio(audio))
+    runtime.text_encoder = lambda texts, truncate=False: torch.ones(len(texts), 192)
+    texts = runtime.encode_clap_text(["dog can be heard", "rain can be heard", "speech can be heard"])
+    assert vectors.shape == (2, 192) and texts.shape == (3, 192)
 
 
 @pytest.mark.parametrize("nothing", [None, "None", "", "missing"])
