@@ -4,6 +4,9 @@
 set -euo pipefail
 unset CDPATH
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+case ${1:-} in
+    -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" && exit ;;
+esac
 [[ $# -eq 1 ]] || {
     echo "usage: bash superb/setup_s3prl.sh S3PRL_FOLDER (the clone or the site-packages, which holds s3prl/upstream)" >&2
     exit 2

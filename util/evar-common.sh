@@ -15,6 +15,13 @@ fail() {
     exit "${2:-1}"
 }
 
+# help_if_asked ARGUMENTS: with -h or --help, show what is at the script's top and end it.
+help_if_asked() {
+    case ${1:-} in
+        -h | --help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0" && exit ;;
+    esac
+}
+
 # EVAR's configuration for a checkpoint: its folder's name, or its own, holds the sampling rate.
 config_of() {
     local rate
@@ -54,9 +61,10 @@ absolute() {
 }
 
 # enter_evar ROOT CKPT: change into ROOT/evar and set ckpt (absolute) and config.
-# Without EVAR it says how to get it and ends the script with status 0: training continues without its evaluation.
+# Without EVAR it says how to get it and ends the script with status 1; training does not call it then.
 enter_evar() {
     local root=$1
+    help_if_asked "${@:2}"
     [[ $# -eq 2 ]] || fail "usage: ${0##*/} CHECKPOINT" 2
     case $2 in
         *://*) ckpt=$2 ;;
@@ -65,7 +73,7 @@ enter_evar() {
     if [[ ! -f $root/evar/lineareval.py ]]; then
         echo "${0##*/}: not evaluated, since EVAR is not in $root/evar."
         echo "Set it up by: cd $(quoted "$root") && bash util/setup_evar.sh"
-        exit 0
+        exit 1
     fi
     case $ckpt in
         *random | *://*) ;;
@@ -92,6 +100,7 @@ summarize() {
 finetune_all() {
     local task=$1 options=$2 given=() folder n_iter first epoch weight seed
     shift 2
+    help_if_asked "$@"
     while [[ $1 != -- ]]; do
         given+=("$1")
         shift

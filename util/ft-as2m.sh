@@ -10,6 +10,7 @@ LMS_AUDIOSET=${LMS_AUDIOSET:-/path/to/your/audioset_lms}
 # shellcheck source=util/evar-common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/evar-common.sh"
 
+help_if_asked "$@"
 [[ -d $LMS_AUDIOSET ]] || fail "$LMS_AUDIOSET: no such folder. Set LMS_AUDIOSET at the top of $0 to your log-mel AudioSet"
 
 finetune_all as ",dur_frames=1001" "$@" -- \

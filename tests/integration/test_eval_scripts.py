@@ -99,12 +99,20 @@ def test_evaluation_calls(project, tmp_path, script, program, tasks, name, confi
 
 
 @pytest.mark.parametrize("script", EVAL_SCRIPTS)
-def test_without_evar_two_lines_and_a_good_end(project, tmp_path, script):
+def test_without_evar_two_lines_and_status_1(project, tmp_path, script):
     done, calls = bash(project / script, checkpoint(tmp_path / "run"), cwd=tmp_path)
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and done.stderr == "" and calls == []
+    assert done.returncode == 1 and done.stderr == "" and calls == []
     assert len(lines) == 2 and f"{project}/evar" in lines[0]
     assert f"cd '{project}' && bash util/setup_evar.sh" in lines[1]
+
+
+@pytest.mark.parametrize("script", [*EVAL_SCRIPTS, *(f"util/ft-{name}.sh" for name in FT_SCRIPTS)])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_says_how_a_script_is_called(project, tmp_path, script, flag):
+    done, calls = bash(project / script, flag, cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "" and calls == []
+    assert "usage: bash " in done.stdout and len(done.stdout.splitlines()) <= 4
 
 
 def test_the_first_task_that_fails_ends_the_evaluation(project, tmp_path):
