@@ -53,7 +53,7 @@ def main() -> None:
     features, targets = make_clips(args.clips, args.width, args.classes)
     fitted = np.arange(args.clips) < 0.8 * args.clips
     held_out = torch.from_numpy(features[~fitted]).to(args.device)
-    print(f"{args.clips} clips x {args.width}, {args.classes} classes; {torch.get_num_threads()} threads")
+    print(f"{args.clips} clips x {args.width}, {args.classes} classes; {torch.get_num_threads()} threads", flush=True)
     solver = LogisticRegression(torch.from_numpy(features), torch.from_numpy(targets), args.classes, args.device)
     scaler = StandardScaler().fit(features[fitted])
     x, y, x_held_out = scaler.transform(features[fitted]), targets[fitted], scaler.transform(features[~fitted])
