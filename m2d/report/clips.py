@@ -21,14 +21,16 @@ from ..data.pack.store import PackStore
 from ..data.sampler import EpochSampler
 from ..data.store import ClipStore, fill_short
 from ..evaluation.labelled_clips import read_labelled, read_table
+from ..train import programs
 from ..train.batch_transform import MaskRule
 from ..train.config import GROUPS, Settings
-from ..train.programs import PROGRAMS
 from ..utils.errors import UserError
 from ..utils.names import shown
 from .runs import Run
 
 _LENGTHS_READ = 500
+#: Of families whose lists hold more than log-mels; captions are not looked at.
+_OPENERS = {"m2d_as": programs.open_labelled, "m2d_s": programs.open_speech}
 
 logger = logging.getLogger("m2d")
 
@@ -233,11 +235,11 @@ def open_dataset(run: Run, csv: Path | None, data_path: Path | None) -> tuple[Au
         csv_main=str(base / (csv or settings.data.csv_main)),
         data_path=str(data_path or base / settings.data.data_path),
         csv_bg_noise=str(base / settings.data.csv_bg_noise) if settings.data.csv_bg_noise else "",
+        min_ds_size=settings.data.min_ds_size if "min_ds_size" in run.settings else 0,
     )
     settings = replace(settings, data=data)
-    program = next((each for each in PROGRAMS.values() if settings.model.family in each.families), PROGRAMS["m2d"])
     noise = open_store(data.csv_bg_noise, data.data_path, check=False) if data.noise_ratio > 0 and data.csv_bg_noise else None
-    dataset = program.open_data(settings, data.csv_main, noise, None)
+    dataset = _OPENERS.get(settings.model.family, programs.open_audio)(settings, data.csv_main, noise, None)
     dataset.skip_bad_files = True
     return dataset, settings
 

@@ -43,8 +43,9 @@ def charts(runs: Sequence[Run]) -> list[dict[str, Any]]:
         series = [_series(i, run, name, _PARTS.get(part, part)) for i, run in enumerate(runs) for name, part in parts.items()]
         _add(found, title, unit, note, series)
         names = [name for name in names if name not in parts]
-    for name in names:
-        _add(found, name, "", "", [_series(i, run, name, "") for i, run in enumerate(runs)])
+    for title in dict.fromkeys(re.sub("^(train|val)_", "", name) for name in names):
+        parts = {name: _PARTS.get(part, part) for part in ("train", "val") if (name := f"{part}_{title}") in names} or {title: ""}
+        _add(found, title, "", "", [_series(i, run, name, part) for i, run in enumerate(runs) for name, part in parts.items()])
     for title, unit, note, name in _SPEEDS:
         _add(found, title, unit, note, [_speed(i, run, name) for i, run in enumerate(runs)], zero=True)
     return found

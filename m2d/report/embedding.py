@@ -1,14 +1,12 @@
 """What embeddings look like: a map, clusters, nearest neighbours, and how many directions they use."""
 
-import logging
+import importlib
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
-
-logger = logging.getLogger("m2d")
 
 #: Colours of a map: more groups than these are joined to "other".
 MOST_GROUPS = 8
@@ -50,7 +48,7 @@ def layouts(components: Principal) -> list[Layout]:
     share = components.shares[:2].sum()
     found = [Layout("PCA", components.values[:, :2], f"the first two principal components: {share:.0%} of the variance")]
     try:
-        import umap
+        umap = importlib.import_module("umap")
     except ModuleNotFoundError:
         return found
     if len(components.values) > 15:

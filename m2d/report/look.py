@@ -1,6 +1,5 @@
 """A run opened for a report: its clips and its newest encoder, as far as they are there."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,6 @@ from .clips import AudioClips, Clips, Seen, StoredClips, finetuning_clips, names
 from .runs import Run
 
 _MAE_FAMILIES = ("mae", "msm_mae")
-
-logger = logging.getLogger("m2d")
 
 
 @dataclass(frozen=True)

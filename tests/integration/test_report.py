@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from checkpoint_files import write_checkpoint
-from small_runs import AS, M2D, MAE, SPEECH, make_clip, run, write_data
+from small_runs import AS, CLAP, M2D, MAE, SPEECH, make_clip, run, write_data
 
 from m2d.cli import main as cli
 from m2d.report.clips import open_dataset, samples_seen
@@ -31,7 +31,7 @@ def trained(program, more=""):
     assert run(program, f"{flags} --output_dir run {more}") == 0
 
 
-@pytest.mark.parametrize("program", [M2D, MAE, AS, SPEECH])
+@pytest.mark.parametrize("program", [M2D, MAE, AS, SPEECH, CLAP])
 def test_a_run_of_every_program(program, small_workplace):
     trained(program, "--feature_eval_freq 1")
     assert report("run") == 0
@@ -40,7 +40,9 @@ def test_a_run_of_every_program(program, small_workplace):
     assert found["state"] == "finished" and found["notes"] == []
     titles = [chart["title"] for chart in data["charts"]]
     assert {"Loss", "Directions used (RankMe)", "Learning rate", "Speed"} <= set(titles)
-    assert ("Offline loss" in titles) == (program in (AS, SPEECH)) and ("EMA decay of the target" in titles) == (program != MAE)
+    assert ("Offline loss" in titles) == (program in (AS, SPEECH, CLAP)) and ("EMA decay of the target" in titles) == (
+        program != MAE
+    )
     for chart in data["charts"]:
         assert all(each["x"][-1] == 2 for each in chart["series"]), chart["title"]
     assert len(found["seen"]["items"]) == 3 and ("rebuilt" in found["seen"]["items"][0]) == (program == MAE)

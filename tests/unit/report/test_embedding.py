@@ -1,5 +1,8 @@
 """Maps, clusters and neighbours agree with plain computations."""
 
+import sys
+from types import ModuleType, SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,3 +78,13 @@ def test_folders_of_the_first_level_that_differs():
     assert embedding.folders(names).tolist() == ["dog", "dog", "cat", "cat"]
     assert embedding.folders(["a.npy", "b.npy"]) is None
     assert embedding.folders([f"{i}/a.npy" for i in range(9)]) is None
+
+
+def test_umap_is_a_second_map_where_it_is_installed(monkeypatch):
+    module = ModuleType("umap")
+    module.UMAP = lambda n_neighbors, random_state: SimpleNamespace(fit_transform=lambda values: 2 * values[:, :2])
+    monkeypatch.setitem(sys.modules, "umap", module)
+    components = embedding.principal(blobs())
+    first, second = embedding.layouts(components)
+    assert (first.method, second.method) == ("PCA", "UMAP")
+    np.testing.assert_array_equal(second.places, 2 * first.places)
