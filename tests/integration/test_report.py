@@ -40,9 +40,8 @@ def test_a_run_of_every_program(program, small_workplace):
     assert found["state"] == "finished" and found["notes"] == []
     titles = [chart["title"] for chart in data["charts"]]
     assert {"Loss", "Directions used (RankMe)", "Learning rate", "Speed"} <= set(titles)
-    assert ("Offline loss" in titles) == (program in (AS, SPEECH, CLAP)) and ("EMA decay of the target" in titles) == (
-        program != MAE
-    )
+    assert ("Offline loss" in titles) == (program in (AS, SPEECH, CLAP))
+    assert ("EMA decay of the target" in titles) == (program != MAE)
     for chart in data["charts"]:
         assert all(each["x"][-1] == 2 for each in chart["series"]), chart["title"]
     assert len(found["seen"]["items"]) == 3 and ("rebuilt" in found["seen"]["items"][0]) == (program == MAE)
