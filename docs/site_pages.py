@@ -24,6 +24,7 @@ PAGES = {
     "data/README.md": "data.md",
     "audioset/README.md": "audioset.md",
     "speech/README.md": "speech.md",
+    "clap/README.md": "clap.md",
     "superb/README.md": "superb.md",
     "app/icbhi_sprs/README_ICBHI_SPRS.md": "icbhi_sprs.md",
     "app/icbhi_sprs": "icbhi_sprs.md",

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..checkpoint.projectors import Projectors
 from ..checkpoint.spec import text_encoder_of_path
-from ..checkpoint.weights import read_weights, resolve
+from ..checkpoint.weights import read_weights
 from ..models.text_encoder import PUBLISHED, TextEncoder, load_text_encoder
 from ..utils.errors import UserError
 from .config import flag, given
@@ -111,7 +111,7 @@ class ClapEmbedding:
 
         Args:
             name: a letter (A, B, N, …), a model of the Hugging Face hub or a local folder; None: the checkpoint's own, by the
-                letter in its name, with the weights in the file where it holds them.
+                settings in the file or the letter in its name, with the weights in the file where it holds them.
             tokenizer: a local folder, or a name, where the tokenizer comes from; None: from the text encoder's.
             pooling, trust_remote_code: see `m2d.models.text_encoder.load_text_encoder`.
 
@@ -125,19 +125,25 @@ class ClapEmbedding:
             pooling=pooling,
             trust_remote_code=flag(given(trust_remote_code, self.cfg, "trust_remote_code")),
         )
-        if name is None:
-            path = resolve(self.cfg.weight_file)
-            letter = text_encoder_of_path(path)
-            if letter not in PUBLISHED:
-                raise UserError(
-                    f"{path}: a text encoder {letter!r} is not known ({', '.join(PUBLISHED)}): name it (text_encoder)"
-                )
-            encoder = load_text_encoder(letter, read_weights(path).text or None, **options)
-        else:
-            encoder = load_text_encoder(str(name), **options)
+        encoder = self._own_text_encoder(options) if name is None else load_text_encoder(str(name), **options)
         self._check_text_width(encoder.width, encoder.name)
         self.text_encoder = encoder
         return encoder
+
+    def _own_text_encoder(self, options: dict[str, Any]) -> TextEncoder:
+        """The text encoder that the checkpoint was trained with."""
+        weights = read_weights(self.cfg.weight_file)
+        told = {key: value for key, value in (weights.args or {}).items() if isinstance(value, str) and value}
+        if "text_encoder" in told:
+            options = {**options, "tokenizer": options["tokenizer"] or told.get("tokenizer")}
+            options["pooling"] = options["pooling"] or told.get("text_pooling")
+            return load_text_encoder(told["text_encoder"], weights.text or None, **options)
+        letter = text_encoder_of_path(weights.path)
+        if letter not in PUBLISHED:
+            raise UserError(
+                f"{weights.path}: a text encoder {letter!r} is not known ({', '.join(PUBLISHED)}): name it (text_encoder)"
+            )
+        return load_text_encoder(letter, weights.text or None, **options)
 
     def _check_text_width(self, width: int, name: str) -> None:
         layers = [layer for layer in self.text_proj.modules() if isinstance(layer, nn.Linear)]

@@ -11,6 +11,7 @@ from small_runs import write_data as write_stage_1
 from text_models import WORDS, bert_folder
 
 from m2d.data.rng import Purpose, uniform
+from m2d.inference.runtime import RuntimeM2D
 from m2d.models.masking import structured_counts
 from m2d.models.text_encoder import load_text_encoder
 from m2d.train import setup as setup_run
@@ -53,6 +54,13 @@ def test_texts_learn_to_find_clips_and_the_audio_encoder_stays(workplace):
     start = load_text_encoder("bert").text_encoder.state_dict()
     moved = "encoder.layer.1.output.dense.weight"
     assert not torch.equal(saved["model"][f"text_encoder.text_encoder.{moved}"], start[moved])
+    runtime = RuntimeM2D(weight_file="out/last.pth")
+    texts = ["a dog sound", "the roof is heard"]
+    text_encoder = load_text_encoder("bert", {name: saved["model"][f"text_encoder.text_encoder.{name}"] for name in start})
+    text_proj = [saved["model"][f"text_proj.{name}"] for name in ("weight", "bias")]
+    with torch.no_grad():
+        wanted = torch.nn.functional.linear(text_encoder(texts), *text_proj)
+    torch.testing.assert_close(runtime.encode_clap_text(texts), wanted)
     pooler = "pooler.dense.weight"
     assert torch.equal(saved["model"][f"text_encoder.text_encoder.{pooler}"], start[pooler])
 
