@@ -20,6 +20,7 @@ from typing import TextIO
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from ..data.clip_check import CheckState, Problem, examine, find_troubles, look_at
 from ..data.clip_list import ClipList, read_list
@@ -49,6 +50,7 @@ WORDS = {
 }
 #: Nothing to fix: training pads these.
 NOTES = (Problem.SHORT,)
+_BINS = 60
 
 logger = logging.getLogger("m2d")
 
@@ -157,11 +159,18 @@ def is_own_report(path: Path) -> bool:
     return has_header(path, _COLUMNS) or drawn_by(path, _PROGRAM)
 
 
-def draw_durations(path: Path, seconds: np.ndarray) -> None:
-    """A histogram of durations."""
+def draw_durations(path: Path, seconds: np.ndarray, input_seconds: float) -> None:
+    """A histogram of durations, with a line at the length of the model's input."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    axis.hist(seconds, bins=min(100, max(10, len(np.unique(seconds)))))
+    ends = min(seconds.min(), input_seconds) / 1.1, max(seconds.max(), input_seconds) * 1.1
+    axis.hist(seconds, bins=np.geomspace(*ends, _BINS + 1))
+    axis.axvline(input_seconds, color="#c0392b", label=f"the model's input, {input_seconds:g} s")
+    axis.legend(loc="upper left", bbox_to_anchor=(0, -0.12), frameon=False)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("duration (s)")
     axis.set_ylabel("clips")
     axis.set_title(f"{path.name.split('.durations')[0]}: {len(seconds):,} clips, {seconds.sum() / 3600:,.1f} hours")
@@ -215,7 +224,8 @@ def check(args: argparse.Namespace) -> int:
     write_problems(problems, store, records, troubles, args.input_frames)
     written = [problems]
     if (records["frames"] > 0).any():
-        draw_durations(durations, records["frames"][records["frames"] > 0] * FRAME_SECONDS)
+        seconds = records["frames"][records["frames"] > 0] * FRAME_SECONDS
+        draw_durations(durations, seconds, args.input_frames * FRAME_SECONDS)
         written.append(durations)
     print(f"written: {', '.join(map(str, written))}")
     bad = set(troubles["clip"][~np.isin(troubles["problem"], NOTES)].tolist())
