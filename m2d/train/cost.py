@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from ..models.masked_vit import MaskedPredictorViT
 from ..models.masking import keep_count
 from .device import synchronize
 
@@ -61,7 +60,7 @@ def step_flops(model: Any, mask_ratio: float) -> float:
     length = rows * columns
     keep = keep_count(length, mask_ratio)
     embed = 2 * length * model.patch_embed.proj.weight.numel()
-    if not isinstance(model, MaskedPredictorViT):
+    if not hasattr(model, "decoder_blocks"):
         encoder = embed + blocks_flops(model.blocks, keep + 1)
         return encoder * (3 if next(model.blocks.parameters()).requires_grad else 1)
     predictor = blocks_flops(model.decoder_blocks, length + 1)
@@ -85,7 +84,7 @@ def step_memory(model: Any, mask_ratio: float, batch_size: int, precision: torch
     rows, columns = model.grid_size()
     length = rows * columns
     blocks = [(block, keep_count(length, mask_ratio) + 1) for block in model.blocks]
-    if isinstance(model, MaskedPredictorViT):
+    if hasattr(model, "decoder_blocks"):
         blocks += [(block, length + 1) for block in model.decoder_blocks]
     values = sum(tokens * block.mlp.fc1.in_features for block, tokens in blocks)
     kept = _KEPT_VALUES - _GELU_VALUES * model.blocks[0].mlp.recompute_gelu
