@@ -79,11 +79,13 @@ def test_the_readmes_training_commands_are_understood(readme, tmp_path, monkeypa
     batches = set()
     for module, arguments in found:
         program, settings = program_of(module), settings_of(module, arguments)
-        for path in filter(None, (settings.data.csv_main, settings.data.csv_bg_noise)):
-            Path(path).touch()
+        for text in filter(None, (settings.data.csv_main, settings.data.csv_bg_noise)):
+            for path in text.split(","):
+                Path(path.partition(":")[0]).touch()
         check(settings, program.families)
         program.check(settings)
-        batches.add((settings.run.batch_size, settings.run.accum_iter))
+        if not settings.model.model.endswith("_mini"):  # an example for a laptop; all others have the published batches
+            batches.add((settings.run.batch_size, settings.run.accum_iter))
     assert found and batches <= {(512, 1), (256, 2), (128, 16)}
 
 

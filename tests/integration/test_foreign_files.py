@@ -14,6 +14,7 @@ from m2d.data.clip_list import read_list
 from m2d.data.file_store import NpyStore
 from m2d.data.pack.format import PackInfo
 from m2d.data.pack.writer import packing, start_pack
+from m2d.utils.shard import WHOLE
 from util import make_as_weighted_list
 from wav_to_lms import convert_wav
 
@@ -106,11 +107,11 @@ def test_a_second_packer_says_so(folder, caplog):
     from m2d.cli import pack
 
     try:
-        refuses(lambda: pack.pack(NpyStore(clips, ".", 80), clips, Path("x.pack"), info, (1, 1), 1), "another process is packing")
+        refuses(lambda: pack.pack(NpyStore(clips, ".", 80), clips, Path("x.pack"), info, WHOLE, 1), "another process is packing")
     finally:
         Path("done").touch()
         os.waitpid(child, 0)
-    assert pack.pack(NpyStore(clips, ".", 80), clips, Path("x.pack"), info, (1, 1), 1) == 1
+    assert pack.pack(NpyStore(clips, ".", 80), clips, Path("x.pack"), info, WHOLE, 1) == 1
     assert not list(Path("x.pack").glob("*.lock"))
 
 
@@ -153,6 +154,7 @@ def test_fine_tuning_does_not_replace_the_weights_it_starts_from(folder, caplog)
 def test_the_picture_of_a_run(caplog):
     Path("learned.png").write_bytes(b"a photograph")
     Path("list.csv").write_text("file_name\na.npy\n")
+    Path("run").mkdir()
     assert report.main(["run", "--csv", "list.csv", "--out", "learned.png"]) == 2
     assert "learned.png is there already" in caplog.text and Path("learned.png").read_bytes() == b"a photograph"
 

@@ -43,11 +43,14 @@ def expected():
 
 @pytest.fixture(scope="module", autouse=True)
 def clean_up():
-    """Several GB of fixed checkpoints go as soon as the last case is done."""
+    """Several GB of fixed checkpoints go as soon as the last case is done; a worker may come back for more cases."""
+    scratch = (cases.SCRATCH, clap_cases.SCRATCH)
+    for folder in scratch:
+        Path(folder.name).mkdir(exist_ok=True)
     yield
     cases.checkpoint.cache_clear()
-    cases.SCRATCH.cleanup()
-    clap_cases.SCRATCH.cleanup()
+    for folder in scratch:
+        folder.cleanup()
 
 
 @pytest.mark.parametrize("name", cases.CASES)

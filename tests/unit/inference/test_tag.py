@@ -167,7 +167,7 @@ def test_names_of_classes(tmp_path):
         (["--plot", "{tmp}/x.png", "{audio}/short.wav"], "--plot draws one file: 2 are given"),
         (["--plot", "{tmp}/x.jpeg"], "ends in .png"),
         (["--window", "0"], "greater than 0"),
-        (["--classes", "{tmp}/none.csv"], "No such file"),
+        (["--classes", "{tmp}/none.csv"], "there is no file or folder"),
     ],
 )
 def test_tagging_mistakes_end_in_a_line(tagger_weights, weights, classes, recordings, tmp_path, options, words, caplog, capsys):
