@@ -5,6 +5,7 @@ The weights are a tiny model's, drawn at random: they show how things are done, 
 
 import logging
 import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -96,6 +97,43 @@ def write_tagger() -> tuple[Path, Path]:
     rows = [f"{i},/m/{i:03d},{name}" for i, name in enumerate(CLASSES)]
     (folder / "classes.csv").write_text("\n".join(["index,mid,display_name", *rows]) + "\n")
     return folder / "weights.pth", folder / "classes.csv"
+
+
+def encode_texts(texts: Sequence[str], truncate: bool = False) -> torch.Tensor:
+    """Vectors of texts, float32 `[B, 192]`: the mean over their words, each of which has a vector of its own, drawn at random."""
+    return torch.stack([torch.stack([_word_vector(word) for word in text.lower().split()]).mean(dim=0) for text in texts])
+
+
+def _word_vector(word: str) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(zlib.crc32(word.encode())).standard_normal(192, np.float32))
+
+
+def write_clap() -> Path:
+    """A tiny M2D-CLAP whose texts are those of `encode_texts`; returns the checkpoint's path.
+
+    The encoder is random; the projector alone was fitted: the sounds of the ten classes come to lie at their names.
+    """
+    sizes = "m2d_clap_vit_tiny-80x304p16x16p16k"
+    model = _random_model(f"{sizes}-random")
+    sounds = [torch.from_numpy(make_sound(name, 100 + number)) for name in CLASSES for number in range(6)]
+    with torch.no_grad():
+        clips = torch.cat([model.clap_patches(model.encode(sound[None])).mean(dim=1) for sound in sounds])
+    names = encode_texts([f"{name} can be heard" for name in CLASSES]).repeat_interleave(len(sounds) // len(CLASSES), dim=0)
+    state = model.backbone.state_dict() | {f"audio_proj.{name}": tensor for name, tensor in _fit_projector(clips, names).items()}
+    path = _new_folder(f"{sizes}-stand_in") / "checkpoint-0.pth"
+    torch.save({"model": state}, path)
+    return path
+
+
+def _fit_projector(clips: torch.Tensor, names: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Weights of a linear layer at random, and of one after a ReLU by ridge regression, from clips to names, both `[N, D]`."""
+    first = torch.randn(clips.shape[1], clips.shape[1], generator=torch.Generator().manual_seed(0)) / clips.std(dim=0)
+    bias = -first @ clips.mean(dim=0)
+    hidden = F.relu(clips @ first.T + bias)
+    centred = hidden - hidden.mean(dim=0)
+    ridge = centred.T @ centred + 0.1 * centred.square().sum() / len(first) * torch.eye(len(first))
+    second = torch.linalg.solve(ridge, centred.T @ (names - names.mean(dim=0))).T
+    return {"0.weight": first, "0.bias": bias, "2.weight": second, "2.bias": names.mean(dim=0) - second @ hidden.mean(dim=0)}
 
 
 def _random_model(weight_file: str, num_classes: int | None = None) -> RuntimeM2D:

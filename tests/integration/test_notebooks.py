@@ -13,12 +13,15 @@ import nbformat
 import numpy as np
 import pytest
 import soundfile
-from checkpoint_files import write_checkpoint, write_fine_tuned
+import torch
+from checkpoint_files import mlp_tensors, write_checkpoint, write_clap, write_fine_tuned
 from matplotlib.image import imread
 from nbclient import NotebookClient
+from text_models import bert_folder
 
 from m2d.inference import tag
 from m2d.inference.runtime import parse_sizes_by_name
+from m2d.models.text_encoder import load_text_encoder
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
@@ -59,9 +62,19 @@ CHECKS = {
         assert by_name["speech"] < 0.06 < 0.1 < by_name["cricket"] < by_name["cymbal"], by_name
         assert 60 < band_of(8000, PRESETS["32k"]) < 70
     """,
+    "zeroshot_clap": """
+        assert sounds.shape == (40, 192) and names.shape == (10, 192) and places.shape == (50, 2)
+        assert accuracy >= 0.35, accuracy
+        right = np.eye(10, dtype=bool)
+        assert mean_cosines[right].mean() > mean_cosines[~right].mean() + 0.1
+        found = np.argsort(-(text_vectors(["rain"]) @ sounds.T)[0])[:3]
+        assert "rain" in own[found], own[found]
+        distances = np.linalg.norm(places[:40, None] - places[None, 40:], axis=2)
+        assert np.mean(np.array(classes)[distances.argmin(axis=1)] == own) >= 0.3
+    """,
 }
 #: Pictures that each notebook shows.
-PICTURES = {"embed_audio": 2, "tag_audio": 1, "finetune_classifier": 2, "embed_32khz": 2}
+PICTURES = {"embed_audio": 2, "tag_audio": 1, "finetune_classifier": 2, "embed_32khz": 2, "zeroshot_clap": 2}
 
 
 def dedent(code):
@@ -189,6 +202,29 @@ def test_32_khz_refuses_weights_of_another_rate(notebook, tmp_path):
         run_code(notebook("embed_32khz"), WEIGHTS=str(write_checkpoint(tmp_path)))
 
 
+def test_classes_in_words_takes_a_readers_weights_text_encoder_and_sounds(notebook, tmp_path):
+    for name, *sound in (("cat/long.flac", 3, 44100, 2), ("a_dog/short.wav", 0.05, 16000, 1), ("a_dog/other.wav", 1, 8000, 1)):
+        write_sound(tmp_path / "mine" / name, *sound)
+    projectors = mlp_tensors(192) | mlp_tensors(192, "text_proj", inputs=32)
+    paths = dict(AUDIO=str(tmp_path / "mine"), TEXT_ENCODER=str(bert_folder(tmp_path / "bert")))
+    weights = write_clap(tmp_path, projectors)
+    done = run_code(notebook("zeroshot_clap"), WEIGHTS=str(weights), PROMPT="the sound of {}", **paths)
+    assert done["classes"] == ["a_dog", "cat"] and list(done["own"]) == ["a_dog", "a_dog", "cat"]
+    expected = done["model"].encode_clap_text(["the sound of a dog", "the sound of cat"])
+    np.testing.assert_allclose(done["names"], torch.nn.functional.normalize(expected, dim=1), rtol=1e-5)
+    assert np.isfinite(done["cosines"]).all() and done["accuracy"] in (0, 1 / 3, 2 / 3, 1)
+
+
+def test_classes_in_words_takes_one_sound_and_the_text_encoder_in_the_weights(notebook, tmp_path):
+    write_sound(tmp_path / "mine" / "dog" / "only.wav", 1, 16000, 1)
+    bert = bert_folder(tmp_path / "bert", width=192, heads=3)
+    text = load_text_encoder(str(bert), pooling="cls").text_encoder.state_dict()
+    weights = write_clap(tmp_path, mlp_tensors(192), extras="p16kpBpTI", prefix="backbone.", text=text)
+    (bert / "model.safetensors").unlink()
+    done = run_code(notebook("zeroshot_clap"), WEIGHTS=str(weights), AUDIO=str(tmp_path / "mine"), TOKENIZER=str(bert))
+    assert done["accuracy"] == 1 and np.isfinite(done["places"]).all()
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_is_committed_clean(path):
     notebook = nbformat.read(path, as_version=4)
@@ -204,10 +240,13 @@ def test_a_notebook_is_committed_clean(path):
 def test_its_words_name_weights_and_files_that_exist(path):
     text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
     links = re.findall(r"\[([^]]+)\]\(([^)]+)\)", text)
-    weights = [(name, link) for name, link in links if link.endswith(".zip")]
-    assert weights and "NTT's licence, which is not this project's" in text and "pip install -e ." in text
-    for name, link in weights:
+    named = re.findall(r"\bm2d_\w+-\d+x[\w-]+", text)
+    listed = (ROOT / "docs/weights.md").read_text()
+    assert named and all(name in listed for name in named), named
+    assert "NTT's licence, which is not this project's" in text and re.search(r'pip install -e "?\.', text)
+    for name, link in links:
+        if not link.endswith(".zip"):
+            assert link.startswith("https://") or (path.parent / link).exists(), link
+            continue
         assert re.fullmatch(rf"https://github.com/nttcslab/m2d/releases/download/v0\.\d\.0/{re.escape(name)}\.zip", link)
         assert (parse_sizes_by_name(name).sr == "32k") == ("p32k" in name)
-    for _, link in links:
-        assert link.startswith("https://") or (path.parent / link).exists(), link
