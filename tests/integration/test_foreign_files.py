@@ -155,6 +155,7 @@ def test_the_picture_of_a_run(caplog):
     Path("learned.png").write_bytes(b"a photograph")
     Path("list.csv").write_text("file_name\na.npy\n")
     Path("run").mkdir()
+    Path("run/run.json").write_text('{"starts": [], "settings": {}}')
     assert report.main(["run", "--csv", "list.csv", "--out", "learned.png"]) == 2
     assert "learned.png is there already" in caplog.text and Path("learned.png").read_bytes() == b"a photograph"
 
