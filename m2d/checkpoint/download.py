@@ -1,20 +1,15 @@
 """Checkpoints from the web, fetched once into a cache."""
 
 import hashlib
-import os
 import re
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
+from ..utils.cache import cache_folder
 from ..utils.download import DownloadError, download
 
 MAX_BYTES = 20e9
-
-
-def cache_folder() -> Path:
-    """Where fetched checkpoints are kept: `$M2D_CACHE`, else `~/.cache/m2d`."""
-    return Path(os.environ.get("M2D_CACHE") or Path.home() / ".cache" / "m2d")
 
 
 def fetch(address: str, check: Callable[[Path], None]) -> Path:

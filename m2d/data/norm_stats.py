@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from ..utils.atomic_file import write_bytes
+from ..utils.cache import cache_folder
 from ..utils.errors import FileError
 from ..utils.read_file import read_json
 from .rng import Purpose, uniform
@@ -97,12 +98,12 @@ def _moments(crops: np.ndarray) -> tuple[int, float, float]:
 def cached_stats(
     store: ClipStore, input_frames: int, n_files: int = 5000, repeat: bool = False, skip_bad: bool = False
 ) -> tuple[float, float]:
-    """`measure_stats`, kept in `<list>.stats.json` beside the list.
+    """`measure_stats`, kept in `<list>.stats.json` beside the list; of a pack at an address, in the user's cache.
 
     Measured again when the list, a measured file's size or time, or a setting has changed. Where the folder cannot
     be written, or somebody else's file has that name, a warning says so and nothing is kept.
     """
-    path = store.source.with_name(store.source.name + ".stats.json")
+    path = _cache_path(store.source)
     settings = {"input_frames": input_frames, "n_files": n_files, "repeat": repeat}  # their text is part of the key
     state = f"{settings} {store.fingerprint(drawn_clips(store, n_files))}"
     key = hashlib.sha256(state.encode()).hexdigest()
@@ -116,10 +117,17 @@ def cached_stats(
     kept = dict(list(cache.items())[1 - _CACHED_SETTINGS :])
     entries = kept | {key: _Entry(mean, std, input_frames, n_files, repeat)}
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, msgspec.json.format(msgspec.json.encode(entries), indent=1))
     except OSError as error:
         logger.warning("%s: statistics are not kept: %s", path, error)
     return mean, std
+
+
+def _cache_path(source: Path | str) -> Path:
+    if isinstance(source, Path):
+        return source.with_name(f"{source.name}.stats.json")
+    return cache_folder() / "stats" / f"{hashlib.sha256(source.encode()).hexdigest()[:32]}.json"
 
 
 def _read_cache(path: Path) -> dict[str, _Entry]:

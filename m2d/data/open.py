@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..utils.addresses import is_address
 from .clip_list import read_list
 from .feature_store import FeatureStore, NpzStore
 from .file_store import NpyStore
@@ -25,7 +26,7 @@ def open_store(
     """The clips of a list.
 
     Args:
-        path: a CSV with a column `file_name` of .npy files, or a pack (`m2d pack`); a text may name several
+        path: a CSV with a column `file_name` of .npy files, or a pack (`m2d pack`) or its address; a text may name several
             (`mixture.spec.split_lists`).
         data_path: folder that the file names of a CSV are relative to.
         n_mels: mel bands expected.
@@ -38,9 +39,21 @@ def open_store(
     """
     if isinstance(path, str):
         lists = split_lists(path)
-        stores = [open_store(Path(each.path), data_path, n_mels, sort, columns, optional, check) for each in lists]
+        stores = [_open_one(each.path, data_path, n_mels, sort, columns, optional, check) for each in lists]
         return stores[0] if len(stores) == 1 else MixedStore(stores, [each.weight for each in lists])
-    if is_pack(path):
+    return _open_one(path, data_path, n_mels, sort, columns, optional, check)
+
+
+def _open_one(
+    path: str | Path,
+    data_path: str | Path,
+    n_mels: int,
+    sort: bool,
+    columns: Sequence[str],
+    optional: Sequence[str],
+    check: bool,
+) -> ClipStore:
+    if _names_pack(path):
         return PackStore(path, n_mels, sort, columns, optional)
     clip_list = read_list(path, columns, optional)
     store = NpyStore(clip_list.sort() if sort else clip_list, data_path, n_mels)
@@ -55,7 +68,7 @@ def open_features(
     """The speech clips of a list, sorted by file name.
 
     Args:
-        path: a CSV with a column `file_name` of .npz files, or a pack of them; a text may name several.
+        path: a CSV with a column `file_name` of .npz files, or a pack of them or its address; a text may name several.
         data_path: folder that the file names of a CSV are relative to.
         n_mels: mel bands expected.
         patch_frames: frames that a patch spans.
@@ -66,11 +79,19 @@ def open_features(
     """
     if isinstance(path, str):
         lists = split_lists(path)
-        stores = [open_features(Path(each.path), data_path, n_mels, patch_frames, check) for each in lists]
+        stores = [_open_speech(each.path, data_path, n_mels, patch_frames, check) for each in lists]
         return stores[0] if len(stores) == 1 else MixedFeatureStore(stores, [each.weight for each in lists])
-    if is_pack(path):
+    return _open_speech(path, data_path, n_mels, patch_frames, check)
+
+
+def _open_speech(path: str | Path, data_path: str | Path, n_mels: int, patch_frames: int, check: bool) -> FeatureStore:
+    if _names_pack(path):
         return PackFeatureStore(path, n_mels, patch_frames)
     store = NpzStore(read_list(path).sort(), data_path, n_mels, patch_frames)
     if check:
         store.check_present()
     return store
+
+
+def _names_pack(path: str | Path) -> bool:
+    return is_address(path) or is_pack(path)

@@ -26,12 +26,12 @@ class ClipStore(ABC):
     """The log-mel spectrograms of a list of clips, in the order of the list.
 
     Attributes:
-        source: the CSV (or pack) it was opened from.
+        source: the CSV, or the pack's folder or address, it was opened from.
         n_mels: mel bands of every clip.
         columns: the list's columns that were read, by name: `file_name`, and `label`, `weight` where asked for.
     """
 
-    source: Path
+    source: Path | str
     n_mels: int
     columns: dict[str, TextColumn]
 

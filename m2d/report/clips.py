@@ -24,6 +24,7 @@ from ..evaluation.labelled_clips import read_labelled, read_table
 from ..train import programs
 from ..train.batch_transform import MaskRule
 from ..train.config import GROUPS, Settings
+from ..utils.addresses import is_address
 from ..utils.errors import UserError
 from ..utils.names import shown
 from .runs import Run
@@ -229,12 +230,13 @@ def open_dataset(run: Run, csv: Path | None, data_path: Path | None) -> tuple[Au
         OSError, UserError: the list or its clips cannot be used.
     """
     settings = settings_of(run)
-    base = _base_folder(run, Path(csv or settings.data.csv_main))
+    main = str(csv or settings.data.csv_main)
+    base = _base_folder(run, Path(main))
     data = replace(
         settings.data,
-        csv_main=str(base / (csv or settings.data.csv_main)),
+        csv_main=_placed(base, main),
         data_path=str(data_path or base / settings.data.data_path),
-        csv_bg_noise=str(base / settings.data.csv_bg_noise) if settings.data.csv_bg_noise else "",
+        csv_bg_noise=_placed(base, settings.data.csv_bg_noise) if settings.data.csv_bg_noise else "",
         min_ds_size=settings.data.min_ds_size if "min_ds_size" in run.settings else 0,
     )
     settings = replace(settings, data=data)
@@ -242,6 +244,10 @@ def open_dataset(run: Run, csv: Path | None, data_path: Path | None) -> tuple[Au
     dataset = _OPENERS.get(settings.model.family, programs.open_audio)(settings, data.csv_main, noise, None)
     dataset.skip_bad_files = True
     return dataset, settings
+
+
+def _placed(base: Path, lists: str) -> str:
+    return lists if is_address(lists) else str(base / lists)
 
 
 def _base_folder(run: Run, wanted: Path) -> Path:

@@ -9,6 +9,7 @@ import torch
 from ..data.mixture.spec import split_lists
 from ..models import registry
 from ..models.float8 import check_float8
+from ..utils.addresses import is_address
 from ..utils.errors import UserError
 from .config import INFINITY, Settings
 from .distributed.launch import world_size
@@ -110,7 +111,7 @@ def _check_lists(settings: Settings) -> None:
     lists = {"csv_main": data.csv_main, "csv_bg_noise": data.csv_bg_noise if data.noise_ratio else "", "csv_val": data.csv_val}
     for flag, text in lists.items():
         for path, weight in split_lists(text) if text else ():
-            if not Path(path).exists():
+            if not is_address(path) and not Path(path).exists():
                 raise UserError(f"--{flag} {path}: no such file; data/README.md says how to make a list")
             if weight != 1 and flag != "csv_main":
                 raise UserError(f"--{flag} {path}:{weight:g}: only the lists of --csv_main have weights")

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint.download import cache_folder
 from ..models.vit import AudioViT
+from ..utils.cache import cache_folder
 from ..utils.malloc import keep_freed_memory
 
 logger = logging.getLogger("m2d")

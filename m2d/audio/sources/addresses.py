@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from ...utils.errors import FileError, UserError
+from ...utils.addresses import check_protocols, public_name, public_reason
+from ...utils.errors import FileError
 from ...utils.names import shown
 from .member import MOST_BYTES, Contents, plain_name
 
@@ -33,8 +34,7 @@ class Address(NamedTuple):
         except FileNotFoundError:
             raise FileNotFoundError(0, "there is no such file") from None
         except Exception as error:  # each file system has its own
-            reason = " ".join(f"{type(error).__name__}: {error}".replace(self.path, public_name(self.path)).split())
-            raise OSError(0, reason[:300]) from None
+            raise OSError(0, public_reason(error, self.path)) from None
         if len(content) > MOST_BYTES:
             raise ValueError(f"has more than {MOST_BYTES >> 20} MiB, which are not read from an address")
         return content
@@ -57,7 +57,7 @@ def list_contents(path: str | os.PathLike) -> Contents:
     rows = list(_rows(path))
     if not rows:
         raise FileError(f"{shown(path)}: the list is empty")
-    _check_protocols({urlsplit(address).scheme for address in rows})
+    check_protocols({urlsplit(address).scheme for address in rows})
     names = [_name(address) for address in rows]
     common = os.path.commonpath([os.path.dirname(name) for name in names]) if all(names) else ""
     contents = Contents()
@@ -69,12 +69,6 @@ def list_contents(path: str | os.PathLike) -> Contents:
             contents.members.append((plain, Address(address)))
     contents.sort()
     return contents
-
-
-def public_name(address: str) -> str:
-    """An address without what may be a secret: a user's name and password, and what follows a question mark."""
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _name(address: str) -> str:
@@ -99,18 +93,3 @@ def _rows(path: str | os.PathLike) -> Iterator[str]:
                     yield address
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"{shown(path)}: cannot be read as a list ({error})") from None
-
-
-def _check_protocols(protocols: set[str]) -> None:
-    hint = "pip install 'm2d-audio[remote]'"
-    try:
-        import fsspec
-    except ImportError:
-        raise UserError(f"addresses are read by fsspec: {hint}") from None
-    for protocol in sorted(protocols):
-        try:
-            fsspec.get_filesystem_class(protocol)
-        except ImportError as error:
-            raise UserError(f"{protocol}:// needs more than is installed ({' '.join(str(error).split())}): {hint}") from None
-        except ValueError:
-            raise UserError(f"{protocol}:// is no protocol that fsspec knows") from None

@@ -4,6 +4,7 @@ import math
 import os
 from typing import NamedTuple
 
+from ...utils.addresses import is_address
 from ...utils.errors import UserError
 
 
@@ -18,7 +19,8 @@ def split_lists(text: str) -> list[NamedList]:
     """The lists that a flag names, separated by commas, each with `:weight` or without.
 
     Commas and colons in names are told from these by looking which files there are: the longest piece that is the name of one,
-    with a weight or without, is taken.
+    with a weight or without, is taken. Addresses end at the next comma; a number that follows their last colon,
+    but for a port, is a weight.
 
     Raises:
         UserError: a name is empty, or a weight no number above 0.
@@ -44,6 +46,9 @@ def _longest(pieces: list[str], begin: int) -> tuple[NamedList, int]:
         if path and "," not in weight and os.path.lexists(path):
             return NamedList(path, _weight(weight, text)), end
     path, colon, weight = pieces[begin].rpartition(":")
+    if is_address(path):
+        has_weight = _is_number(weight) and "/" in path.partition("://")[2]  # https://host:8000 has a port
+        return (NamedList(path, _weight(weight, pieces[begin])) if has_weight else NamedList(pieces[begin])), begin + 1
     return NamedList(path if colon and _is_number(weight) else pieces[begin]), begin + 1
 
 

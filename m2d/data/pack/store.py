@@ -1,26 +1,27 @@
 """Clips of a pack: crops that are one contiguous read each (format.py: the layout of the files)."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ...utils.addresses import is_address
 from ...utils.errors import FileError
-from ...utils.read_file import open_regular
 from ..clip_list import TextColumn
 from ..feature_store import FRAMES_PER_FEATURE, FeatureStore, aligned_start
 from ..rng import choice
 from ..store import ClipStore, fill_short
+from .files import LocalPack, PackFiles, Piece
 from .format import HEADER_BYTES, chunk_path, missing_chunks, read_info
 from .index import read_index, text_column
+from .remote import RemotePack
 
 
 class PackedArray:
     """The rows of one array of a pack, over its chunks.
 
     Args:
-        pack: the pack's folder.
+        files: the pack's files.
         part: file of each chunk.
         dtype: of the values.
         width: values per row.
@@ -30,22 +31,21 @@ class PackedArray:
         FileError: a file is cut short or has been changed.
     """
 
-    def __init__(self, pack: Path, part: str, dtype: str, width: int, lengths: Sequence[np.ndarray]):
-        self.pack, self.part, self.dtype, self.width = pack, part, np.dtype(dtype), width
+    def __init__(self, files: PackFiles, part: str, dtype: str, width: int, lengths: Sequence[np.ndarray]):
+        self.files, self.part, self.dtype, self.width = files, part, np.dtype(dtype), width
         self.row_bytes = width * self.dtype.itemsize
         self.chunk_of = np.repeat(np.arange(len(lengths), dtype=np.int32), [len(each) for each in lengths])
         self.begins = np.concatenate([np.cumsum(each) - each for each in lengths])
         self.lengths = np.concatenate(lengths)
-        self._open: dict[int, int] = {}
         for chunk, each in enumerate(lengths):
-            self._check_size(chunk_path(pack, chunk, part), HEADER_BYTES + int(each.sum()) * self.row_bytes)
+            self._check_size(chunk, HEADER_BYTES + int(each.sum()) * self.row_bytes)
 
-    def _check_size(self, path: Path, needs: int) -> None:
-        has = path.stat().st_size if path.is_file() else 0
+    def _check_size(self, chunk: int, needs: int) -> None:
+        has = self.files.size(chunk, self.part)
         if has != needs:
             raise FileError(
-                f"{path}: {has} bytes, its index says {needs}: cut short or of another pack. "
-                f"Remove {path.name.split('.')[0]}.* and pack the list again"
+                f"{self.files.where(chunk, self.part)}: {has} bytes, its index says {needs}: cut short or of another pack. "
+                f"Remove {chunk_path('', chunk, '*')} and pack the list again"
             )
 
     def take(self, order: np.ndarray) -> None:
@@ -64,39 +64,17 @@ class PackedArray:
         out = np.empty((len(clips), rows, self.width), dtype=self.dtype)
         valid = np.clip(self.lengths[clips] - starts, 0, rows)
         at = HEADER_BYTES + (self.begins[clips] + starts) * self.row_bytes
-        pieces = list(zip(self.chunk_of[clips].tolist(), at.tolist(), (valid * self.row_bytes).tolist(), strict=True))
-        if hasattr(os, "posix_fadvise"):  # so that the disk works on the whole batch at once
-            for chunk, begin, size in pieces:
-                os.posix_fadvise(self._fd(chunk), begin, size, os.POSIX_FADV_WILLNEED)
-        for crop, count, (chunk, begin, size) in zip(out, valid.tolist(), pieces, strict=True):
-            if os.preadv(self._fd(chunk), [crop[:count]], begin) != size:
-                raise FileError(f"{chunk_path(self.pack, chunk, self.part)}: the file ended while it was read")
+        sizes = valid * self.row_bytes
+        pieces = [Piece(*each) for each in zip(self.chunk_of[clips].tolist(), at.tolist(), sizes.tolist(), strict=True)]
+        self.files.read(self.part, pieces, [crop[:count] for crop, count in zip(out, valid.tolist(), strict=True)])
         return out, valid
-
-    def _fd(self, chunk: int) -> int:
-        if chunk not in self._open:
-            opened = open_regular(chunk_path(self.pack, chunk, self.part))
-            if self._open.setdefault(chunk, opened) != opened:  # another thread was faster
-                os.close(opened)
-        return self._open[chunk]
-
-    def close(self) -> None:
-        """Close the files; reading opens them again."""
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open": {}}
-
-    def __del__(self) -> None:
-        self.close()
 
 
 class PackStore(ClipStore):
     """The clips of a pack.
 
     Args:
-        path: the pack's folder.
+        path: the pack's folder or address.
         n_mels: mel bands expected.
         sort: order the clips by file name; otherwise keep the order of the list that was packed.
         columns, optional: columns that the pack must have, and may have.
@@ -113,23 +91,25 @@ class PackStore(ClipStore):
         columns: Sequence[str] = ("file_name",),
         optional: Sequence[str] = (),
     ):
-        self.source, self.n_mels = Path(path), n_mels
-        self.info = read_info(path)
-        self._check_info(columns)
-        index = [read_index(path, self.info, chunk) for chunk in range(self.info.chunks)]
+        self.files = RemotePack(str(path)) if is_address(path) else LocalPack(Path(path))
+        self.source, self.n_mels = self.files.source, n_mels
+        with self.files.head() as folder:
+            self.info = read_info(folder)
+            self._check_info(folder, columns)
+            index = [read_index(folder, self.info, chunk) for chunk in range(self.info.chunks)]
         wanted = [name for name in self.info.columns if name in (*columns, *optional)]
         self.columns = {name: TextColumn.join([text_column(each, name) for each in index]) for name in wanted}
         if not len(self):
-            raise FileError(f"{path}: there is no clip in it: none of its files could be read")
+            raise FileError(f"{self.source}: there is no clip in it: none of its files could be read")
         self.order = self.columns["file_name"].argsort() if sort else np.arange(len(self))
         self.columns = {name: column.take(self.order) for name, column in self.columns.items()}
         lengths = [each["lengths"] for each in index]
-        self.frames = PackedArray(self.source, "frames.npy", self.info.dtype, n_mels, lengths)
+        self.frames = PackedArray(self.files, "frames.npy", self.info.dtype, n_mels, lengths)
         self.frames.take(self.order)
         self._take_features(index)
 
-    def _check_info(self, columns: Sequence[str]) -> None:
-        missing = missing_chunks(self.source, self.info)
+    def _check_info(self, folder: Path, columns: Sequence[str]) -> None:
+        missing = missing_chunks(folder, self.info)
         if missing:
             raise FileError(
                 f"{self.source}: {len(missing)} of its {self.info.chunks} chunks are not there (the first is {missing[0]}): "
@@ -156,12 +136,11 @@ class PackStore(ClipStore):
         return f"{self.source} clip {self.order[i] + 1}: {self.name(i)}"
 
     def file_marks(self, indices: np.ndarray) -> str:
-        marks = [chunk_path(self.source, k, "index.npz").stat() for k in range(self.info.chunks)]
-        return " ".join(f"{mark.st_size}:{mark.st_mtime_ns}" for mark in marks)
+        return " ".join(self.files.mark(chunk) for chunk in range(self.info.chunks))
 
     def fingerprint(self, indices: np.ndarray) -> str:
         places = self.order[indices].tolist()
-        return f"{self.info.to_json()} {self.source.resolve()} {places} {self.file_marks(indices)}"
+        return f"{self.info.to_json()} {self.files.identity} {places} {self.file_marks(indices)}"
 
     def starts(self, indices: np.ndarray, u: np.ndarray, frames: int) -> np.ndarray:
         """First frames of crops, int64 `[B]`."""
@@ -182,7 +161,7 @@ class PackFeatureStore(PackStore, FeatureStore):
     """The speech clips of a pack and their features, sorted by file name.
 
     Args:
-        path: the pack's folder.
+        path: the pack's folder or address.
         n_mels: mel bands expected.
         patch_frames: frames that a patch spans.
 
@@ -194,15 +173,15 @@ class PackFeatureStore(PackStore, FeatureStore):
         self.patch_frames = patch_frames
         super().__init__(path, n_mels)
 
-    def _check_info(self, columns: Sequence[str]) -> None:
-        super()._check_info(columns)
+    def _check_info(self, folder: Path, columns: Sequence[str]) -> None:
+        super()._check_info(folder, columns)
         if not self.info.feature_width:
             raise FileError(f"{self.source}: no features in it: pack a list of .npz files (speech/extract_offline_ls960.py)")
 
     def _take_features(self, index: list[dict[str, np.ndarray]]) -> None:
         self.feature_width = self.info.feature_width
         lengths = [each["feature_lengths"] for each in index]
-        self.features = PackedArray(self.source, "features.npy", self.info.dtype, self.feature_width, lengths)
+        self.features = PackedArray(self.files, "features.npy", self.info.dtype, self.feature_width, lengths)
         self.features.take(self.order)
         self.valid = np.concatenate([each["valid"] for each in index])[self.order]
 

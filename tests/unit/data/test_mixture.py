@@ -27,6 +27,12 @@ from m2d.utils.errors import UserError
         ("colon:7:2,a.csv", [("colon:7", 2), ("a.csv", 1)]),
         ("not there.csv,a.csv", [("not there.csv", 1), ("a.csv", 1)]),
         ("not there.csv:3", [("not there.csv", 1)]),
+        ("s3://b/a.pack:2,b.pack", [("s3://b/a.pack", 2), ("b.pack", 1)]),
+        ("a.csv,s3://b/a:c.pack,s3://b/a", [("a.csv", 1), ("s3://b/a:c.pack", 1), ("s3://b/a", 1)]),
+        (
+            "https://h:80/a.pack,https://h:80/b:0.5,https://h:80",
+            [("https://h:80/a.pack", 1), ("https://h:80/b", 0.5), ("https://h:80", 1)],
+        ),
     ],
 )
 def test_lists_of_a_flag(tmp_path, monkeypatch, text, lists):
@@ -39,7 +45,14 @@ def test_lists_of_a_flag(tmp_path, monkeypatch, text, lists):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("a.csv:0", "above 0"), ("a.csv:-1", "above 0"), ("a.csv:inf", "above 0"), ("a.csv:nan", "above 0"), ("a.csv:b", "'b'")]
+    [
+        ("s3://b/a.pack:0", "above 0"),
+        ("a.csv:0", "above 0"),
+        ("a.csv:-1", "above 0"),
+        ("a.csv:inf", "above 0"),
+        ("a.csv:nan", "above 0"),
+        ("a.csv:b", "'b'"),
+    ]
     + [("a.csv,", "missing"), (",a.csv", "missing"), ("a.csv,,a.csv", "missing")],
 )
 def test_weights_that_are_none_are_refused(tmp_path, monkeypatch, text, words):

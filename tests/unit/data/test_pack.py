@@ -142,7 +142,7 @@ def test_a_pack_is_read_by_threads_and_after_pickling(make_list, tmp_path):
     expected = batches(data)
     copy = pickle.loads(pickle.dumps(data))
     assert_same(batches(copy), expected)
-    pickle.loads(pickle.dumps(data)).clips.frames.close()
+    pickle.loads(pickle.dumps(data)).clips.files.close()
     assert_same(batches(data), expected)  # its files are still its own
     data = AudioDataset(open_store(tmp_path / "x.pack", tmp_path), 20, seed=0)
     loader = BatchLoader(data, workers=4)
