@@ -4,8 +4,8 @@
     m2d search "rain on a roof" "a dog barks" --index sounds.npz
     m2d search example.wav --index sounds.npz
 
-A QUERY that is a file is a sound, any other a text. Printed are cosine and file, the nearest first. The index is searched where
-it is on the disk: a million sounds take a second.
+A QUERY that is a file is a sound, any other a text, unless it ends as an audio file does (.wav). Printed are cosine and file, the
+nearest first. The index is searched where it is on the disk: a million sounds take a second.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from ..audio.listing import FFMPEG_SUFFIXES, SNDFILE_SUFFIXES
 from ..evaluation.sound_index import SoundIndex
 from ..evaluation.zero_shot import add_text_flags, load_clap, sound_vectors
 from ..utils.atomic_file import write_csv
@@ -53,6 +54,9 @@ def search(args: argparse.Namespace) -> None:
     if args.top < 1:
         raise UserError("--top starts from 1")
     sounds = {query: Path(query) for query in args.queries if Path(query).is_file()}
+    for query in args.queries:
+        if query not in sounds and query.lower().endswith(SNDFILE_SUFFIXES + FFMPEG_SUFFIXES):
+            raise FileNotFoundError(f"there is no file {shown(query)}")
     if args.out:
         check_outputs([args.out], [args.index, *sounds.values()], args.overwrite, lambda path: has_header(path, _COLUMNS))
     index = SoundIndex(args.index)

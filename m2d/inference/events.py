@@ -95,7 +95,7 @@ def class_thresholds(given: Sequence[str], names: Sequence[str]) -> np.ndarray:
 class EventSink(Sink):
     """Finds the events of recordings, and writes them into a folder.
 
-    NAME.txt is a label file of Audacity for each recording, under the recording's path from the folder that all have in common;
+    NAME.wav.txt is a label file of Audacity for each recording, under its path from the folder that all have in common;
     events.csv is a list as `m2d finetune` reads it, and events.json has all with durations and settings.
 
     Args:

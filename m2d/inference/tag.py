@@ -12,7 +12,7 @@ index: never by mid). Checkpoints of m2d finetune and app/finetune.py bring the 
 
     m2d tag recordings/ --weights detector/checkpoint-best.pth --events events/ --threshold 0.4 --threshold dog=0.6
 
-writes sound events: a label file of Audacity for each recording (events/NAME.txt: onset, offset, class), events.csv (a list
+writes sound events: a label file of Audacity for each recording (events/NAME.wav.txt: onset, offset, class), events.csv (a list
 as m2d finetune reads it) and events.json. A class sounds in the time steps whose probability reaches its --threshold, after a
 median filter over --median seconds; events shorter than --min_length seconds are dropped. Neither is done by default.
 

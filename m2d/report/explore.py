@@ -42,7 +42,10 @@ def read_embeddings(path: Path) -> Embeddings:
         FileNotFoundError, FileError: there is no such file, or it holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        stored = np.load(path, allow_pickle=False)
+        if isinstance(stored, np.ndarray):
+            raise ValueError("one array, not an .npz")
+        with stored:
             files, vectors = stored["files"], stored["embeddings"]
             index = stored["file_index"] if "file_index" in stored else None
     except FileNotFoundError:

@@ -112,6 +112,12 @@ def test_the_nearest_sounds_of_texts_and_sounds(index, sounds, tmp_path, capsys)
     assert len(read(out)) == 10
 
 
+@pytest.mark.parametrize("query", ["none.wav", "recordings/none.FLAC", "none.m4a"])
+def test_a_sound_that_is_missing_is_not_taken_for_a_text(query, index, caplog):
+    assert search([query, "--index", str(index)]) == 2
+    assert f"there is no file {query}" in caplog.text
+
+
 @pytest.mark.parametrize("count", [1, 5, 3000])
 def test_the_index_finds_what_a_full_comparison_finds(index, count, tmp_path, monkeypatch):
     generator = np.random.default_rng(1)

@@ -104,11 +104,13 @@ def test_other_files_are_refused_in_one_line(arrays, said, tmp_path, caplog):
         (["e.npz", "--clusters", "1"], "--clusters is from 2 to 8"),
         (["e.npz", "--out", "x.txt"], "a name that ends in .html"),
         (["text.npz"], "not what m2d embed writes"),
+        (["array.npy"], "not what m2d embed writes"),
         (["e.npz", "--out", "mine.html"], "is there already"),
     ],
 )
 def test_errors_are_one_line(words, said, embedded, caplog):
     Path("text.npz").write_text("no archive")
+    np.save("array.npy", np.ones((2, 4)))
     Path("mine.html").write_text("mine")
     caplog.clear()
     with caplog.at_level(logging.ERROR):
