@@ -38,6 +38,10 @@ class WebServer:
 
             do_HEAD = do_GET
 
+            def end_headers(self) -> None:
+                self.send_header("Connection", "close")  # else a client sends its next request on the closed connection
+                super().end_headers()
+
             def log_message(self, *args: object) -> None:
                 """Nothing: tests read what was asked."""
 
