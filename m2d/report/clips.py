@@ -109,7 +109,8 @@ class StoredClips(Clips):
 
     def __init__(self, store: ClipStore, audio: Path | None = None):
         self._store = store
-        self.source, self.names = str(store.source), store.columns["file_name"]
+        self.source = ", ".join(str(part.source) for part in store.parts)
+        self.names = store.columns["file_name"]
         if "label" in store.columns:
             self.labels = list(store.columns["label"])
         self._sounds = SoundIndex(audio) if audio else None

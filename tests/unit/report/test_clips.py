@@ -30,6 +30,14 @@ def test_short_clips_are_completed_and_bad_ones_left_out(listed, caplog):
     assert listed.lengths().tolist() == [5, 40]
 
 
+def test_all_lists_of_a_mixture_are_named(listed, tmp_path):
+    np.save(tmp_path / "d.npy", np.full((1, 80, 9), -3, np.float32))
+    (tmp_path / "other.csv").write_text("file_name\nd.npy\n")
+    names = [str(tmp_path / name) for name in ("list.csv", "other.csv")]
+    clips = StoredClips(open_store(f"{names[0]}:2,{names[1]}", tmp_path, check=False))
+    assert clips.source == ", ".join(names) and len(clips) == 4
+
+
 def test_clips_none_of_which_can_be_read(listed):
     with pytest.raises(UserError, match="none of the 1 clips"):
         listed.beginnings(np.array([2]), 20)
