@@ -19,6 +19,7 @@ from ..utils.atomic_file import write_npz
 from ..utils.errors import UserError
 from ..utils.names import shown
 from ..utils.parallel import Progress, map_ahead
+from ..utils.read_file import ZIP_ERRORS, open_npz
 
 logger = logging.getLogger("m2d")
 
@@ -200,9 +201,9 @@ class FeatureCache:
         self._saved = 0
         if self._path is not None and self._path.exists():
             try:
-                with np.load(self._path, allow_pickle=False) as stored:
+                with open_npz(self._path) as stored:
                     self._rows = dict(zip(stored["digests"].tolist(), stored["features"], strict=True))
-            except (OSError, ValueError, KeyError) as error:
+            except (KeyError, *ZIP_ERRORS) as error:
                 logger.warning("%s cannot be read and is made again: %s", shown(self._path), error)
         self._saved = len(self._rows)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ class Seen:
     hidden: np.ndarray
 
 
-class Clips:
+class Clips(ABC):
     """Named clips, of which crops can be read.
 
     Attributes:
@@ -84,12 +85,13 @@ class Clips:
             raise UserError(f"{self.source}: none of the {len(rows)} clips looked at can be read")
         return np.stack(crops), np.array(kept)
 
+    @abstractmethod
     def _beginning(self, row: int, frames: int) -> np.ndarray:
-        raise NotImplementedError
+        """The first frames of a clip."""
 
+    @abstractmethod
     def sound(self, row: int) -> Path | None:
         """The audio file of a clip, where it is known and there."""
-        raise NotImplementedError
 
     def lengths(self) -> np.ndarray:
         """Frames of up to _LENGTHS_READ clips."""

@@ -14,7 +14,7 @@ import numpy as np
 from .. import __version__
 from ..utils.errors import FileError
 from ..utils.names import shown
-from ..utils.read_file import ZIP_ERRORS
+from ..utils.read_file import ZIP_ERRORS, open_npz
 from . import embedding
 from .build import layout_data
 from .media import sound_uri
@@ -42,10 +42,7 @@ def read_embeddings(path: Path) -> Embeddings:
         FileNotFoundError, FileError: there is no such file, or it holds something else.
     """
     try:
-        stored = np.load(path, allow_pickle=False)
-        if isinstance(stored, np.ndarray):
-            raise ValueError("one array, not an .npz")
-        with stored:
+        with open_npz(path) as stored:
             files, vectors = stored["files"], stored["embeddings"]
             index = stored["file_index"] if "file_index" in stored else None
     except FileNotFoundError:

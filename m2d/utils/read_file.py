@@ -6,9 +6,13 @@ import stat
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import msgspec
+import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from .errors import FileError
 
@@ -42,6 +46,21 @@ def open_regular(path: str | os.PathLike) -> int:
         os.close(fd)
         raise ValueError("not a regular file but a folder, a pipe, a socket or a device")
     return fd
+
+
+@contextmanager
+def open_npz(path: str | os.PathLike) -> Iterator[NpzFile]:
+    """The arrays of an .npz file, read when they are asked for; pickles are refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Any of ZIP_ERRORS: it is damaged, or a single array (.npy).
+    """
+    stored = np.load(path, allow_pickle=False)
+    if isinstance(stored, np.ndarray):
+        raise ValueError("one array, not an .npz")
+    with stored:
+        yield stored
 
 
 def read_json(path: str | os.PathLike, kind: type[Kind], made_by: str) -> Kind:

@@ -1,4 +1,4 @@
-"""--tracker: the figures of log.txt go to each tracker, and a resumed run goes on in the same run of it.
+"""--tracker: the figures of log.txt go to each tracker, and a resumed run continues in the same run of it.
 
 The services are stand-ins with the calls of the real packages; with those installed, the last tests use them offline.
 """

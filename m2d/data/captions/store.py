@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ...utils.errors import FileError, UserError
-from ...utils.read_file import ZIP_ERRORS, open_regular
+from ...utils.read_file import ZIP_ERRORS, open_npz, open_regular
 from ..clip_list import TextColumn, read_header, read_list
 
 ARRAYS = ("embeddings", "offsets", "ids", "id_offsets")
@@ -181,7 +181,7 @@ def _mapped(path: Path) -> dict[str, np.ndarray]:
 
 def _loaded(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path) as file:
             return dict(file)
     except ZIP_ERRORS as error:
         raise FileError(f"{path}: cannot be read as a .npz of arrays: {error}") from error

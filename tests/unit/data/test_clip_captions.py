@@ -291,3 +291,10 @@ def test_rows_of_a_killed_run_are_continued(workplace):
         assert rows.all().tolist() == [[1] * 3, [1] * 3, [0] * 3]
         rows.remove()
     assert not (workplace / "out.partial").exists()
+
+
+def test_an_array_under_the_name_of_an_npz_is_refused(workplace):
+    with open(workplace / "a.npz", "wb") as file:
+        np.save(file, np.ones((2, 3), np.float32))
+    with pytest.raises(FileError, match="one array, not an .npz"):
+        open_captions(str(workplace / "a.npz"))

@@ -455,7 +455,7 @@ def test_a_pack_that_a_killed_packer_began_is_continued(tmp_path):
 
 @pytest.mark.parametrize("moment", ["before the folder is looked at", "before pack.json is written"])
 def test_two_packers_that_start_at_once_agree_on_one_list(tmp_path, monkeypatch, moment):
-    """The other one writes its pack.json at the worst moments; a packer of the same list goes on, of another list is refused."""
+    """The other one writes its pack.json at the worst moments: of the same list, both pack; of another list, one is refused."""
     owner, name = (Path, "iterdir") if moment == "before the folder is looked at" else (pack_writer, "write_text")
     usual = getattr(owner, name)
 

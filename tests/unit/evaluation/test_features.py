@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from m2d.evaluation.features import POOLINGS, EncoderFeatures
+from m2d.evaluation.features import POOLINGS, EncoderFeatures, FeatureCache
 from m2d.inference.runtime import RuntimeM2D
 
 
@@ -29,3 +29,18 @@ def test_poolings_are_statistics_of_the_blocks_outputs(runtime, pooling):
     found = EncoderFeatures(runtime, pooling, "key").of(lms)
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), np.concatenate(wanted, axis=1), atol=1e-5)
+
+
+@pytest.mark.parametrize("content", ["cut short", "one array"])
+def test_a_damaged_cache_is_made_again(tmp_path, caplog, content):
+    cache = FeatureCache(tmp_path, "key")
+    cache["a"] = np.ones(3, np.float32)
+    cache.save()
+    (path,) = tmp_path.glob("*.npz")
+    if content == "cut short":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        with open(path, "wb") as file:
+            np.save(file, np.ones(3))
+    assert "a" not in FeatureCache(tmp_path, "key")
+    assert "cannot be read and is made again" in caplog.text
