@@ -6,6 +6,7 @@
 Prints a table and statistics, and writes beside the list: `<list>.problems.csv`, a line per problem, and
 `<list>.durations.png`, a histogram of durations. --out writes the list without the clips that cannot or should not be
 learned from (short ones stay: training pads them). A check that was stopped resumes where it was when it is started again.
+Of a pack, in a folder or at an address, every clip is compared with its checksum (as m2d pack --verify does).
 Exit status: 0 nothing to fix (short clips at most), 1 problems, 2 the check itself could not be done.
 """
 
@@ -28,10 +29,13 @@ from ..data.feature_store import NpzStore
 from ..data.file_store import FileStore, NpyStore
 from ..data.norm_stats import drawn_clips
 from ..data.pack.format import is_pack
+from ..utils.addresses import is_address
 from ..utils.atomic_file import open_atomic, write_csv, write_figure
 from ..utils.errors import UserError
+from ..utils.names import shown
 from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by, has_header
 from ..utils.program import ArgumentParser, run_program
+from .pack import run_verify
 
 FRAME_SECONDS = 0.01
 _COLUMNS = ("row", "file_name", "problem", "detail")  # of the table of problems
@@ -57,7 +61,7 @@ logger = logging.getLogger("m2d")
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("csv", type=Path, help="the list: a CSV with a column file_name")
+    parser.add_argument("csv", help="the list, a CSV with a column file_name; or a pack, a folder or an address")
     parser.add_argument("--data_path", default="data", help="folder that the file names are relative to")
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="look at N clips, evenly spread; 0: at all")
     parser.add_argument("--out", "--fix", type=Path, metavar="OUT.csv", help="write a list without the bad clips")
@@ -70,13 +74,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--workers is at least 1, --sample not below 0")
     if args.out and args.out.suffix != ".csv":
         parser.error(f"--out {args.out}: a name that ends in .csv is expected")
+    args.is_pack = is_address(args.csv) or is_pack(args.csv)
+    if args.is_pack and (args.out or args.sample):
+        parser.error(f"{shown(args.csv)} is a pack: --out and --sample are for lists")
     return args
 
 
 def open_list(args: argparse.Namespace) -> tuple[ClipList, FileStore]:
     """The list in its own order, and its files."""
-    if is_pack(args.csv):
-        raise ValueError(f"{args.csv} is a pack: m2d pack --verify {args.csv} checks it")
     clips = read_list(args.csv)
     broken = sum("\n" in name for name in clips.names)
     if broken:
@@ -210,6 +215,7 @@ def refuse_wrong_folder(store: FileStore) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """Look at a list; returns the exit status."""
+    args.csv = Path(args.csv)
     problems, durations = beside(args.csv, "problems.csv"), beside(args.csv, "durations.png")
     check_outputs([problems, durations], [args.csv], args.overwrite, is_own_report)
     check_outputs([args.out] if args.out else [], [args.csv], args.overwrite)
@@ -239,6 +245,8 @@ def check(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = parse_args(argv)
+    if args.is_pack:
+        return run_program(lambda: run_verify(args.csv, args.workers))
     return run_program(lambda: check(args), interrupted="interrupted: the same command continues where it stopped")
 
 

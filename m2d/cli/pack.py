@@ -2,6 +2,7 @@
 
     m2d pack data/files_audioset.csv --data_path data --out data/audioset.pack
     m2d pack --verify data/audioset.pack
+    m2d pack --verify s3://bucket/audioset.pack
 
 The pack replaces the list: --csv_main data/audioset.pack (and --csv_bg_noise, --csv_val). A list of .npz files
 (speech/extract_offline_ls960.py) gives a pack with features. Columns `label` and `weight` come along.
@@ -16,12 +17,8 @@ import argparse
 import logging
 import os
 import sys
-import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import numpy as np
 
 from ..audio.sources.find import find_archives
 from ..data.clip_list import ClipList, read_list
@@ -30,17 +27,15 @@ from ..data.feature_store import NpzStore
 from ..data.file_store import FileStore, NpyStore
 from ..data.pack.format import (
     DTYPES,
-    HEADER_BYTES,
     PackInfo,
-    array_header,
-    chunk_path,
     chunks_of,
     default_chunk_clips,
     missing_chunks,
-    read_info,
 )
-from ..data.pack.index import read_index, text_column
+from ..data.pack.verify import verify
 from ..data.pack.writer import PackedClip, discard_outdated, pack_clip, packing, start_pack, write_chunk
+from ..utils.addresses import is_address, public_name
+from ..utils.names import shown
 from ..utils.parallel import Progress, map_ahead
 from ..utils.program import ArgumentParser, run_program
 from ..utils.shard import WHOLE, Shard, shard_of
@@ -91,47 +86,6 @@ def pack(store: FileStore, clips: ClipList, out: Path, info: PackInfo, shard: Sh
     return total
 
 
-def damaged_clips(out: Path, info: PackInfo, chunk: int, progress: Callable[[int], None]) -> list[str]:
-    """What of a chunk does not have the checksum of its index, by clip."""
-    index = read_index(out, info, chunk)
-    names = text_column(index, "file_name")
-    damaged = []
-    for part, width, prefix in (("frames.npy", info.n_mels, ""), ("features.npy", info.feature_width, "feature_")):
-        if not width:
-            continue
-        row_bytes = width * np.dtype(info.dtype).itemsize
-        path = chunk_path(out, chunk, part)
-        with path.open("rb") as data:
-            if data.read(HEADER_BYTES) != array_header((int(index[f"{prefix}lengths"].sum()), width), info.dtype):
-                damaged.append(f"{path}: its header")
-            for i, (rows, crc) in enumerate(zip(index[f"{prefix}lengths"], index[f"{prefix}crc"], strict=True)):
-                if zlib.crc32(data.read(int(rows) * row_bytes)) != crc:
-                    damaged.append(f"{path}: {names[i]}")
-            if data.read(1):
-                damaged.append(f"{path}: longer than its index says")
-    progress(len(names))
-    return damaged
-
-
-def verify(out: Path, workers: int) -> list[str]:
-    """Compare every clip of a pack with its checksum. Returns what is damaged, and what is missing."""
-    info = read_info(out)
-    missing = missing_chunks(out, info)
-    found = [f"{chunk_path(out, k, 'index.npz')}: not there" for k in missing]
-    there = [k for k in range(info.chunks) if k not in set(missing)]
-
-    def check(chunk: int) -> list[str]:
-        try:
-            return damaged_clips(out, info, chunk, progress.update)
-        except (OSError, ValueError) as error:
-            return [str(error)]
-
-    with Progress(info.clips, "clip") as progress, ThreadPoolExecutor(workers) as pool:
-        for damaged in pool.map(check, there):
-            found += damaged
-    return found
-
-
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("csv", nargs="?", help="the list: a CSV with a column file_name; or archives of audio")
@@ -142,7 +96,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunk_clips", type=int, help="clips per file of the pack (8192, or more where there were too many)")
     parser.add_argument("--shard", type=shard_of, default=WHOLE, metavar="I/N", help="write only the I-th of N parts")
     parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read")
-    parser.add_argument("--verify", type=Path, metavar="PACK", help="compare a pack with its checksums, and write nothing")
+    parser.add_argument("--verify", metavar="PACK", help="compare a pack, a folder or an address, with its checksums")
     args = parser.parse_args(argv)
     if (args.verify is None) == (args.csv is None or args.out is None):
         parser.error("give a CSV and --out to pack, or --verify PACK to check one")
@@ -174,17 +128,15 @@ def run_pack(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_verify(args: argparse.Namespace) -> int:
-    """Check a pack; returns the exit status: 1 where it is damaged."""
-    damaged = verify(args.verify, args.workers)
+def run_verify(pack: str, workers: int) -> int:
+    """Check a pack in a folder or at an address; returns the exit status: 1 where it is damaged."""
+    damaged, name = verify(pack, workers), public_name(pack) if is_address(pack) else shown(pack)
     for line in damaged[:20]:
         logger.error("%s", line)
     if damaged:
-        logger.error(
-            "%s: damaged in %d places: remove the files of those chunks and pack the list again", args.verify, len(damaged)
-        )
+        logger.error("%s: damaged in %d places: remove the files of those chunks and pack the list again", name, len(damaged))
         return 1
-    logger.info("%s: whole", args.verify)
+    logger.info("%s: whole", name)
     return 0
 
 
@@ -192,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = parse_args(argv)
     return run_program(
-        lambda: run_verify(args) if args.verify else run_pack(args),
+        lambda: run_verify(args.verify, args.workers) if args.verify else run_pack(args),
         interrupted="interrupted: the same command continues where it stopped",
     )
 

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from small_runs import M2D, SPEECH, digest, run, write_list, write_pairs
 
+from m2d.cli.check import main as check
 from m2d.cli.pack import main as pack_lms
 from m2d.data.open import open_store
-from m2d.data.pack import remote
+from m2d.utils import remote
 from m2d.utils.cache import BlockCache
 from m2d.utils.errors import FileError, UserError
 
@@ -24,9 +25,9 @@ pytestmark = pytest.mark.usefixtures("small_workplace")
 def cache(tmp_path, monkeypatch) -> Path:
     """The folder of the blocks; they are small, and the cache has room for a few of them."""
     monkeypatch.setenv("M2D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "_BLOCK", 5000)
+    monkeypatch.setattr(remote, "BLOCK", 5000)
     monkeypatch.setattr(remote, "_WAIT_SECONDS", 0)
-    yield tmp_path / "cache/packs"
+    yield tmp_path / "cache/blocks"
     files = fsspec.filesystem("memory")
     if files.exists("/bucket"):
         files.rm("/bucket", recursive=True)
@@ -78,7 +79,7 @@ def test_what_is_in_the_cache_is_not_fetched_again(monkeypatch):
     clips, u = np.arange(20), np.linspace(0, 0.99, 20)
     expected = open_store(pack, "").read_crops(clips, u, 20)
     assert np.array_equal(open_store(address, "").read_crops(clips, u, 20), expected)
-    monkeypatch.setattr(remote.RemotePack, "_ask", None)
+    monkeypatch.setattr(remote, "_ask", None)
     assert np.array_equal(open_store(address, "").read_crops(clips, u, 20), expected)
 
 
@@ -179,14 +180,14 @@ def test_a_file_that_changes_or_fails_during_a_run_stops_it(monkeypatch):
 
 def test_what_comes_short_is_asked_for_again(monkeypatch):
     pack = packed(write_list("a", clips=20))
-    store, ask, asked = open_store(uploaded(pack), ""), remote.RemotePack._ask, []
+    store, ask, asked = open_store(uploaded(pack), ""), remote._ask, []
 
-    def unreliable(self, blocks):
+    def unreliable(blocks):
         asked.append(len(blocks))
-        answers = list(ask(self, blocks))
+        answers = list(ask(blocks))
         return answers if len(asked) % 3 == 0 else [OSError("reset"), *answers[1:]]
 
-    monkeypatch.setattr(remote.RemotePack, "_ask", unreliable)
+    monkeypatch.setattr(remote, "_ask", unreliable)
     expected = open_store(pack, "").read_crops(np.arange(20), np.zeros(20), 20)
     assert np.array_equal(store.read_crops(np.arange(20), np.zeros(20), 20), expected)
     assert asked[1:3] == [1, 1]
@@ -198,3 +199,30 @@ def test_a_cache_that_cannot_be_written_is_named(cache):
     cache.write_text("a file in its place")
     with pytest.raises(UserError, match="cache.*M2D_CACHE"):
         open_store(address, "")
+
+
+@pytest.mark.parametrize("command", [check, lambda words: pack_lms(["--verify", *words])])
+def test_a_pack_is_checked_where_it_is(cache, caplog, command):
+    caplog.set_level("INFO")
+    pack = packed(write_list("a", clips=20))
+    address = uploaded(pack)
+    assert command([address]) == 0 and f"{address}: whole" in caplog.text
+    assert used(cache) < 50_000  # the indices alone: clips are read once, past the cache
+    content, files = bytearray((pack / "chunk-00001.frames.npy").read_bytes()), fsspec.filesystem("memory")
+    content[200] ^= 1
+    files.pipe("/bucket/files_a.pack/chunk-00001.frames.npy", bytes(content))
+    files.pipe("/bucket/files_a.pack/chunk-00000.frames.npy", (pack / "chunk-00000.frames.npy").read_bytes()[:-1])
+    files.rm("/bucket/files_a.pack/chunk-00002.index.npz")
+    assert command([address]) == 1
+    for words in ("chunk-00002.index.npz: not there", "chunk-00000.frames.npy: ", "chunk-00001.frames.npy: ", "in 3 places"):
+        assert f"{address}/{words}" in caplog.text or f"{address}: damaged {words}" in caplog.text
+    files.pipe("/bucket/files_a.pack/chunk-00001.index.npz", b"damaged")
+    assert command([address]) == 1 and f"{address}/chunk-00001.index.npz: damaged" in caplog.text
+    assert command(["memory://bucket/none.pack"]) == 2 and "memory://bucket/none.pack: no pack" in caplog.text
+
+
+def test_a_pack_is_checked_whole(capsys):
+    pack = packed(write_list("a", clips=20))
+    with pytest.raises(SystemExit):
+        check([str(pack), "--sample", "3"])
+    assert "--out and --sample are for lists" in capsys.readouterr().err

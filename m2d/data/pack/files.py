@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -57,6 +57,14 @@ class PackFiles(ABC):
             OSError: it cannot be read.
         """
 
+    @abstractmethod
+    def open(self, chunk: int, part: str) -> BinaryIO:
+        """A chunk's file that is there, from its beginning.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+
     def where(self, chunk: int, part: str) -> str:
         """A chunk's file, for messages."""
         return f"{self.source}/{chunk_path('', chunk, part)}"
@@ -92,6 +100,9 @@ class LocalPack(PackFiles):
         for crop, (chunk, begin, size) in zip(out, pieces, strict=True):
             if os.preadv(self._fd(chunk, part), [crop], begin) != size:
                 raise FileError(f"{self.where(chunk, part)}: the file ended while it was read")
+
+    def open(self, chunk: int, part: str) -> BinaryIO:
+        return open(open_regular(chunk_path(self.folder, chunk, part)), "rb")
 
     def _fd(self, chunk: int, part: str) -> int:
         key = chunk, part

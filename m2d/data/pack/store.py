@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ...utils.addresses import is_address
 from ...utils.errors import FileError
 from ..clip_list import TextColumn
 from ..feature_store import FRAMES_PER_FEATURE, FeatureStore, aligned_start
 from ..rng import choice
 from ..store import ClipStore, fill_short
-from .files import LocalPack, PackFiles, Piece
+from .files import PackFiles, Piece
 from .format import HEADER_BYTES, chunk_path, missing_chunks, read_info
 from .index import read_index, text_column
-from .remote import RemotePack
+from .remote import files_of
 
 
 class PackedArray:
@@ -91,7 +90,7 @@ class PackStore(ClipStore):
         columns: Sequence[str] = ("file_name",),
         optional: Sequence[str] = (),
     ):
-        self.files = RemotePack(str(path)) if is_address(path) else LocalPack(Path(path))
+        self.files = files_of(path)
         self.source, self.n_mels = self.files.source, n_mels
         with self.files.head() as folder:
             self.info = read_info(folder)
