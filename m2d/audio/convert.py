@@ -26,6 +26,7 @@ from ..utils.names import shown
 from ..utils.parallel import map_ahead
 from .decode import DecodedAudio, read_audio
 from .logmel import FrontEnd, NumpyLogMel
+from .sources.archive_file import StorageError
 from .sources.member import InMemory, Place
 
 KEPT_MEMORY = (2**26, 2**27)  # bytes of a block, and at the end of a worker's heap
@@ -125,6 +126,8 @@ class Converter:
                 return self.finish(outcome, self._log_mel(waveform))
         except (OSError, ValueError) as error:
             return Outcome(job, error=str(error))
+        except StorageError as error:
+            return Outcome(job, error=str(error), fatal=True)
         except Exception as error:  # whatever a damaged file does to a decoder, or to memory, the run continues with the next one
             return Outcome(job, error=f"{shown(job.source)}: {type(error).__name__}: {error}")
 
@@ -241,7 +244,7 @@ def _with_content(job: Job) -> Job:
         return job
     try:
         return replace(job, place=InMemory(job.file, job.place.read()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, StorageError) as error:
         return replace(job, place=InMemory(job.file, error))
 
 

@@ -9,6 +9,7 @@ from ..utils.names import shown
 from .convert import Job
 from .listing import list_audio, readable_suffixes, words_of_others
 from .sources.addresses import is_list, list_contents, public_name
+from .sources.archive_file import named
 from .sources.find import find_archives, list_members
 
 ALL_SUFFIXES = "all"  # takes every format that can be read
@@ -20,7 +21,7 @@ def plan_jobs(source: str | os.PathLike, dest: Path, suffix: str | Iterable[str]
     """What is to be converted; and what of archives cannot be read, with reasons.
 
     Args:
-        source: a folder, an archive, a pattern that names archives, or a list of addresses.
+        source: a folder, an archive or its address, a pattern that names archives, or a list of addresses.
         dest: the folder that spectrograms go to.
         suffix: the audio files' suffix, or several; None: wav in a folder, every format elsewhere.
 
@@ -49,7 +50,9 @@ def _jobs_of_archives(
     found = list_members(archives, suffixes)
     if found.left_out and not found.members:
         reason = next(iter(found.left_out.values()))
-        raise ValueError(f"{shown(source)}: none of its files can be read; of {len(found.left_out)}, the first: {reason}")
+        raise ValueError(
+            f"{named(os.fspath(source))}: none of its files can be read; of {len(found.left_out)}, the first: {reason}"
+        )
     _check_found(source, suffixes, found.members, found.others)
     return [Job(each.name, each.where, _target(dest, Path(each.name)), each.place) for each in found.members], found.left_out
 
@@ -91,9 +94,8 @@ def _twins(jobs: Iterable[Job]) -> Iterator[tuple[Job, Job]]:
 def _check_found(source: str | os.PathLike, suffixes: Sequence[str], found: Sequence[object], others: Mapping[str, int]) -> None:
     not_taken = words_of_others(others, "--suffix")
     if not found:
-        raise FileNotFoundError(
-            f"there is no file with the suffix {' or '.join(suffixes)} in {shown(source)}{f': {not_taken}' if not_taken else ''}"
-        )
+        missing = f"there is no file with the suffix {' or '.join(suffixes)} in {named(os.fspath(source))}"
+        raise FileNotFoundError(f"{missing}: {not_taken}" if not_taken else missing)
     if not_taken:
         logger.warning("%s", not_taken)
 

@@ -10,8 +10,9 @@ SRC may also be a .tar (as WebDataset has them), a .zip, a .parquet with a colum
 pattern in quotes that names several, such as 'shards/*.tar'. They are read as they are, without unpacking. The member
 sub/a.flac becomes DEST/sub/a.npy; with several archives shards/7.tar's becomes DEST/7/sub/a.npy.
 
-A .csv with a column file_name, or a .txt, of addresses (https://, s3://, and what else fsspec reads) is read over the
-network; files are named by their addresses' paths below the folder that all share. pip install 'm2d-audio[remote]'.
+Archives may lie at addresses (https://host/7.tar, 's3://bucket/*.parquet', and what else fsspec reads): they are read through
+the cache of remote packs. A .csv with a column file_name, or a .txt, lists addresses, of archives or of audio files; the latter
+are named by their addresses' paths below the folder that all share. pip install 'm2d-audio[remote]'.
 
 With --pack OUT.pack in the place of DEST, all go into a few large files, which training takes as --csv_main OUT.pack. The
 same command continues with the chunks that are missing. Files that cannot be converted are left out, and listed in
@@ -102,11 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options["to_dir"] = options["to_dir"] if out is None else out
     keep_freed_memory(*KEPT_MEMORY)
     return run_program(
-        lambda: _convert(options), interrupted="interrupted: the files written are whole; the same command continues from here"
+        lambda: convert(options), interrupted="interrupted: the files written are whole; the same command continues from here"
     )
 
 
-def _convert(options: dict[str, Any]) -> int:
+def convert(options: dict[str, Any]) -> int:
+    """Call `convert_wav`; returns the exit status: 1 where files failed, or the run was stopped.
+
+    Raises:
+        ValueError, FileNotFoundError, NotADirectoryError: nothing was started.
+    """
     try:
         with logging_redirect_tqdm():
             report = convert_wav(**options)

@@ -6,8 +6,8 @@
 
 The pack replaces the list: --csv_main data/audioset.pack (and --csv_bg_noise, --csv_val). A list of .npz files
 (speech/extract_offline_ls960.py) gives a pack with features. Columns `label` and `weight` come along.
-A .tar, .zip or .parquet of audio, or a pattern of these in quotes, in the place of the list is the same as
-m2d convert ARCHIVE --pack OUT.pack.
+A .tar, .zip or .parquet of audio, its address, a pattern of these in quotes, or a list of addresses, in the place of the list
+is the same as m2d convert ARCHIVE --pack OUT.pack.
 A run that was stopped continues where it was when it is started again. --shard 2/4 writes the second of four parts,
 so that machines that share a disk do it together; on disks of their own, copy the parts into one folder after it.
 float16 halves the size and rounds the log-mel values, by at most 0.004; --dtype float32 keeps them to the bit.
@@ -20,9 +20,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ..audio.sources.addresses import lists_addresses
 from ..audio.sources.find import find_archives
 from ..data.clip_list import ClipList, read_list
-from ..data.convert_folder import convert_wav
 from ..data.feature_store import NpzStore
 from ..data.file_store import FileStore, NpyStore
 from ..data.pack.format import (
@@ -39,6 +39,7 @@ from ..utils.names import shown
 from ..utils.parallel import Progress, map_ahead
 from ..utils.program import ArgumentParser, run_program
 from ..utils.shard import WHOLE, Shard, shard_of
+from .convert import convert
 
 logger = logging.getLogger("m2d")
 
@@ -107,10 +108,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def run_pack(args: argparse.Namespace) -> int:
     """Pack what is missing; returns the exit status."""
-    if find_archives(args.csv) is not None:
+    if find_archives(args.csv) is not None or lists_addresses(args.csv):
         options = dict(dtype=args.dtype, chunk_clips=args.chunk_clips, workers=args.workers, shard=args.shard)
-        report = convert_wav(args.csv, pack=args.out, **options)
-        return 1 if report.failed else 0
+        return convert(dict(from_dir=args.csv, pack=args.out, **options))
     clips = read_list(args.csv, optional=("label", "weight"))
     store = open_files(clips, args.data_path, args.n_mels)
     info = PackInfo(

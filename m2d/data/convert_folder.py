@@ -30,6 +30,7 @@ from ..audio.failed import FAILED_COLUMNS, PACK_FAILED_COLUMNS, failed_name, wri
 from ..audio.listing import walk_files
 from ..audio.logmel import PRESETS
 from ..audio.plan import plan_jobs
+from ..audio.sources.archive_file import named
 from ..utils.atomic_file import remove_leftover, write_csv
 from ..utils.names import shown
 from ..utils.outputs import check_outputs, has_header, lists_only
@@ -100,8 +101,9 @@ def convert_wav(
     Files that exist are skipped, so that the same call continues after an interruption.
 
     Args:
-        from_dir: SRC, the folder to walk, a .tar, .zip or .parquet, or a pattern that names several of these, such as
-            shards/*.tar, whose files' names then begin with their archive's. Files are taken in sorted order.
+        from_dir: SRC, the folder to walk, a .tar, .zip or .parquet or its address, or a pattern that names several of these,
+            such as shards/*.tar, whose files' names then begin with their archive's; or a list of addresses, of audio files or
+            of archives. Files are taken in sorted order.
         to_dir: DEST, the folder to write to; not with `pack`.
         suffix: the audio files' suffix, or several: a list, or a text such as "wav,flac"; "all": every format, which is the
             default of archives; a folder's is wav.
@@ -133,7 +135,7 @@ def convert_wav(
     jobs, broken = plan_jobs(from_dir, folder if pack is None else Path(), suffix)
     chosen = jobs[skip:]
     if not chosen:
-        raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {shown(from_dir)}")
+        raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {named(os.fspath(from_dir))}")
     _check_own_files(folder / failed_name(shard), csv, jobs, overwrite, pack is not None)
     converter = Converter(PRESETS[sr], min_samples, npy_sink if pack is None else _pack_sink(dtype), decode_only=device != "cpu")
     finish = None if device == "cpu" else DeviceMel(converter, device)

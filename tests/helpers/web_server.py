@@ -87,6 +87,27 @@ def content(body: bytes, tag: str = '"1"', length: int | None = None) -> Answer:
     return answer
 
 
+def ranged(body: bytes) -> Answer:
+    """A file of which any range can be asked for, as object storage has them."""
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        begin, end, span = 0, len(body), request.headers.get("Range")
+        if span:
+            first, last = span.removeprefix("bytes=").split("-")
+            begin, end = int(first), min(int(last) + 1, len(body)) if last else len(body)
+            request.send_response(206)
+            request.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(body)}")
+        else:
+            request.send_response(200)
+        request.send_header("Accept-Ranges", "bytes")
+        request.send_header("Content-Length", str(end - begin))
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(body[begin:end])
+
+    return answer
+
+
 def breaking(body: bytes, after: int, tag: str = '"1"') -> Answer:
     """A file whose connection ends after so many bytes of each answer."""
 

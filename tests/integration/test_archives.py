@@ -321,3 +321,14 @@ def test_a_pack_of_an_archive_that_has_changed_is_made_again(tmp_path):
     for path in (tmp_path / "x.pack").iterdir():
         os.utime(path, ns=(0, 0))
     assert packed(1) != first
+
+
+@pytest.mark.parametrize("program", ["convert", "pack"])
+def test_a_worker_that_dies_stops_the_run_in_one_line(tmp_path, sounds, caplog, monkeypatch, program):
+    def dies(*arguments, **options):
+        raise RuntimeError("a worker process died")
+
+    monkeypatch.setattr("m2d.data.convert_folder.convert_all", dies)
+    run, flag = (convert, "--pack") if program == "convert" else (pack, "--out")
+    assert run([str(archive_of("tar", sounds, tmp_path)), flag, str(tmp_path / "x.pack")]) == 1
+    assert "a worker process died" in caplog.text

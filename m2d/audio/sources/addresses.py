@@ -54,11 +54,11 @@ def list_contents(path: str | os.PathLike) -> Contents:
         FileError: the list cannot be read, is empty, or has a row that is no address.
         UserError: fsspec, or what it needs for these addresses, is not installed.
     """
-    rows = list(_rows(path))
+    rows = list(addresses_in(path))
     if not rows:
         raise FileError(f"{shown(path)}: the list is empty")
     check_protocols({urlsplit(address).scheme for address in rows})
-    names = [_name(address) for address in rows]
+    names = [path_of(address) for address in rows]
     common = os.path.commonpath([os.path.dirname(name) for name in names]) if all(names) else ""
     contents = Contents()
     for address, name in zip(rows, names, strict=True):
@@ -71,12 +71,28 @@ def list_contents(path: str | os.PathLike) -> Contents:
     return contents
 
 
-def _name(address: str) -> str:
+def path_of(address: str) -> str:
+    """Host and path of an address, as a relative path."""
     parts = urlsplit(address)
     return f"{parts.netloc.rpartition('@')[2]}{unquote(parts.path)}".strip("/")
 
 
-def _rows(path: str | os.PathLike) -> Iterator[str]:
+def lists_addresses(source: str | os.PathLike) -> bool:
+    """Whether a source is a list whose first row is an address."""
+    if not is_list(source):
+        return False
+    try:
+        return next(addresses_in(source), None) is not None
+    except FileError:
+        return False
+
+
+def addresses_in(path: str | os.PathLike) -> Iterator[str]:
+    """The addresses of a list.
+
+    Raises:
+        FileError: it cannot be read, or has a row that is no address.
+    """
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = csv.reader(file) if os.fspath(path).lower().endswith(".csv") else ([line.strip()] for line in file)

@@ -1,13 +1,12 @@
 """Audio files in an archive: their names, and where their bytes are."""
 
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
 
+from ...utils.addresses import is_address, public_name
 from ...utils.errors import FileError
-from ...utils.read_file import open_regular
+from .archive_file import StorageError, named, read_range
 
 #: The largest file that is read from an archive: it is held in memory, and so is what a compressed one becomes.
 MOST_BYTES = 1 << 30
@@ -33,12 +32,13 @@ class Place(Protocol):
         Raises:
             OSError: they cannot be read.
             ValueError: they are damaged: words that follow the file's name.
+            StorageError: the archive cannot be fetched, so that others cannot either.
         """
         ...
 
 
 class FileRange(NamedTuple):
-    """Bytes of a file on disk."""
+    """Bytes of an archive."""
 
     path: str
     begin: int
@@ -55,7 +55,7 @@ class InMemory(NamedTuple):
     """Bytes that were read before, or the error of reading them, which `read` raises."""
 
     path: str
-    content: bytes | OSError | ValueError
+    content: bytes | OSError | ValueError | StorageError
 
     in_turn = False
 
@@ -76,7 +76,7 @@ class Member(NamedTuple):
     @property
     def where(self) -> str:
         """Its name in messages."""
-        return f"{self.archive}: {self.name}"
+        return f"{public_name(self.archive) if is_address(self.archive) else self.archive}: {self.name}"
 
 
 @dataclass
@@ -115,32 +115,6 @@ def plain_name(name: str) -> str | None:
     return None if not parts or ".." in parts else "/".join(parts)
 
 
-def read_range(path: str, begin: int, size: int) -> bytes:
-    """Bytes of a file.
-
-    Raises:
-        OSError: it cannot be opened or read.
-        ValueError: there are no such bytes: words that follow a member's name.
-    """
-    if not 0 <= begin < 1 << 62:
-        raise ValueError("is damaged: its archive tells a place for it that makes no sense")
-    descriptor = open_regular(path)
-    try:
-        blocks = list(_blocks(descriptor, begin, size))
-    finally:
-        os.close(descriptor)
-    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
-
-
-def _blocks(descriptor: int, begin: int, size: int) -> Iterator[bytes]:
-    while size:
-        block = os.pread(descriptor, size, begin)
-        if not block:
-            raise ValueError("is cut short: its archive ends within it")
-        yield block
-        begin, size = begin + len(block), size - len(block)
-
-
 def not_readable(path: str, reason: object) -> FileError:
     """The error of an archive that cannot be used at all."""
-    return FileError(f"{path}: {reason}")
+    return FileError(f"{named(path)}: {reason}")

@@ -1,5 +1,6 @@
 """Audio in the rows of a parquet file, as the datasets of Hugging Face have it: a column of bytes, each with a path."""
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -7,8 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...utils.errors import UserError
-from ...utils.names import shown
-from ...utils.read_file import open_regular
+from .archive_file import named, open_archive
 from .member import MOST_BYTES, Contents, not_readable
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def parquet_contents(path: str, is_audio: Callable[[str], bool]) -> Contents:
 
     Raises:
         OSError: it cannot be opened.
+        StorageError: it cannot be fetched.
         FileError: it is no parquet file, damaged, or has no column of audio.
         UserError: Arrow is not installed.
     """
@@ -117,13 +118,13 @@ def _opened(path: str) -> "pq.ParquetFile":
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise UserError(f"{shown(path)}: reading parquet files needs Arrow: pip install 'm2d-audio[train]'") from None
-    file = open(open_regular(path), "rb")
+        raise UserError(f"{named(path)}: reading parquet files needs Arrow: pip install 'm2d-audio[train]'") from None
+    file = io.BufferedReader(open_archive(path))
     try:
         return pq.ParquetFile(pa.PythonFile(file, "r"), pre_buffer=False, buffer_size=1 << 20)
     except (pa.ArrowException, OSError, ValueError) as error:
         file.close()
-        raise not_readable(shown(path), f"no parquet file, or damaged, or cut short ({_one_line(error)})") from None
+        raise not_readable(path, f"no parquet file, or damaged, or cut short ({_one_line(error)})") from None
 
 
 def _names(file: "pq.ParquetFile", group: int, column: str | None, rows: range) -> list[str]:
@@ -157,7 +158,7 @@ def _audio_column(schema: "pa.Schema", path: str) -> tuple[str, str | None]:
         if kinds.is_struct(kind) and kind.get_field_index("bytes") >= 0 and is_bytes(kind.field("bytes").type):
             has_paths = kind.get_field_index("path") >= 0 and is_text(kind.field("path").type)
             return f"{name}.bytes", f"{name}.path" if has_paths else None
-    raise not_readable(shown(path), f"no column of audio bytes in it (its columns: {', '.join(schema.names)[:200]})")
+    raise not_readable(path, f"no column of audio bytes in it (its columns: {', '.join(schema.names)[:200]})")
 
 
 def _declared_audio(schema: "pa.Schema") -> list[str]:

@@ -1,14 +1,15 @@
 """Members of a zip archive, stored or deflated: found by its directory, each read alone."""
 
+import io
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ...utils.names import shown
-from ...utils.read_file import ZIP_ERRORS, open_regular
-from .member import Contents, not_readable, read_range
+from ...utils.read_file import ZIP_ERRORS
+from .archive_file import open_archive, read_range
+from .member import Contents, not_readable
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 1
@@ -54,14 +55,15 @@ def zip_contents(path: str, is_audio: Callable[[str], bool]) -> Contents:
 
     Raises:
         OSError: it cannot be opened.
+        StorageError: it cannot be fetched.
         FileError: it is no zip archive, or its directory, which lies at its end, is damaged.
     """
     contents = Contents()
-    with open(open_regular(path), "rb") as file:
+    with open_archive(path) as file:
         try:
-            members = zipfile.ZipFile(file).infolist()
+            members = zipfile.ZipFile(io.BufferedReader(file)).infolist()
         except ZIP_ERRORS as error:
-            raise not_readable(shown(path), f"no zip archive, or damaged, or cut short ({error})") from None
+            raise not_readable(path, f"no zip archive, or damaged, or cut short ({error})") from None
     for member in members:
         name, method = member.filename, member.compress_type
         if member.is_dir() or not is_audio(name):

@@ -8,8 +8,9 @@ from archives import write_tar, write_zip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m2d.audio.sources.archive_file import read_range
 from m2d.audio.sources.find import find_archives, list_members
-from m2d.audio.sources.member import MOST_BYTES, plain_name, read_range
+from m2d.audio.sources.member import MOST_BYTES, plain_name
 from m2d.utils.errors import FileError
 
 FILES = {"a.wav": b"RIFF" * 40, "sub/b.flac": b"fLaC" * 300, "é.ogg": b"OggS"}
