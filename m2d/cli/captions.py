@@ -27,12 +27,13 @@ import numpy as np
 import torch
 
 from ..data.captions.store import ID_COLUMNS, CaptionTexts, caption_arrays, read_texts
-from ..data.captions.writer import PartialRows, read_pickled, write_embeddings
+from ..data.captions.writer import read_pickled, write_embeddings
 from ..models.text_encoder import POOLINGS, TextEncoder, load_text_encoder
 from ..utils.device import pick_device
 from ..utils.errors import FileError, UserError
 from ..utils.outputs import OVERWRITE_HELP, check_outputs
 from ..utils.parallel import Progress
+from ..utils.partial_rows import PartialRows
 from ..utils.program import ArgumentParser, run_program
 
 SUFFIXES = (".safetensors", ".npz")
@@ -95,19 +96,19 @@ def write(args: argparse.Namespace) -> None:
 def _encode(captions: CaptionTexts, encoder: TextEncoder, args: argparse.Namespace) -> None:
     texts = hashlib.sha256(captions.texts.blob.tobytes() + captions.texts.offsets.tobytes()).hexdigest()
     what = {"text_encoder": encoder.name, "pooling": args.pooling or "", "tokenizer": args.tokenizer or ""}
-    settings = {**what, "texts": texts, "truncate": args.truncate}
+    settings = {**what, "captions": texts, "truncate": args.truncate}
     total = len(captions.texts)
-    with PartialRows(args.out, settings, encoder.width, args.overwrite) as rows, torch.inference_mode():
-        if rows.done:
-            logger.info("continuing: %d of %d captions are done", rows.done, total)
-        with Progress(total - rows.done, "caption") as progress:
-            while rows.done < total:
-                numbers = np.arange(rows.done, min(rows.done + args.batch_size, total))
-                rows.append(_half(encoder(captions.take(numbers), args.truncate), captions, numbers))
+    with PartialRows(args.out, settings, encoder.width, np.float16, args.overwrite) as kept, torch.inference_mode():
+        if kept.rows:
+            logger.info("continuing: %d of %d captions are done", kept.rows, total)
+        with Progress(total - kept.rows, "caption") as progress:
+            while kept.rows < total:
+                numbers = np.arange(kept.rows, min(kept.rows + args.batch_size, total))
+                kept.append(_half(encoder(captions.take(numbers), args.truncate), captions, numbers))
                 progress.update(len(numbers))
-        arrays = {"embeddings": rows.all(), **caption_arrays(captions.ids, captions.offsets)}
+        arrays = {"embeddings": kept.all(), **caption_arrays(captions.ids, captions.offsets)}
         write_embeddings(args.out, arrays, {name: value for name, value in what.items() if value})
-        rows.remove()
+        kept.remove()
     _report(args.out, arrays)
 
 

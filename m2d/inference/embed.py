@@ -215,7 +215,7 @@ def _write_npz(out: Path, results: PartialResults, done: Sequence[FileResult], r
             shape = (sum(rows), results.width)
             kind = "<f2" if level == "clap" else "<f4"
             np.lib.format.write_array_header_1_0(member, {"descr": kind, "fortran_order": False, "shape": shape})
-            for block in chain.from_iterable(map(results.blocks, done)):
+            for block in chain.from_iterable(map(results.blocks_of, done)):
                 member.write(np.frombuffer(block, "<f4").astype(kind, copy=False).data)
 
 

@@ -1,21 +1,17 @@
-"""Write embeddings of captions: the file, and what a killed program had done of it; read the published pickles."""
+"""Write embeddings of captions; read the published pickles."""
 
 import json
 import logging
-import os
 import pickle
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from ...utils.atomic_file import open_atomic, write_npz, write_text
-from ...utils.errors import FileError, UserError
-from ...utils.lock import hold_lock
-from ...utils.own_file import open_own
+from ...utils.atomic_file import open_atomic, write_npz
+from ...utils.errors import FileError
 from .store import joined
 
 _SAFETENSORS_TYPES = {"float16": "F16", "int64": "I64", "uint8": "U8"}
@@ -51,68 +47,6 @@ def write_embeddings(path: Path, arrays: Mapping[str, np.ndarray], told: Mapping
         for array in arrays.values():
             for row in range(0, len(array), _COPY_ROWS):
                 file.write(np.ascontiguousarray(array[row : row + _COPY_ROWS]).data)
-
-
-class PartialRows:
-    """The folder `OUT.partial`: settings.json and rows.f16, the rows that are done of a long run, in their order.
-
-    Opening it again with the same settings continues what an earlier process left. Use it in a `with` block.
-
-    Args:
-        out: the program's output, which is made of this at the end.
-        settings: what the rows depend on.
-        width: values of a row.
-        start_over: remove rows of other settings.
-
-    Raises:
-        UserError: the folder holds rows of other settings, or another process writes to it.
-        OSError: it cannot be written.
-    """
-
-    def __init__(self, out: Path, settings: Mapping[str, object], width: int, start_over: bool = False):
-        self.folder, self.width = out.with_name(out.name + ".partial"), width
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = hold_lock(self.folder / "lock")
-        try:
-            self._check(json.dumps({**settings, "width": width}, sort_keys=True), start_over)
-            self._file: BinaryIO = open_own(self.folder / "rows.f16", "a+b")
-        except BaseException:
-            self._lock.close()
-            raise
-        self.done = self._file.seek(0, os.SEEK_END) // (2 * width)
-        self._file.truncate(self.done * 2 * width)
-
-    def _check(self, settings: str, start_over: bool) -> None:
-        path = self.folder / "settings.json"
-        if path.exists() and path.read_text() != settings:
-            if not start_over:
-                raise UserError(
-                    f"{self.folder} holds the rows of a run with other captions or flags: run that command again to continue "
-                    "it, or give another --out, or --overwrite to start over"
-                )
-            (self.folder / "rows.f16").unlink(missing_ok=True)
-        write_text(path, settings)
-
-    def append(self, rows: np.ndarray) -> None:
-        """Write rows float16 `[n, width]`."""
-        self._file.write(np.ascontiguousarray(rows, dtype="<f2").data)
-        self.done += len(rows)
-
-    def all(self) -> np.ndarray:
-        """All rows, float16 `[done, width]`, on the disk."""
-        self._file.flush()
-        return np.memmap(self.folder / "rows.f16", "<f2", mode="r", shape=(self.done, self.width))
-
-    def remove(self) -> None:
-        """The output is written: nothing of this is needed."""
-        shutil.rmtree(self.folder)
-
-    def __enter__(self) -> "PartialRows":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._lock.close()
 
 
 # ---------------------------------------------------------------- the published pickles

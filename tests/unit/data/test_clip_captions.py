@@ -10,7 +10,7 @@ from small_runs import write_list
 
 from m2d.data.captions.dataset import CaptionDataset, ClipCaptions
 from m2d.data.captions.store import ARRAYS, open_captions, read_texts
-from m2d.data.captions.writer import PartialRows, read_pickled, write_embeddings
+from m2d.data.captions.writer import read_pickled, write_embeddings
 from m2d.data.clip_list import TextColumn
 from m2d.data.open import open_store
 from m2d.data.sampler import SampleKey
@@ -276,21 +276,6 @@ def test_damaged_pickles_are_refused(workplace):
             read_pickled(workplace / "d.npy")
         except FileError as error:
             assert "d.npy" in str(error)
-
-
-def test_rows_of_a_killed_run_are_continued(workplace):
-    with PartialRows(workplace / "out", {"a": 1}, 3) as rows:
-        rows.append(np.ones((2, 3)))
-    with pytest.raises(UserError, match="other captions or flags"):
-        PartialRows(workplace / "out", {"a": 2}, 3)
-    with open(workplace / "out.partial/rows.f16", "ab") as file:
-        file.write(b"cut")  # a row that a kill cut short
-    with PartialRows(workplace / "out", {"a": 1}, 3) as rows:
-        assert rows.done == 2
-        rows.append(np.zeros((1, 3)))
-        assert rows.all().tolist() == [[1] * 3, [1] * 3, [0] * 3]
-        rows.remove()
-    assert not (workplace / "out.partial").exists()
 
 
 def test_an_array_under_the_name_of_an_npz_is_refused(workplace):
