@@ -2,17 +2,20 @@
 
     python benchmarks/real_sound.py SOUND
     python wav_to_lms.py SOUND/audio SOUND/lms --suffix wav --min_length None --csv SOUND/all.csv
-    python benchmarks/clap.py SOUND OUT
+    python benchmarks/clap.py SOUND OUT/0 --fold 0        # and 1 to 7
+    python benchmarks/clap_folds.py OUT/* --plot unread.png
 
 writes a caption for each labelled clip, makes a text encoder in OUT/text, encodes the captions (m2d captions), trains (m2d train
-clap) and classifies held-out sounds by the names of their classes alone: prints accuracies, and draws OUT/map.png.
+clap) and compares sounds that it did not hear with the names of their classes: OUT/judged.npz, of which clap_folds.py makes
+tables.
 
 The text encoder knows what WordNet knows: a word's vector is a sum of random vectors, one of each thing that the word's nouns are
 kinds of (a viola is a bowed stringed instrument, ...), and one of its own. So words of which no caption was read mean something.
 With --words own there is only the word's own vector: what cannot be known stays unknown. The text encoder is a BERT without
 blocks whose outputs are the words' vectors; the mean is a text's.
 
-Held out are voices, drum kits and notes, and the instruments of UNREAD with all their sounds: no caption has their names.
+Held out are voices, drum kits and notes, and with --fold every eighth instrument, every fourth language and every third kind of
+drum with all their sounds: no caption has their names. Over the folds each name is unread once.
 """
 
 import argparse
@@ -21,14 +24,12 @@ import random
 import re
 import subprocess
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import pyplot
-from sklearn.manifold import TSNE
 
-from m2d.audio.decode import load_audio
 from m2d.cli.captions import main as make_captions
 from m2d.inference.runtime import RuntimeM2D
 from m2d.models.text_encoder import load_text_encoder
@@ -49,15 +50,27 @@ soprano saxophone|alto saxophone|tenor saxophone|baritone saxophone|oboe|english
 piccolo|flute|recorder|pan flute|blown bottle|shakuhachi|whistle|ocarina
 square lead|sawtooth lead|calliope lead|chiff lead|charang lead|vocal lead|fifths lead|bass lead
 new age pad|warm pad|polysynth pad|choir pad|bowed pad|metallic pad|halo pad|sweep pad""".replace("\n", "|").split("|")
-UNREAD = ("marimba", "accordion", "viola", "trombone", "clarinet", "piccolo")
+#: What eight programs each are.
+FAMILIES = """keyboard instrument|percussion instrument|organ|guitar|bass guitar|string instrument|string ensemble
+brass instrument|reed instrument|wind instrument|synthesizer|synthesizer""".replace("\n", "|").split(
+    "|"
+)  # of eight programs each
 DRUMS = dict(kick="bass drum", snare="snare drum", tom="tom drum", hihat_closed="closed hihat", hihat_open="open hihat")
 DRUMS |= dict(ride="ride cymbal", crash="crash cymbal", cowbell="cowbell", stick="drum stick")
 TONGUES = {"en-us": "english", "de": "german", "fr-fr": "french", "es": "spanish", "it": "italian", "pt-br": "portuguese"}
 TONGUES |= {"sv": "swedish", "pl": "polish", "ru": "russian", "tr": "turkish", "fi": "finnish", "cmn": "chinese"}
+TONGUES |= {"en": "english", "fr": "french"}
+BRANCHES = dict(english="germanic", german="germanic", swedish="germanic", french="romance", spanish="romance", italian="romance")
+BRANCHES |= dict(portuguese="romance", polish="slavic", russian="slavic", turkish="turkic", finnish="uralic", chinese="sinitic")
+NAMES = dict(instruments=PROGRAMS, drums=list(DRUMS.values()), numbers=list(BRANCHES), language=list(BRANCHES), words=[])
+FOLDS = dict(
+    instruments=8, drums=3, numbers=4, language=4
+)  # a fold leaves every n-th name unread; nobody can know how words sound
 TEMPLATES = {
     "instruments": ("a {} plays a note", "the sound of the {}", "one note of a {}"),
     "drums": ("somebody hits a {}", "the sound of a {}", "a {} once"),
     "numbers": ("a voice says a number in {}", "somebody speaks {}", "a {} number"),
+    "language": ("a telephone voice speaks {}", "somebody speaks {}", "a {} announcement"),
     "words": ("a voice says the word {}", "somebody says {}", "the word {}"),
 }
 PROMPT = "{} can be heard"
@@ -65,29 +78,39 @@ HELD_OUT_KITS = ("macarthur", "sonic_pi")
 
 
 class Clip:
-    """A clip: its task, its class in words, its file and whether it is held out."""
+    """A clip: its task, its class in words, what that is a kind of, its file, whether it is held out and its name unread."""
 
-    def __init__(self, task: str, row: dict[str, str]):
-        self.task, self.name = task, row["file_name"]
+    def __init__(self, task: str, row: dict[str, str], unread: Sequence[str]):
+        self.task, self.name, self.kind = task, row["file_name"], ""
         label, group = row["label"], row["group"]
         if task == "instruments":
-            self.words = PROGRAMS[int(group)]
-            self.held_out = self.words in UNREAD or int(re.search(r"--(\d+)_", self.name)[1]) >= 6
+            self.words, self.kind = PROGRAMS[int(group)], FAMILIES[int(group) // 8]
+            self.held_out = int(re.search(r"--(\d+)_", self.name)[1]) >= 6
         elif task == "drums":
             self.words, self.held_out = DRUMS[label], group in HELD_OUT_KITS
+            self.kind = "cymbal" if "cymbal" in self.words or "hihat" in self.words else "percussion instrument"
         else:
-            self.words = TONGUES[label] if task == "numbers" else label
+            self.words = label if task == "words" else TONGUES[label]
+            self.kind = "" if task == "words" else f"{BRANCHES[self.words]} language"
             self.held_out = random.Random(group).random() < 0.2
+        self.unread = self.words in unread
 
     @property
     def captions(self) -> list[str]:
         """What the clip is, in words, each way."""
-        return [template.format(self.words) for template in TEMPLATES[self.task]]
+        captions = [template.format(self.words) for template in TEMPLATES[self.task]]
+        return [*captions, f"{self.words} is a {self.kind}"] if self.kind else captions
 
 
-def read_clips(sound: Path, tasks: list[str]) -> list[Clip]:
+def unread_names(task: str, fold: int | None) -> list[str]:
+    """The names of a task of which a fold reads no caption."""
+    folds = FOLDS.get(task, 0)
+    return NAMES[task][fold::folds] if fold is not None and fold < folds else []
+
+
+def read_clips(sound: Path, tasks: list[str], fold: int | None) -> list[Clip]:
     """All labelled clips of the tasks."""
-    return [Clip(task, row) for task in tasks for row in csv.DictReader((sound / f"{task}.csv").open())]
+    return [Clip(task, row, unread_names(task, fold)) for task in tasks for row in csv.DictReader((sound / f"{task}.csv").open())]
 
 
 # ---------------------------------------------------------------- the text encoder
@@ -165,7 +188,7 @@ def write_text_encoder(folder: Path, texts: list[str], wordnet: WordNet, own: bo
 
 def write_lists(out: Path, clips: list[Clip]) -> None:
     """Lists of training and validation, and their captions."""
-    read = [clip for clip in clips if clip.words not in UNREAD]
+    read = [clip for clip in clips if not clip.unread]
     for name, held_out in (("train", False), ("val", True)):
         names = [str(Path(clip.name).with_suffix(".npy")) for clip in read if clip.held_out == held_out]
         (out / f"{name}.csv").write_text("\n".join(["file_name", *names]) + "\n")
@@ -175,80 +198,96 @@ def write_lists(out: Path, clips: list[Clip]) -> None:
         writer.writerows((clip.name, caption) for clip in read for caption in clip.captions)
 
 
-def judge(weights: Path, text: Path, sound: Path, clips: list[Clip], out: Path) -> None:
-    """Print zero-shot accuracies on held-out sounds, and draw where sounds and class names lie."""
-    runtime = RuntimeM2D(weight_file=weights)
-    runtime.text_encoder = load_text_encoder(str(text))
-    tasks = dict.fromkeys(clip.task for clip in clips)
-    groups = {task: [clip for clip in clips if clip.task == task and clip.held_out] for task in tasks}
-    groups["instruments"], unread = (
-        [clip for clip in groups["instruments"] if (clip.words in UNREAD) == is_unread] for is_unread in (False, True)
+def judge(runtime: RuntimeM2D, sound: Path, clips: list[Clip], path: Path) -> None:
+    """Write how near the sounds that were not heard are to each name: those held out, and all of unread names.
+
+    The file has `cosines` [sounds, names], `own` [sounds], the place of a sound's own name, `task` [sounds], `files` [sounds],
+    `names` [names], `unread` [names], `vectors` [sounds, width] of the sounds and `texts` [names, width] of the names.
+    """
+    clips = [clip for clip in clips if clip.held_out or clip.unread]
+    names = list(dict.fromkeys(clip.words for clip in clips))
+    with torch.no_grad():
+        texts = torch.nn.functional.normalize(runtime.encode_clap_text([PROMPT.format(name) for name in names]), dim=1)
+        sounds = project(runtime, [np.load(sound / "lms" / Path(clip.name).with_suffix(".npy")) for clip in clips])
+    sounds = torch.nn.functional.normalize(sounds, dim=1)
+    np.savez_compressed(
+        path,
+        cosines=(sounds @ texts.T).numpy().astype(np.float16),
+        own=[names.index(clip.words) for clip in clips],
+        task=[clip.task for clip in clips],
+        files=[clip.name for clip in clips],
+        names=names,
+        unread=[any(clip.unread for clip in clips if clip.words == name) for name in names],
+        vectors=sounds.numpy().astype(np.float16),
+        texts=texts.numpy().astype(np.float16),
     )
-    for task, group in {**groups, "unread instruments": unread}.items():
-        classes = sorted({clip.words for clip in group})
-        with torch.no_grad():
-            prompts = torch.nn.functional.normalize(runtime.encode_clap_text([PROMPT.format(each) for each in classes]), dim=1)
-            sounds = torch.cat([runtime.encode_clap_audio(torch.from_numpy(read_sound(sound, clip))[None]) for clip in group])
-        order = (torch.nn.functional.normalize(sounds, dim=1) @ prompts.T).argsort(dim=1, descending=True)
-        own = torch.tensor([classes.index(clip.words) for clip in group])[:, None]
-        top1, top3 = ((order[:, :k] == own).any(dim=1).double().mean().item() for k in (1, 3))
-        print(f"{task:20s} {len(group):4d} sounds {len(classes):3d} classes  chance {1 / len(classes):.3f}  "
-              f"top 1 {top1:.3f}  top 3 {top3:.3f}")  # fmt: skip
-        if task == "unread instruments":
-            draw_map(sounds, own[:, 0], prompts, classes, out / "map.png")
 
 
-def read_sound(sound: Path, clip: Clip) -> np.ndarray:
-    """A clip's waveform, repeated until it is as long as the model's input."""
-    waveform = load_audio(sound / "audio" / clip.name, 16000)
-    return np.resize(waveform, max(len(waveform), 16000)).astype(np.float32)
+def project(runtime: RuntimeM2D, spectrograms: Sequence[np.ndarray]) -> torch.Tensor:
+    """Vectors `[N, D]` of log-mel spectrograms `[1, mels, frames]`, which are repeated until they fill the model's input."""
+    frames = runtime.backbone.patch_embed.img_size[1]
+    filled = [np.tile(lms, -(-frames // lms.shape[-1]))[..., : max(frames, lms.shape[-1])] for lms in spectrograms]
+    vectors: dict[int, torch.Tensor] = {}
+    for length in {lms.shape[-1] for lms in filled}:
+        places = [place for place, lms in enumerate(filled) if lms.shape[-1] == length]
+        for here in (places[i : i + 64] for i in range(0, len(places), 64)):
+            x = torch.from_numpy(np.stack([filled[place] for place in here]).astype(np.float32))
+            features = runtime.encode_lms(runtime.normalize_batch(x.to(runtime.backbone.norm_stats.device)))
+            vectors.update(zip(here, runtime.project_audio(runtime.clap_patches(features)).cpu(), strict=True))
+    return torch.stack([vectors[place] for place in range(len(filled))])
 
 
-def draw_map(sounds: torch.Tensor, own: torch.Tensor, prompts: torch.Tensor, classes: list[str], path: Path) -> None:
-    """Sounds (points) and class names (crosses) in a plane, by t-SNE of the cosine distances; each side has its own centre."""
-    both = [
-        torch.nn.functional.normalize(x - x.mean(dim=0), dim=1) for x in (torch.nn.functional.normalize(sounds, dim=1), prompts)
-    ]
-    places = TSNE(perplexity=10, metric="cosine", init="random", random_state=0).fit_transform(torch.cat(both).numpy())
-    figure, axes = pyplot.subplots(figsize=(7, 6))
-    for n, name in enumerate(classes):
-        points, cross = places[: len(sounds)][own == n], places[len(sounds) + n]
-        axes.scatter(*points.T, color=f"C{n}", s=24, label=name)
-        axes.scatter(*cross, color=f"C{n}", marker="x", s=120, linewidths=3)
-    axes.legend(title="points: sounds, crosses: names")
-    axes.set(xticks=[], yticks=[], title="Instruments of which no caption was read")
-    figure.savefig(path, dpi=100, bbox_inches="tight")
+def prepare(args: argparse.Namespace) -> list[Clip]:
+    """Write lists, captions, the text encoder and the captions' embeddings; returns the clips."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    clips = read_clips(args.sound, args.tasks, args.fold)
+    write_lists(args.out, clips)
+    texts = [caption for clip in clips for caption in clip.captions] + [PROMPT.format(clip.words) for clip in clips]
+    if not (args.out / "text").exists():
+        write_text_encoder(args.out / "text", texts, WordNet(args.wordnet or args.out / "wordnet"), args.words == "own")
+    encode = f"{args.out / 'captions.csv'} --text_encoder {args.out / 'text'} --out {args.out / 'captions.safetensors'}"
+    assert make_captions(f"{encode} --device cpu --batch_size 256 --overwrite".split()) == 0
+    return clips
 
 
-def main() -> None:
+def training_flags(args: argparse.Namespace) -> list[str]:
+    """The command line of m2d train clap."""
+    return (
+        f"--model m2d_clap_vit_mini --decoder_depth 2 --input_size 80x96 --csv_main {args.out / 'train.csv'} "
+        f"--csv_val {args.out / 'val.csv'} --data_path {args.sound / 'lms'} --file_caption {args.out / 'captions.safetensors'} "
+        f"--text_encoder {args.out / 'text'} --loss_off {args.loss_off} --mask_ratio {args.mask_ratio} "
+        f"--batch_size {args.batch_size} --epochs {args.epochs} --warmup_epochs 2 --lr {args.lr} --num_workers 1 "
+        f"--ema_decay_init 0.99 --ema_decay 0.999 --feature_eval_freq 0 --device {args.device} --seed {args.seed} "
+        f"--output_dir {args.out / 'run'} --auto_resume"
+    ).split()
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sound", type=Path, metavar="SOUND", help="the folder that real_sound.py wrote, with lms/")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     parser.add_argument("--words", choices=("wordnet", "own"), default="wordnet")
-    parser.add_argument("--tasks", nargs="+", choices=tuple(TEMPLATES), default=list(TEMPLATES), help="instruments among them")
+    parser.add_argument("--wordnet", type=Path, help="a folder with Debian's wordnet-base; none: OUT/wordnet, downloaded")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(TEMPLATES), default=list(TEMPLATES))
+    parser.add_argument("--fold", type=int, help="which names are unread, 0 to 7; none: all are read")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--loss_off", type=float, default=0.5)
+    parser.add_argument("--mask_ratio", type=float, default=0.6)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+def main() -> None:
+    args = make_parser().parse_args()
     torch.set_num_threads(1)
-    clips = read_clips(args.sound, args.tasks)
-    write_lists(args.out, clips)
-    text, captions = args.out / "text", args.out / "captions.safetensors"
-    texts = [caption for clip in clips for caption in clip.captions] + [PROMPT.format(clip.words) for clip in clips]
-    write_text_encoder(text, texts, WordNet(args.out / "wordnet"), args.words == "own")
-    encode = f"{args.out / 'captions.csv'} --text_encoder {text} --out {captions} --device cpu --batch_size 256 --overwrite"
-    assert make_captions(encode.split()) == 0
-    flags = (
-        f"--model m2d_clap_vit_mini --decoder_depth 2 --input_size 80x96 --csv_main {args.out / 'train.csv'} "
-        f"--csv_val {args.out / 'val.csv'} --data_path {args.sound / 'lms'} --file_caption {captions} --text_encoder {text} "
-        f"--loss_off 0.5 --mask_ratio 0.6 --batch_size {args.batch_size} --epochs {args.epochs} "
-        "--warmup_epochs 2 --lr 1e-3 --num_workers 1 "
-        f"--ema_decay_init 0.99 --ema_decay 0.999 --feature_eval_freq 0 --device cpu --seed {args.seed} "
-        f"--output_dir {args.out / 'run'} --auto_resume"
-    )
-    assert train(M2D_CLAP, flags.split()) == 0
-    judge(args.out / f"run/checkpoint-{args.epochs}.pth", text, args.sound, clips, args.out)
+    clips = prepare(args)
+    assert train(M2D_CLAP, training_flags(args)) == 0
+    runtime = RuntimeM2D(weight_file=args.out / f"run/checkpoint-{args.epochs}.pth")
+    runtime.text_encoder = load_text_encoder(str(args.out / "text"))
+    judge(runtime, args.sound, clips, args.out / "judged.npz")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_a_killed_run_is_continued(workplace, bert, monkeypatch, caplog):
 
     monkeypatch.setattr(TransformerEncoder, "encode", stopping)
     assert run(bert) == 130 and not (workplace / "out.safetensors").exists()
-    assert run(bert, "--truncate") == 2 and "other captions or flags" in caplog.text
+    assert run(bert, "--truncate") == 2 and "a run with other truncate: " in caplog.text
     assert run(bert) == 0 and "2 of 4 captions are done" in caplog.text
     assert [len(texts) for texts in encoded] == [2, 0, 2]
     monkeypatch.undo()
