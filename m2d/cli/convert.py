@@ -67,6 +67,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="name each file")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: as many as CPU cores)")
     parser.add_argument("--csv", metavar="LIST.csv", help="also write the list of the spectrograms, for --csv_main")
+    parser.add_argument(
+        "--columns",
+        metavar="NAME=COLUMN,…",
+        help="of parquet files, columns that the list has besides: label=category,group=fold "
+        "(default: label, where there is a column label or labels)",
+    )
+    parser.add_argument("--separator", default=";", help="in the list, between several labels of a clip")
     parser.add_argument("--sr", choices=PRESETS, default="16k", help="sample rate (16k)")
     parser.add_argument("--device", default="cpu", help="where the spectrograms are computed: cpu (the default), cuda or mps")
     parser.add_argument("--pack", metavar="OUT.pack", help="the pack to write, a folder, in the place of DEST")

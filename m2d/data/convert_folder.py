@@ -31,9 +31,10 @@ from ..audio.listing import walk_files
 from ..audio.logmel import PRESETS
 from ..audio.plan import plan_jobs
 from ..audio.sources.archive_file import named
-from ..utils.atomic_file import remove_leftover, write_csv
+from ..audio.spectrogram_list import SpectrogramList
+from ..utils.atomic_file import remove_leftover
 from ..utils.names import shown
-from ..utils.outputs import check_outputs, has_header, lists_only
+from ..utils.outputs import check_outputs, has_header
 from ..utils.shard import WHOLE, Shard
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ def convert_wav(
     chunk_clips: int | None = None,
     overwrite: bool = False,
     shard: Shard = WHOLE,
+    columns: str | None = None,
+    separator: str = ";",
 ) -> Report:
     """Convert a folder of audio files, or archives of them, to log-mel spectrograms: SRC/sub/a.wav becomes DEST/sub/a.npy.
 
@@ -120,6 +123,7 @@ def convert_wav(
         overwrite: replace a list (csv) or failed.csv that is there and that no conversion of these files wrote.
         shard: convert only this part of the files (of a pack: of its chunks), so that machines share the work. The same call
             without it, when all are done, converts what is missing, and writes the list and failed.csv.
+        columns, separator: what of parquet files the list has besides (`SpectrogramList`): label by default, where there is one.
 
     Raises:
         ValueError, FileNotFoundError, NotADirectoryError: an argument cannot be used; nothing was started.
@@ -132,11 +136,16 @@ def convert_wav(
     min_samples = round((min_length or 0) * PRESETS[sr].sample_rate)
     if csv is not None:
         _check_list_place(csv, folder, shard)
+    elif columns is not None:
+        raise ValueError(f"--columns {columns}: of the list that --csv names, which is not given")
     jobs, broken = plan_jobs(from_dir, folder if pack is None else Path(), suffix)
     chosen = jobs[skip:]
     if not chosen:
         raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {named(os.fspath(from_dir))}")
-    _check_own_files(folder / failed_name(shard), csv, jobs, overwrite, pack is not None)
+    _check_failed(folder / failed_name(shard), overwrite, pack is not None)
+    listing = None if csv is None else SpectrogramList(Path(csv), jobs, columns, separator)
+    if listing is not None:
+        listing.check(jobs, overwrite)
     converter = Converter(PRESETS[sr], min_samples, npy_sink if pack is None else _pack_sink(dtype), decode_only=device != "cpu")
     finish = None if device == "cpu" else DeviceMel(converter, device)
     report = Report(failed=broken if shard.number == 1 else {})
@@ -165,8 +174,8 @@ def convert_wav(
         if pack is None:
             write_failed(folder, shard, report.failed)
         logger.info("%s%s", report, f": see {shown(folder / failed_name(shard))}" if report.failed else "")
-    if csv is not None:
-        _write_list(Path(csv), [job.target for job in jobs if job.target in existing or job.name in report.converted])
+    if listing is not None:
+        listing.write(job for job in jobs if job.target in existing or job.name in report.converted)
     return report
 
 
@@ -281,14 +290,11 @@ def _check_list_place(csv: str | os.PathLike, dest: Path, shard: Shard) -> None:
         )
 
 
-def _check_own_files(failed: Path, csv: str | os.PathLike | None, jobs: list[Job], overwrite: bool, packed: bool) -> None:
-    """Refuse a failed.csv and a list that no conversion of these files wrote."""
-    columns = PACK_FAILED_COLUMNS if packed else FAILED_COLUMNS
-    if os.path.lexists(failed):
-        check_outputs([failed], (), overwrite, lambda path: has_header(path, columns))
-    if csv is not None:
-        inputs = (job.source for job in jobs if job.source.endswith(".csv"))
-        check_outputs([csv], inputs, overwrite, lambda path: lists_only(path, {_listed(job.target, path) for job in jobs}))
+def _check_failed(path: Path, overwrite: bool, packed: bool) -> None:
+    """Refuse to replace a failed.csv that no conversion wrote."""
+    if os.path.lexists(path):
+        columns = PACK_FAILED_COLUMNS if packed else FAILED_COLUMNS
+        check_outputs([path], (), overwrite, lambda path: has_header(path, columns))
 
 
 def _existing_targets(dest: Path) -> set[str]:
@@ -309,13 +315,3 @@ def _existing_targets(dest: Path) -> set[str]:
 
 def _cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _write_list(path: Path, targets: list[str]) -> None:
-    write_csv(path, ("file_name",), ((_listed(target, path),) for target in targets))
-    logger.info("%s lists %d files", shown(path), len(targets))
-
-
-def _listed(target: str, csv: Path) -> str:
-    """A spectrogram as a list names it: relative to the list's own folder."""
-    return Path(target).relative_to(Path(os.path.abspath(csv)).parent).as_posix()

@@ -62,15 +62,15 @@ def has_header(path: str | os.PathLike, columns: Sequence[str]) -> bool:
         return False
 
 
-def lists_only(path: str | os.PathLike, names: Collection[str]) -> bool:
-    """Whether a file is a list with the one column file_name, none of whose rows is outside `names`.
+def lists_only(path: str | os.PathLike, columns: Sequence[str], rows: Collection[tuple[str, ...]]) -> bool:
+    """Whether a file is a list with these columns, none of whose rows is outside `rows`.
 
-    Such a list may be replaced by one of all `names`: nothing in it is lost.
+    Such a list may be replaced by one of all `rows`: nothing in it is lost.
     """
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            rows = csv.reader(file)
-            return next(rows, None) == ["file_name"] and all(len(row) == 1 and row[0] in names for row in rows)
+            found = csv.reader(file)
+            return next(found, None) == list(columns) and all(tuple(row) in rows for row in found)
     except (OSError, ValueError, csv.Error):
         return False
 

@@ -42,3 +42,15 @@ def write_parquet(path: Path, files: Sequence[tuple[str | None, bytes | None]], 
     features = {"info": {"features": {"id": {"_type": "Value"}, column: {"_type": "Audio"}}}}
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path, row_group_size=group)
     return path
+
+
+def write_labelled_parquet(path: Path, files: Mapping[str, bytes], group: int = 2, **columns: tuple[Sequence, dict]) -> Path:
+    """As the labelled data sets of Hugging Face: further columns, each with its values and what the metadata say of it."""
+    rows = pa.array(
+        [{"bytes": content, "path": name} for name, content in files.items()], pa.struct({"bytes": "binary", "path": "string"})
+    )
+    table = pa.table({"audio": rows} | {name: pa.array(values) for name, (values, _) in columns.items()})
+    features = {"audio": {"_type": "Audio"}} | {name: feature for name, (_, feature) in columns.items()}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=group)
+    return path

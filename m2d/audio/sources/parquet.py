@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
@@ -38,6 +38,24 @@ class ParquetRow(NamedTuple):
             raise ValueError(f"has {len(content) >> 20} MiB; at most {MOST_BYTES >> 20} are read from a row")
         return content
 
+    def texts(self, columns: Sequence[str], separator: str) -> tuple[str, ...]:
+        """The row's values of other columns as texts: classes by their names, several values joined by `separator`.
+
+        Raises:
+            FileError: they cannot be read, or cannot be told apart as texts.
+        """
+        return _texts(self.path, self.group, tuple(columns), separator)[self.row]
+
+
+def columns_of(path: str) -> list[str]:
+    """The names of a parquet file's columns.
+
+    Raises:
+        As parquet_contents.
+    """
+    with _opened(path) as file:
+        return file.schema_arrow.names
+
 
 def parquet_contents(path: str, is_audio: Callable[[str], bool]) -> Contents:
     """The audio files of a parquet file, named by the last part of their paths, or by their row's number.
@@ -54,6 +72,7 @@ def parquet_contents(path: str, is_audio: Callable[[str], bool]) -> Contents:
     """
     contents = Contents()
     _group.cache_clear()  # of a file that may have been replaced
+    _texts.cache_clear()
     with _opened(path) as file:
         column, path_column = _audio_column(file.schema_arrow, path)
         rows = 0
@@ -72,6 +91,54 @@ def parquet_contents(path: str, is_audio: Callable[[str], bool]) -> Contents:
                 if is_audio(name) or not PurePosixPath(name).suffix:
                     contents.add(name, ParquetRow(path, column, group, row), 0)
     return contents
+
+
+@lru_cache(maxsize=1)
+def _texts(path: str, group: int, columns: tuple[str, ...], separator: str) -> list[tuple[str, ...]]:
+    with _opened(path) as file:
+        features = _features(file.schema_arrow)
+        missing = [name for name in columns if name not in file.schema_arrow.names]
+        if missing:
+            raise not_readable(path, f"no column {', '.join(missing)} (its columns: {', '.join(file.schema_arrow.names)[:200]})")
+        try:
+            table = file.read_row_group(group, columns=list(columns), use_threads=False)
+            values = [table.column(name).to_pylist() for name in columns]
+        except (OSError, ValueError) as error:
+            raise not_readable(path, f"row group {group} is damaged ({_one_line(error)})") from None
+    try:
+        written = [
+            [_text(value, _class_names(features.get(name)), separator) for value in column]
+            for name, column in zip(columns, values, strict=True)
+        ]
+    except ValueError as error:
+        raise not_readable(path, error) from None
+    return list(zip(*written, strict=True))
+
+
+def _text(value: object, names: Sequence[str], separator: str) -> str:
+    if isinstance(value, list):
+        texts = [_text(each, names, separator) for each in value]
+        for text in texts:
+            if separator in text:
+                raise ValueError(f"{text!r} is one of several labels and holds {separator!r}: give another --separator")
+        return separator.join(texts)
+    if isinstance(value, (dict, bytes)):
+        raise ValueError("a column of records or bytes cannot be written into a list")
+    if names and isinstance(value, int):
+        if not -1 <= value < len(names):
+            raise ValueError(f"class {value} of {len(names)}")
+        return names[value] if value >= 0 else ""  # -1: not labelled
+    return "" if value is None else str(value)
+
+
+def _class_names(feature: object) -> list[str]:
+    """The names of the classes whose numbers a column, or the lists in it, holds."""
+    if isinstance(feature, list) and feature:
+        feature = feature[0]
+    if isinstance(feature, dict) and isinstance(feature.get("feature"), dict):
+        feature = feature["feature"]
+    names = feature.get("names") if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" else None
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 class _Group:
@@ -163,8 +230,13 @@ def _audio_column(schema: "pa.Schema", path: str) -> tuple[str, str | None]:
 
 def _declared_audio(schema: "pa.Schema") -> list[str]:
     """The columns that the datasets of Hugging Face call audio."""
+    return [name for name, feature in _features(schema).items() if isinstance(feature, dict) and feature.get("_type") == "Audio"]
+
+
+def _features(schema: "pa.Schema") -> dict[str, object]:
+    """What the datasets of Hugging Face say about columns."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return [name for name, feature in features.items() if isinstance(feature, dict) and feature.get("_type") == "Audio"]
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
-        return []
+        return features if isinstance(features, dict) else {}
+    except (KeyError, ValueError, TypeError, RecursionError):
+        return {}

@@ -89,5 +89,6 @@ def test_headers(text, own):
 )
 def test_lists_of_known_names(text, own):
     Path("x.csv").write_bytes(text.encode(errors="surrogateescape"))
-    assert lists_only("x.csv", {"a.npy", "b.npy"}) is own
-    assert not lists_only("missing.csv", {"a.npy"})
+    assert lists_only("x.csv", ["file_name"], {("a.npy",), ("b.npy",)}) is own
+    assert not lists_only("x.csv", ["file_name", "label"], {("a.npy", "2")})
+    assert not lists_only("missing.csv", ["file_name"], {("a.npy",)})
