@@ -32,8 +32,8 @@ from ..models.text_encoder import POOLINGS, TextEncoder, load_text_encoder
 from ..utils.device import pick_device
 from ..utils.errors import FileError, UserError
 from ..utils.outputs import OVERWRITE_HELP, check_outputs
+from ..utils.own_files.partial_rows import PartialRows
 from ..utils.parallel import Progress
-from ..utils.partial_rows import PartialRows
 from ..utils.program import ArgumentParser, run_program
 
 SUFFIXES = (".safetensors", ".npz")

@@ -12,8 +12,8 @@ import numpy as np
 
 from ..utils.errors import FileError
 from ..utils.names import shown
-from ..utils.own_file import open_own
-from ..utils.partial_rows import PartialRows
+from ..utils.own_files.own_file import open_own
+from ..utils.own_files.partial_rows import PartialRows
 
 # What was done since the last flush is what a kill costs.
 _FLUSH_SECONDS = 5.0

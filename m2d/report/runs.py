@@ -12,8 +12,8 @@ from typing import Any
 from ..checkpoint.file import checkpoints_in, is_whole, load_file
 from ..run.folder import BEST, LAST, PREVIOUS, RECORD, read_run_file
 from ..utils.errors import UserError
-from ..utils.lock import is_held
 from ..utils.names import shown
+from ..utils.own_files.lock import is_held
 
 LOG, CONSOLE = "log.txt", "console.txt"
 #: A report line of console.txt: epoch, step of steps, clips per second, share of waiting.

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from ..utils.errors import UserError
-from ..utils.own_file import open_own
+from ..utils.own_files.own_file import open_own
 
 #: The project's own folder, where its scripts are; those of the working folder are somebody's.
 PROJECT = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from .. import __version__
 from ..checkpoint.file import checkpoints_in, is_whole
 from ..utils.atomic_file import remove_leftovers, write_text
 from ..utils.errors import UserError
-from ..utils.lock import LockedError, hold_lock
+from ..utils.own_files.lock import LockedError, hold_lock
 from ..utils.read_file import read_json
 
 LAST, PREVIOUS, BEST = "last.pth", "last-previous.pth", "checkpoint-best.pth"

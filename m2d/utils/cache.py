@@ -10,7 +10,7 @@ from typing import IO
 
 from .atomic_file import is_temporary, open_atomic, remove_leftovers
 from .errors import FileError
-from .own_file import open_own
+from .own_files.own_file import open_own
 from .read_file import open_regular
 
 _COUNTER = "size"

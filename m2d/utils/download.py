@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from .atomic_file import write_text
 from .errors import UserError
-from .own_file import open_own
+from .own_files.own_file import open_own
 
 STALL_SECONDS = 60
 _LEAST_BYTES = 10_000  # within STALL_SECONDS

@@ -13,7 +13,7 @@ import numpy as np
 
 from ...utils.atomic_file import is_temporary, open_atomic, remove_leftovers, write_npz, write_text
 from ...utils.errors import UserError
-from ...utils.lock import LockedError, locked
+from ...utils.own_files.lock import LockedError, locked
 from ...utils.shard import WHOLE, Shard
 from ..clip_list import TextColumn
 from .format import HEADER_BYTES, MOST_CHUNKS, PackInfo, array_header, chunk_path, info_path, read_info

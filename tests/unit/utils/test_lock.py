@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from m2d.utils import lock
 from m2d.utils.errors import UserError
-from m2d.utils.lock import LockedError, hold_lock, locked
+from m2d.utils.own_files import lock
+from m2d.utils.own_files.lock import LockedError, hold_lock, locked
 
 HOLD = """
 import sys
 from pathlib import Path
-from m2d.utils.lock import hold_lock
+from m2d.utils.own_files.lock import hold_lock
 
 held = hold_lock(Path(sys.argv[1]))
 print("held", flush=True)

@@ -9,7 +9,7 @@ from recordings import ROOT
 
 from m2d.inference.results import PartialResults
 from m2d.utils.errors import UserError
-from m2d.utils.partial_rows import PartialRows
+from m2d.utils.own_files.partial_rows import PartialRows
 
 BOTH = pytest.mark.parametrize("kind", [PartialRows, PartialResults])
 

@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from .errors import UserError
+from ..errors import UserError
 from .own_file import open_own
 
 _BEGIN = b"process "

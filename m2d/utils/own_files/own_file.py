@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 from typing import IO, Any
 
-from .errors import UserError
+from ..errors import UserError
 
 _OTHER_KIND = (errno.ELOOP, errno.EISDIR, errno.ENXIO)
 

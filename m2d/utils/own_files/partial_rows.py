@@ -10,10 +10,10 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from .atomic_file import write_text
-from .errors import UserError
+from ..atomic_file import write_text
+from ..errors import UserError
+from ..names import shown
 from .lock import LockedError, hold_lock
-from .names import shown
 from .own_file import open_own
 
 _COPY_BYTES = 1 << 24
