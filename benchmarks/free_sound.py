@@ -1,6 +1,6 @@
 """A broad set of freely licensed and synthesised sound to train on, from Debian packages and programs.
 
-    apt-get install espeak-ng fluidsynth
+    apt-get install espeak-ng fluidsynth timidity lmms stk flite festival   # and free_voices.py's VOICE_PACKAGES
     python benchmarks/free_sound.py OUT
 
 writes clips of at most 5 s, mono, 16 kHz, and lists:
@@ -16,7 +16,8 @@ Labels are several per clip, separated by commas. Every clip depends on its part
 
 Nothing here is in benchmarks/real_sound.py, whose tasks judge encoders: other packages (none of its recordings or sound fonts,
 nor kits of the same authors), other espeak-ng voices, and none of its words. Only packages whose sound is under one clearly
-free licence, or several, are here (SOURCES); packages with any doubt are not. free_synthesis.py makes what is not recorded.
+free licence, or several, are here (SOURCES); packages with any doubt are not. free_synthesis.py, free_instruments.py and
+free_voices.py make what is not recorded; free_variants.py makes copies of all in other channels, levels and mixtures.
 """
 
 import argparse
@@ -33,7 +34,9 @@ from typing import NamedTuple
 
 import numpy as np
 import soundfile
+from free_instruments import frequency_modulated, models, patches, zyn_patches
 from free_synthesis import MORE_SPOKEN, SOUNDFONT, SPOKEN, SYNTHESISED, Sound, effects, speech
+from free_voices import VOICE_PACKAGES, by_festival, by_flite
 from real_sound import PROGRAMS, RATE, fail, safe, to_mono, unpack
 
 LONGEST = 5.0  # seconds of a clip
@@ -41,6 +44,8 @@ MOST_PIECES = 40  # of one recording
 QUIET = 1e-3  # the loudest sample of what counts as silence
 SUFFIXES = (".wav", ".ogg", ".oga", ".flac", ".mp3", ".gsm")
 LEAST_CLIPS = 8  # of a label, to be in labelled.csv
+DOC = Path("/usr/share/doc")  # of installed packages
+MADE_BY = (*PROGRAMS, "timidity", "lmms", "stk-demo", "flite", "festival")
 
 
 class Source(NamedTuple):
@@ -67,6 +72,9 @@ SOURCES = {
     "oxygen-sounds": Source("LGPL-3+", ("sounds/Oxygen*",)),
     "lomiri-sounds": Source("CC-BY-SA-3.0; CC-BY-3.0; CC-BY-4.0; CC0-1.0", ("sounds/lomiri/**/*",)),
     "timgm6mb-soundfont": Source("GPL-2", ()),
+    "opl3-soundfont": Source("CC-BY-SA-4.0", ()),
+    "freepats": Source("GPL-2+ with an exception for compositions", ()),
+    "zynaddsubfx-data": Source("GPL-2+", ()),
 }
 PARTS = {
     "espeak-ng": "GPL-3+ (program)",
@@ -74,6 +82,20 @@ PARTS = {
     "fluidsynth": "GPL-2 (sound font)",
     "fluidsynth-drums": "GPL-2 (sound font)",
     "numpy": "none: computed here",
+    "opl3": "CC-BY-SA-4.0 (sound font)",
+    "freepats": "GPL-2+ (patches)",
+    "zynaddsubfx": "GPL-2+ (patches)",
+    "zynaddsubfx-more": "GPL-2+ (patches)",
+    "stk": "MIT-like (program and its waves)",
+    "flite": "BSD-like (program and voices)",
+    "festival": "free to use and distribute; GPL-2; LGPL (voices, by package)",
+}
+#: What share of the clips that are drawn by weight is to come from parts of each kind; a recorded package is of the first.
+SHARES = {
+    "recorded": (0.3, ()),
+    "speech": (0.27, ("espeak-ng", "espeak-ng-more", "flite", "festival")),
+    "music": (0.35, ("fluidsynth", "fluidsynth-drums", "opl3", "freepats", "zynaddsubfx", "zynaddsubfx-more", "stk")),
+    "other": (0.08, ("numpy", "effects")),
 }
 
 
@@ -82,9 +104,13 @@ def main() -> int:
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     parser.add_argument("--scale", type=float, default=1.0, help="how much is synthesised, against the default")
     args = parser.parse_args()
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    missing = [program for program in MADE_BY if shutil.which(program) is None]
     if missing:
-        return fail(f"{', '.join(missing)} missing (Debian, Ubuntu: apt-get install espeak-ng fluidsynth)", "free_sound.py")
+        packages = "espeak-ng fluidsynth timidity lmms stk flite festival"
+        return fail(f"{', '.join(missing)} missing (Debian, Ubuntu: apt-get install {packages})", "free_sound.py")
+    missing = [package for package in VOICE_PACKAGES if not (DOC / package).exists()]
+    if missing:
+        return fail(f"voices missing (Debian, Ubuntu: apt-get install {' '.join(missing)})", "free_sound.py")
     try:
         build(args.out, args.scale)
     except subprocess.CalledProcessError as error:
@@ -99,6 +125,8 @@ def build(out: Path, scale: float = 1.0) -> None:
         (out / folder).mkdir(exist_ok=True)
     for package in SOURCES:
         shutil.copyfile(share / "doc" / package / "copyright", out / "licences" / package)
+    for package in VOICE_PACKAGES:
+        shutil.copyfile(DOC / package / "copyright", out / "licences" / package)
     writer = Writer(out)
     for package, source in SOURCES.items():
         if source.patterns:
@@ -108,6 +136,14 @@ def build(out: Path, scale: float = 1.0) -> None:
     originals = sorted(writer.rows, key=lambda row: row["file_name"])
     writer.write("effects", effects(out / "audio", originals, scale))
     writer.write("espeak-ng-more", speech(out, scale, begin=SPOKEN, count=MORE_SPOKEN))
+    banks = share / "zynaddsubfx/banks"
+    writer.write("opl3", frequency_modulated(share / "sounds/sf2/OPL-3_FM_128M.sf2", scale))
+    writer.write("freepats", patches(share / "midi/freepats", scale))
+    writer.write("zynaddsubfx", zyn_patches(banks, scale, slice(0, 16)))
+    writer.write("zynaddsubfx-more", zyn_patches(banks, scale, slice(16, None)))
+    writer.write("stk", models(out, scale))
+    writer.write("flite", by_flite(out, scale))
+    writer.write("festival", by_festival(out, scale))
     write_lists(out, writer.rows)
 
 
@@ -202,23 +238,36 @@ def write_lists(out: Path, rows: list[dict[str, str]]) -> None:
 
 
 def labelled(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The clips with the labels that enough clips have, and a weight that is larger for rare labels, as for AudioSet.
+    """The clips with the labels that enough clips have, and a weight: larger for rare labels, as for AudioSet, then by SHARES.
 
-    A package's recordings in a language are a label too: most have one speaker.
+    A package's recordings in a language are a label too, as most have one speaker; those of several have theirs (`speaker`).
     """
     labels_of_row = [row["label"].split(",") for row in rows]
     for row, labels in zip(rows, labels_of_row, strict=True):
         if row["part"] in SOURCES and labels[0].startswith("speech_"):
-            labels.append(f"{row['part']}_{labels[0]}")
+            labels += [f"{row['part']}_{labels[0]}", *speaker(row)]
     counts = Counter(label for labels in labels_of_row for label in labels)
-    kept = []
+    kept, totals = [], Counter()
     for row, all_labels in zip(rows, labels_of_row, strict=True):
         labels = [label for label in all_labels if counts[label] >= LEAST_CLIPS]
         weight = sum(1000 / (counts[label] + 100) for label in labels) ** (1 / 1.5)
         if labels:
             name = Path("lms", row["file_name"]).with_suffix(".npy").as_posix()
-            kept.append({"file_name": name, "label": ",".join(labels), "weight": f"{weight:.4f}"})
-    return kept
+            kept.append((kind_of(row["part"]), name, ",".join(labels), weight))
+            totals[kept[-1][0]] += weight
+    scales = {kind: 1e5 * SHARES[kind][0] / total for kind, total in totals.items()}
+    return [{"file_name": name, "label": label, "weight": f"{weight * scales[kind]:.4f}"} for kind, name, label, weight in kept]
+
+
+def kind_of(part: str) -> str:
+    """The kind in SHARES of a part."""
+    return next((kind for kind, (_, parts) in SHARES.items() if part in parts), "recorded")
+
+
+def speaker(row: dict[str, str]) -> tuple[str, ...]:
+    """A label of who speaks in a recording of fillets-ng (sound/atlantis/nl/sp-v-nonsense: v, the big fish)."""
+    named = re.search(r"/sound/[^/]+/([a-z]+)/[^/-]+-([a-z0-9]+)-", row["group"])
+    return (f"fillets_{named[1]}_{named[2]}",) if named else ()
 
 
 def write_csv(path: Path, rows: list[dict], columns: tuple[str, ...]) -> None:

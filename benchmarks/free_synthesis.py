@@ -8,7 +8,7 @@ import random
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -123,16 +123,20 @@ def music(soundfont: Path, scale: float) -> Iterator[Sound]:
         rng = random.Random(f"music {program}")
         clips = [[single_note(rng, range(33, 93))] for _ in range(scaled(NOTES, scale))]
         clips += [melody(rng, range(36, 84)) for _ in range(scaled(PHRASES, scale))]
-        yield from rendered(soundfont, program, 0, [(f"program_{program}", clip) for clip in clips])
+        yield from rendered(soundfont, program, 0, [((f"program_{program}",), clip) for clip in clips])
 
 
 def drums(soundfont: Path, scale: float) -> Iterator[Sound]:
     """Hits of each key of each drum kit, labelled by key, and loops."""
     for kit in DRUM_KITS:
-        rng = random.Random(f"drums {kit}")
-        hits = [(f"drum_{key}", [single_note(rng, [key])]) for key in DRUM_KEYS for _ in range(scaled(HITS, scale))]
-        sets = [rng.sample(DRUM_KEYS, rng.randint(2, 6)) for _ in range(scaled(LOOPS, scale))]
-        yield from rendered(soundfont, kit, DRUM_CHANNEL, hits + [("drum_loop", melody(rng, keys)) for keys in sets])
+        yield from rendered(soundfont, kit, DRUM_CHANNEL, drum_clips(random.Random(f"drums {kit}"), DRUM_KEYS, scale))
+
+
+def drum_clips(rng: random.Random, keys: Sequence[int], scale: float) -> "list[tuple[tuple[str, ...], list[Note]]]":
+    """Labels with notes: hits of each key, and loops of a few."""
+    hits = [((f"drum_{key}",), [single_note(rng, [key])]) for key in keys for _ in range(scaled(HITS, scale))]
+    sets = [rng.sample(keys, rng.randint(2, 6)) for _ in range(scaled(LOOPS, scale))]
+    return hits + [(("drum_loop",), melody(rng, keys)) for keys in sets]
 
 
 def scaled(count: int, scale: float) -> int:
@@ -159,27 +163,37 @@ def melody(rng: random.Random, keys) -> list[Note]:
 GAP = 1.5  # seconds after a clip's last note, for it to die away
 
 
-def rendered(soundfont: Path, program: int, channel: int, clips: list[tuple[str, list[Note]]]) -> Iterator[Sound]:
-    """Labels with notes, rendered as one MIDI file and cut."""
-    begins, now, notes = [], 0.0, []
-    for _, clip in clips:
-        begins.append(now)
-        notes += [(now + begin, now + end, key, velocity) for begin, end, key, velocity in clip]
-        now += max(end for _, end, _, _ in clip) + GAP
+def rendered(soundfont: Path, program: int, channel: int, clips: list[tuple[tuple[str, ...], list[Note]]]) -> Iterator[Sound]:
+    """Labels with notes, rendered by fluidsynth as one MIDI file and cut."""
+    begins, notes = laid_out(clips)
     with tempfile.TemporaryDirectory() as folder:
         midi, wav = Path(folder, "notes.mid"), Path(folder, "notes.wav")
         midi.write_bytes(midi_file(program, channel, notes))
         how = ["-q", "-n", "-i", "-R", "0", "-C", "0", "-g", "0.6", "-r", "32000"]
         subprocess.run(["fluidsynth", *how, "-F", wav, soundfont, midi], check=True, stdout=subprocess.DEVNULL)
-        sound, rate = soundfile.read(wav, dtype="float32")
-    for n, ((label, _), begin, end) in enumerate(zip(clips, begins, [*begins[1:], now], strict=True)):
+        yield from cut(clips, begins, *soundfile.read(wav, dtype="float32"), f"{soundfont.stem} {program}")
+
+
+def laid_out(clips: list[tuple[tuple[str, ...], list[Note]]]) -> tuple[list[float], list[Note]]:
+    """Where each clip begins when they are played one after the other, GAP apart, with the end; and all notes."""
+    begins, now, notes = [], 0.0, []
+    for _, clip in clips:
+        begins.append(now)
+        notes += [(now + begin, now + end, key, velocity) for begin, end, key, velocity in clip]
+        now += max(end for _, end, _, _ in clip) + GAP
+    return [*begins, now], notes
+
+
+def cut(clips: list, begins: list[float], sound: np.ndarray, rate: int, group: str) -> Iterator[Sound]:
+    """The clips of what laid_out made, each without the silence at its end."""
+    for n, ((labels, _), begin, end) in enumerate(zip(clips, begins[:-1], begins[1:], strict=True)):
         samples = trimmed(sound[int(begin * rate) : int(end * rate)])
-        yield Sound(f"{label}_{program}_{n}", (label,), f"{label} {program}", samples, rate)
+        yield Sound(f"{labels[0]}_{n}", labels, group, samples, rate)
 
 
 def trimmed(sound: np.ndarray) -> np.ndarray:
     """Without the silence at the end."""
-    heard = np.flatnonzero(np.abs(sound).max(axis=-1) > 1e-3)
+    heard = np.flatnonzero(np.abs(sound.reshape(len(sound), -1)).max(axis=1) > 1e-3)
     return sound[: heard[-1] + 1] if len(heard) else sound[:0]
 
 

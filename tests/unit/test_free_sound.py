@@ -1,8 +1,9 @@
-"""benchmarks/free_sound.py and free_synthesis.py: labels, parts that continue, lists, and what is synthesised."""
+"""benchmarks/free_sound.py and its kin: labels, parts that continue, lists, and what is synthesised."""
 
 import csv
 import random
 import shutil
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,14 @@ def free_sound(monkeypatch):
     import free_sound
 
     return free_sound
+
+
+@pytest.fixture
+def free_instruments(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import free_instruments
+
+    return free_instruments
 
 
 @pytest.fixture
@@ -75,8 +84,67 @@ def test_the_labelled_list_leaves_out_rare_labels_and_weighs_them(free_sound, tm
     rows = free_sound.labelled([common] * 40 + [middle] * 8 + [{**rare, "label": "d"}])
     assert {row["file_name"] for row in rows} == {"lms/p/1.npy", "lms/p/3.npy"}
     weights = {row["file_name"]: float(row["weight"]) for row in rows}
-    assert weights["lms/p/3.npy"] == pytest.approx((1000 / 148 + 1000 / 108) ** (1 / 1.5), rel=1e-4)
-    assert weights["lms/p/3.npy"] > weights["lms/p/1.npy"]
+    rarer = (1000 / 148 + 1000 / 108) / (1000 / 140 + 1000 / 148)
+    assert weights["lms/p/3.npy"] / weights["lms/p/1.npy"] == pytest.approx(rarer ** (1 / 1.5), rel=1e-4)
+
+
+def test_kinds_of_parts_have_their_shares_of_the_weights(free_sound):
+    def clips(part, count):
+        return [{"file_name": f"{part}/{n}.wav", "label": part, "part": part, "group": ""} for n in range(count)]
+
+    rows = free_sound.labelled([*clips("stk", 10), *clips("opl3", 30), *clips("numpy", 200), *clips("gcin-voice", 9)])
+    totals = dict.fromkeys(free_sound.SHARES, 0.0)
+    for row in rows:
+        totals[free_sound.kind_of(Path(row["file_name"]).parts[1])] += float(row["weight"])
+    shares = {kind: share for kind, (share, _) in free_sound.SHARES.items()}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert totals == pytest.approx({**{kind: 1e5 * share for kind, share in shares.items()}, "speech": 0.0}, rel=1e-4)
+
+
+def test_recordings_of_one_package_and_language_are_a_label_and_so_is_who_speaks(free_sound):
+    group = "games/fillets-ng/sound/atlantis/nl/sp-v-nonsense"
+    row = {"file_name": "f/1.wav", "label": "speech_nl", "part": "fillets-ng-data", "group": group}
+    kept = free_sound.labelled([row] * free_sound.LEAST_CLIPS)
+    assert kept[0]["label"] == "speech_nl,fillets-ng-data_speech_nl,fillets_nl_v"
+
+
+@pytest.mark.parametrize(
+    ("names", "family"),
+    [
+        (("0001-FM Thrumpet", "Brass"), "brass"),
+        (("0033-Wah Bass", "Bass"), "bass"),
+        (("0002-Soft Vibes", "Collection"), "mallets"),
+        (("0005-Choir Pad1", "Choir and Voice"), "ensemble"),
+        (("0007-Steel", "Guitar"), "guitar"),
+    ],
+)
+def test_family_of_a_patch(free_instruments, names, family):
+    assert free_instruments.patch_family(*names) == (f"family_{family}",)
+
+
+def test_families_of_programs_are_those_of_general_midi(free_instruments):
+    assert [free_instruments.family_of(program) for program in (0, 40, 73, 127)] == [
+        ("family_piano",),
+        ("family_strings",),
+        ("family_pipe",),
+        (),
+    ]
+    assert free_instruments.patch_family("0010-Crash 7", "Misc") == ()
+
+
+def test_a_song_for_lmms_has_the_patch_and_the_notes(free_instruments):
+    instrument = ElementTree.fromstring("<INSTRUMENT><INFO/></INSTRUMENT>")
+    song = free_instruments.lmms_song(instrument, [(0.5, 1.0, 69, 127), (1.0, 2.5, 57, 64)])
+    assert song.find(".//PART/INSTRUMENT/INFO") is not None
+    notes = [{name: int(value) for name, value in note.attrib.items()} for note in song.iter("note")]
+    assert [(note["pos"], note["len"], note["key"]) for note in notes] == [(48, 48, 57), (96, 144, 45)]
+    assert notes[0]["vol"] == 100 and int(song.find(".//pattern").get("len")) >= 240
+
+
+@pytest.mark.skipif(shutil.which("stk-demo") is None, reason="stk is not installed")
+def test_a_model_plays_a_note(free_instruments):
+    samples, rate = free_instruments.by_stk("Plucked", (0.0, 0.5, 60, 100), random.Random(1))
+    assert rate == 22050 and len(samples) > 0.5 * rate and 0.05 < np.abs(samples).max() <= 1
 
 
 def test_sources_state_a_licence_and_share_no_package_with_the_tasks(free_sound):
