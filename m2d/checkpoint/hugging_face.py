@@ -1,7 +1,6 @@
 """Checkpoints of the Hugging Face Hub, and what the folders that transformers writes tell beside their weights."""
 
 import errno
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..utils.errors import UserError
+from ..utils.hub import quiet_hub
 from ..utils.read_file import read_json
 from .errors import CheckpointError
 
@@ -78,15 +78,11 @@ class _NoSuchFileError(CheckpointError):
 @contextmanager
 def _explained(address: str, file: str) -> Iterator[None]:
     """Raise what huggingface_hub raises as an error of one line, without the warnings before it."""
-    hub_log = logging.getLogger("huggingface_hub")
-    level = hub_log.level
-    hub_log.setLevel(logging.ERROR)
     try:
-        yield
+        with quiet_hub():
+            yield
     except Exception as error:  # of its own classes, of HTTP clients that differ by version, of the system
         raise _explanation(address, file, error) from error
-    finally:
-        hub_log.setLevel(level)
 
 
 def _fetch(address: str, wanted: _Address, file: str) -> Path:

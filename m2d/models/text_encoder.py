@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..utils.errors import UserError
+from ..utils.hub import quiet_hub, unreachable
 
 POOLINGS = ("mean", "cls", "sentence")
 #: What comes before a transformer's own names in a checkpoint that holds the text encoder.
@@ -183,7 +184,10 @@ def load_text_encoder(
         pooling = "sentence" if Path(name, "modules.json").is_file() else "mean"
     if pooling not in POOLINGS:
         raise UserError(f"unknown pooling {pooling!r} of a text encoder: choose from {', '.join(POOLINGS)}")
-    with _explained(name):
+    with _explained(name), quiet_hub("sentence_transformers"):
+        for source in {str(tokenizer or name), *((name,) if weights is None else ())}:
+            if reason := unreachable(source):
+                raise OSError(reason)
         if pooling == "sentence":
             if weights is not None:
                 raise UserError(f"text encoder {name}: weights in a checkpoint are read for transformers alone")

@@ -1,10 +1,12 @@
 """`m2d captions`: embeddings of a list's captions, continued after a kill; published files converted."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
 import torch
+from recordings import run_module
 from text_models import bert_folder
 
 from m2d.cli.captions import main
@@ -105,3 +107,14 @@ def test_a_list_or_a_published_file_is_asked_for(capsys):
         with pytest.raises(SystemExit) as status:
             main(words.split())
         assert status.value.code == 2 and "LIST, or --from_npy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pooling", ["cls", "sentence"])
+def test_without_a_network_one_line_says_so(workplace, pooling):
+    endpoint = "http://127.0.0.1:9"  # nothing listens there
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(workplace / "hf"), "HF_HUB_OFFLINE": "0"}
+    arguments = [workplace / "c.csv", "--text_encoder", "B", "--pooling", pooling, "--out", workplace / "out.safetensors"]
+    done = run_module("cli.captions", *arguments, env=environment)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert f"text encoder google-bert/bert-base-uncased: {endpoint} is not reached, and the cache does not have it" in line
