@@ -7,6 +7,7 @@
 A copy is stretched in time, at another level, mixed with another clip and, half of them, heard through one of CHANNELS: a fixed
 equaliser, bandwidth and floor of noise, whose number is one more label. So an encoder learns to tell channels apart, and what
 is heard through them. Notes and what is computed are shifted along the mel bands too; voices are not, whose speakers are labels.
+Some are cut to a part of a second and filled to whole patches by MEAN, as an encoder later fills the end of a short recording.
 
 Each copy depends on the clip's place in the list, its number and the list alone. All works on the log-mel: filters add to it.
 """
@@ -30,6 +31,8 @@ CHANNELS = 32
 FRAMES = 200  # of a clip, at most
 CHUNK = 4096
 BANDS = 80
+PATCH = 16  # frames
+MEAN = -10.9  # of all values, with the silence that fills short crops: --norm_stats "[-10.9,4.9]"
 #: Parts whose sound has no speaker.
 SHIFTED = ("fluidsynth", "opl3", "freepats", "zynaddsubfx", "stk", "numpy")
 
@@ -67,13 +70,26 @@ def variant(rng: np.random.Generator, clip: np.ndarray, other: np.ndarray, shift
     clip = resampled(clip, rng.uniform(0.8, 1.25), rng.uniform(-2.5, 2.5) if shifted else 0.0)
     if rng.random() < 0.35:
         clip = mixed(clip, other, float(rng.uniform(1, 5)), rng)
-    clip = clip + np.float32(rng.uniform(-1.2, 1.2))
+    clip, label = heard(rng, clip + np.float32(rng.uniform(-1.2, 1.2)))
+    clip = np.maximum(clip, np.float32(SILENCE))
+    return (cut_short(rng, clip) if rng.random() < 0.4 else clip), label
+
+
+def heard(rng: np.random.Generator, clip: np.ndarray) -> tuple[np.ndarray, str]:
+    """Through a channel, half of the clips, and its label."""
     if rng.random() < 0.5:
-        return np.maximum(clip, np.float32(SILENCE)), ""
+        return clip, ""
     number = int(rng.integers(CHANNELS))
     gain, floor = ALL_CHANNELS[number]
     noise = floor[:, None] + np.log(rng.gamma(3, 1 / 3, clip.shape)).astype(np.float32)
-    return np.maximum(np.logaddexp(clip + gain[:, None], noise), np.float32(SILENCE)), f"channel_{number}"
+    return np.logaddexp(clip + gain[:, None], noise), f"channel_{number}"
+
+
+def cut_short(rng: np.random.Generator, clip: np.ndarray) -> np.ndarray:
+    """At most 0.3 to 0.9 s from a place at random, filled to whole patches."""
+    frames = min(int(rng.integers(30, 91)), clip.shape[1])
+    begin = int(rng.integers(clip.shape[1] - frames + 1))
+    return np.pad(clip[:, begin : begin + frames], ((0, 0), (0, -frames % PATCH)), constant_values=MEAN)
 
 
 def resampled(clip: np.ndarray, stretch: float, shift: float) -> np.ndarray:

@@ -28,8 +28,16 @@ def test_a_copy_is_a_function_of_its_generator(free_variants):
         one, label = free_variants.variant(np.random.default_rng(seed), a_clip(0), a_clip(1, 90), seed % 2 == 0)
         two, same = free_variants.variant(np.random.default_rng(seed), a_clip(0), a_clip(1, 90), seed % 2 == 0)
         np.testing.assert_array_equal(one, two)
-        assert label == same and one.dtype == np.float32 and one.shape[0] == 80 and 45 < one.shape[1] < 80
+        assert label == same and one.dtype == np.float32 and one.shape[0] == 80 and 30 < one.shape[1] <= 80
         assert np.isfinite(one).all() and one.min() >= SILENCE
+
+
+def test_a_short_cut_is_filled_to_whole_patches_by_the_mean(free_variants):
+    clip = a_clip(0, 200)
+    short = free_variants.cut_short(np.random.default_rng(3), clip)
+    frames = int((short != np.float32(free_variants.MEAN)).all(axis=0).sum())
+    assert 30 <= frames <= 90 and short.shape == (80, -(-frames // free_variants.PATCH) * free_variants.PATCH)
+    assert any(np.array_equal(short[:, :frames], clip[:, begin : begin + frames]) for begin in range(200 - frames + 1))
 
 
 def test_channels_differ_and_some_cut_the_high_bands(free_variants):
