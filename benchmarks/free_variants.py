@@ -72,7 +72,7 @@ def variant(rng: np.random.Generator, clip: np.ndarray, other: np.ndarray, shift
         clip = mixed(clip, other, float(rng.uniform(1, 5)), rng)
     clip, label = heard(rng, clip + np.float32(rng.uniform(-1.2, 1.2)))
     clip = np.maximum(clip, np.float32(SILENCE))
-    return (cut_short(rng, clip) if rng.random() < 0.4 else clip), label
+    return (cut_short(rng, clip) if rng.random() < 0.25 else clip), label
 
 
 def heard(rng: np.random.Generator, clip: np.ndarray) -> tuple[np.ndarray, str]:
