@@ -109,6 +109,11 @@ class Weights:
     single_label: bool = False
     events: bool = False
 
+    @property
+    def has_projectors(self) -> bool:
+        """Whether it is M2D-CLAP's, and compares sounds with texts."""
+        return any(name.startswith(_PROJECTORS[:2]) for name in self.state)
+
 
 def _tensors(saved: Mapping, path: Path) -> dict[str, torch.Tensor]:
     """The state dict inside what was saved."""

@@ -88,11 +88,26 @@ def export_encoder_file(weights: Weights, args: argparse.Namespace) -> None:
     export_encoder(weights, args.dest, args.overwrite)
 
 
+def export(args: argparse.Namespace) -> None:
+    """Write what the arguments ask for.
+
+    Raises:
+        OSError, ValueError: the checkpoint cannot be used, or nothing can be written.
+    """
+    weights = read_weights(args.src)
+    {"encoder": export_encoder_file, "hf": export_hub_folder, "onnx": export_onnx_file}[args.to](weights, args)
+    if weights.has_projectors:
+        logger.warning(
+            "%s is M2D-CLAP's: %s has its encoder alone, which compares no sounds with texts (the checkpoint itself does)",
+            weights.path,
+            args.dest,
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     args = parse_args(argv)
-    export = {"encoder": export_encoder_file, "hf": export_hub_folder, "onnx": export_onnx_file}[args.to]
-    return run_program(lambda: export(read_weights(args.src), args))
+    return run_program(lambda: export(args))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_files import published_name, write_checkpoint, write_fine_tuned
+from checkpoint_files import mlp_tensors, published_name, write_checkpoint, write_clap, write_fine_tuned
 
 from m2d.checkpoint.weights import read_weights
 from m2d.cli.export import main
@@ -47,6 +47,16 @@ def test_the_loss_of_a_classifier_is_said(tmp_path, caplog):
     assert main([str(path), str(tmp_path / "encoder.pth")]) == 0
     assert "is fine-tuned: its classifier (5 classes) is lost" in caplog.text
     assert not read_weights(tmp_path / "encoder.pth").head
+
+
+@pytest.mark.parametrize("form", ["encoder", "hf", "onnx"])
+def test_the_loss_of_the_projectors_is_said(tmp_path, caplog, form):
+    pytest.importorskip({"hf": "transformers", "onnx": "onnx"}.get(form, "torch"))
+    path = write_clap(tmp_path, mlp_tensors(192))
+    dest = tmp_path / {"encoder": "encoder.pth", "hf": "folder", "onnx": "model.onnx"}[form]
+    assert main([str(path), str(dest), "--to", form]) == 0
+    (line,) = (record.message for record in caplog.records if "M2D-CLAP" in record.message)
+    assert f"{path} is M2D-CLAP's: {dest} has its encoder alone, which compares no sounds with texts" in line
 
 
 def test_what_is_there_is_replaced_on_request_alone(source, tmp_path, caplog):
