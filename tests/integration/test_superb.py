@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoint_files import mlp_tensors, write_clap
 from torch.nn.utils.rnn import pad_sequence
 
 from m2d.inference.runtime import RuntimeM2D
@@ -169,6 +170,28 @@ def test_the_published_constructor(hub, checkpoint):
     expert = UpstreamExpert(str(checkpoint), None, 192, norm_mean=-10.0, norm_std=4.0)
     assert (expert.model.cfg.mean, expert.model.cfg.std) == (-10.0, 4.0)
     assert expert.get_output_dim() == 192 and expert.get_downsample_rates("last_hidden_state") == 640
+
+
+@pytest.mark.parametrize("prefix, text", [("", None), ("backbone.", {"embeddings.word_embeddings.weight": torch.randn(9, 32)})])
+@torch.no_grad()
+def test_the_encoder_of_m2d_clap(hub, tmp_path, prefix, text):
+    """The layouts of 2024 and 2025; what belongs to captions makes no difference, and is not among the features."""
+    projectors = mlp_tensors(192) | {"text_proj.weight": torch.randn(192, 32), "text_proj.bias": torch.randn(192)}
+    clap = write_clap(tmp_path, projectors, prefix=prefix, text=text, size=(80, 64))
+    state = {name.removeprefix(prefix): tensor for name, tensor in torch.load(clap, weights_only=False)["model"].items()}
+    plain = models_mae.build("m2d_vit_tiny_encoder_only", img_size=(80, 64), patch_size=(16, 16), norm_stats=(-6.5, 3.5))
+    plain.load_state_dict({name: state[name] for name in plain.state_dict()})
+    upstream = hub.m2d(ckpt=f"{clap},-9.5,3.5").eval()
+    wavs = [0.1 * torch.randn(samples) for samples in (20_320, 9_000)]  # 128 frames
+    found = upstream(wavs)["hidden_states"]
+    assert upstream.get_output_dim() == 5 * 192 and upstream.get_downsample_rates("hidden_states") == 2560
+
+    spectrograms = (upstream.model.to_feature(pad_sequence(wavs, batch_first=True)) + 9.5) / 3.5
+    layers = zip(*(plain.forward_encoder(x, 0, return_layers=True)[0] for x in spectrograms.split(64, dim=-1)), strict=True)
+    expected = [torch.cat([part[:, 1:].unflatten(1, (5, 4)).transpose(1, 2).flatten(2) for part in layer], 1) for layer in layers]
+    assert len(found) == len(expected) == 12
+    for layer, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(layer, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_calcnorm_measures_10000_batches(hub, checkpoint):
