@@ -8,6 +8,7 @@ import argparse
 import re
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,18 +22,21 @@ from m2d.models.block import attend
 
 #: (tokens, heads, head width): m2d_vit_base, 80x608, 16x16, mask 0.7.
 SHAPES = {"online": (59, 12, 64), "target": (135, 12, 64), "predictor": (191, 16, 32), "whole clip": (191, 12, 64)}
+KERNELS = {
+    "forward": (short_attention._forward, short_attention.forward_settings),
+    "backward": (short_attention._backward, short_attention.backward_settings),
+}
 POINTERS = {"qkv": "*bf16", "out": "*bf16", "dout": "*bf16", "dqkv": "*bf16", "lse": "*fp32"}
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
-def compiled_size(kernel, shape: tuple[int, int, int], capability: int) -> str:
+def compiled_size(kernel, settings_of: Callable[[torch.Tensor, int], dict], shape: tuple[int, int, int], capability: int) -> str:
     """Resources of a kernel compiled for a device of a capability (90: H100, 80: A100)."""
     n, heads, head_width = shape
-    _, settings = short_attention._launch(torch.empty(1, n, 3 * heads * head_width, device="meta"), heads)
+    settings = settings_of(torch.empty(1, n, 3 * heads * head_width, device="meta"), heads)
     options = {key: settings.pop(key) for key in ("num_warps", "num_stages")}
-    settings["FACTOR"] = head_width**-0.5
     names = kernel.arg_names
-    signature = {name: POINTERS.get(name, "i32" if name == "n" else "constexpr") for name in names}
+    signature = {name: POINTERS.get(name, "i32" if name in ("n", "first") else "constexpr") for name in names}
     constants = {(names.index(name),): value for name, value in settings.items() if name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in POINTERS}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
@@ -72,8 +76,9 @@ def main() -> None:
             print(f"{name} {shape}: forward / forward and backward, ms: {measure(shape, args.batch_size)}", flush=True)
             continue
         for capability in (90, 80):
-            for label, kernel in (("forward", short_attention._forward), ("backward", short_attention._backward)):
-                print(f"{name} {shape}, sm_{capability}, {label:8}: {compiled_size(kernel, shape, capability)}", flush=True)
+            for label, (kernel, settings_of) in KERNELS.items():
+                size = compiled_size(kernel, settings_of, shape, capability)
+                print(f"{name} {shape}, sm_{capability}, {label:8}: {size}", flush=True)
 
 
 if __name__ == "__main__":

@@ -168,28 +168,28 @@ def make_batch(step: Step) -> tuple[torch.Tensor, torch.Tensor | None, MaskPlan]
 
 @dataclass
 class Measured:
-    """What was measured of one way: seconds of its first step (compilation) and of the others, by round; peak memory in GiB."""
+    """What was measured of one way: seconds of its first step (compilation), and of a step by round; peak memory in GiB."""
 
     first: float
-    rounds: list[list[float]]
+    rounds: list[float]
     memory: float = 0.0
 
     def seconds(self) -> float:
-        """The median step."""
-        return statistics.median(second for seconds in self.rounds for second in seconds)
+        """The median round's."""
+        return statistics.median(self.rounds)
 
     def ratio(self, base: "Measured") -> float:
         """How much faster than another way: the median over rounds, since a shared machine's speed changes by the minute."""
-        pairs = zip(base.rounds, self.rounds, strict=True)
-        return statistics.median(statistics.median(slow) / statistics.median(fast) for slow, fast in pairs)
+        return statistics.median(slow / fast for slow, fast in zip(base.rounds, self.rounds, strict=True))
 
 
-def timed(step: Step, batch: tuple) -> float:
-    """Seconds of one step."""
+def timed(step: Step, batch: tuple, steps: int = 1) -> float:
+    """Seconds of a step, of several with a single wait at their end, as training has it."""
     begin = time.perf_counter()
-    step(*batch)
+    for _ in range(steps):
+        step(*batch)
     compute.synchronize(step.device)
-    return time.perf_counter() - begin
+    return (time.perf_counter() - begin) / steps
 
 
 def measure(steps: dict[str, Step], batch: tuple, args: argparse.Namespace) -> dict[str, Measured]:
@@ -197,15 +197,14 @@ def measure(steps: dict[str, Step], batch: tuple, args: argparse.Namespace) -> d
     results = {name: Measured(timed(step, batch), []) for name, step in steps.items()}
     for name, step in [*steps.items()] * args.rounds:
         keep_freed_memory(*([] if step.choices.memory_stays else OWN_LIMITS))
-        times = []
-        for _ in range(args.warmup + args.steps):
-            if step.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                before = torch.cuda.memory_allocated() - sum(p.nbytes for p in step.model.parameters()) * 3
-            times.append(timed(step, batch))
-            if step.device.type == "cuda":
-                results[name].memory = (torch.cuda.max_memory_allocated() - before) / 2**30
-        results[name].rounds.append(times[args.warmup :])
+        if args.warmup:
+            timed(step, batch, args.warmup)
+        if step.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated() - sum(p.nbytes for p in step.model.parameters()) * 3
+        results[name].rounds.append(timed(step, batch, args.steps))
+        if step.device.type == "cuda":
+            results[name].memory = (torch.cuda.max_memory_allocated() - before) / 2**30
     return results
 
 

@@ -1,7 +1,7 @@
 """The transformer block of every model: pre-norm attention and MLP (ViT: Dosovitskiy et al., 2021)."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +25,11 @@ def attend(qkv: torch.Tensor, heads: int, first: int = 0, short: bool = False) -
     Returns:
         `[B, N - first, H·D]`.
     """
-    if short and first == 0:
+    if short:
         from . import short_attention  # imports triton, which not every installation has
 
         if short_attention.suits(qkv, heads):
-            return short_attention.attention(qkv, heads)
+            return short_attention.attention(qkv, heads, first)
     query, key, value = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=heads)
     return rearrange(F.scaled_dot_product_attention(query[:, :, first:], key, value), "b h n d -> b n (h d)")
 
@@ -117,6 +117,18 @@ class Block(nn.Module):
     def _forward(self, x: torch.Tensor, first: int) -> torch.Tensor:
         x = x[:, first:] + self.attn(self.norm1(x), first)
         return x + self.mlp(self.norm2(x))
+
+
+def compilable(method: Callable) -> Callable:
+    """A model's method that `compile_blocks` compiles too: in training it is computed by what `compiled` has under its name."""
+
+    @wraps(method)
+    def call(self, *args):
+        compute = self.compiled.get(method.__name__, method) if self.training else method
+        return compute(self, *args)
+
+    call.is_compilable = True  # pyright: ignore[reportFunctionMemberAccess]
+    return call
 
 
 def compiled_block(**options) -> Callable[[Block, torch.Tensor, int], torch.Tensor]:

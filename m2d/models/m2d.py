@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .block import LayerNorm, make_blocks
+from .block import LayerNorm, compilable, make_blocks
 from .masked_vit import MaskedPredictorViT
 from .masking import Masking
 from .vit import take_tokens
@@ -133,6 +133,7 @@ class M2DViT(MaskedPredictorViT):
         x = self.decode_tokens(x, ids_restore)
         return self.project(torch.cat([x[:, :1], x[:, visible:]], dim=1))
 
+    @compilable
     def forward_loss(self, target: torch.Tensor, pred: torch.Tensor) -> torch.Tensor:
         """Loss between targets and predictions `[..., D]`, a scalar (Niizumi et al., 2023, equation 1)."""
         target, pred = self.standardize(target), pred.float()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 
+from .block import compilable
 from .masked_vit import MaskedPredictorViT
 from .masking import Masking
 from .vit import pair, take_tokens
@@ -38,6 +39,7 @@ class MaskedAutoencoderViT(MaskedPredictorViT):
         patches = take_tokens(self.drop_cls_token(x), ids_restore)
         return torch.cat([self.get_cls_token(x), patches], dim=1) if keep_cls else patches
 
+    @compilable
     def forward_loss(self, imgs: torch.Tensor, pred: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Mean squared error over the masked patches, a scalar."""
         errors = (pred.float() - self.standardize(self.patchify(imgs))).square().mean(dim=-1)

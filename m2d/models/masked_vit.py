@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .block import LayerNorm, make_blocks
+from .block import LayerNorm, compilable, make_blocks
 from .pos_embed import resize_positions, sincos_positions
 from .vit import AudioViT, take_tokens
 
@@ -56,16 +56,22 @@ class MaskedPredictorViT(AudioViT):
             `[B, 1 + L - first, predictor width]`: the class token, then the patches in shuffled order, without the `first`
             tokens of these, which the last block does not compute.
         """
+        x = self.predictor_tokens(x, ids_restore)
+        for block in self.decoder_blocks[:-1]:
+            x = block(x)
+        return self.decoder_blocks[-1](x, first)
+
+    @compilable
+    def predictor_tokens(self, x: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:
+        """The predictor's input `[B, 1 + L, predictor width]`: encoder outputs and mask tokens, with their positions."""
         x = self.decoder_embed(x)
         batch, length = ids_restore.shape
         x = torch.cat([x, self.mask_token.to(x.dtype).expand(batch, length + 1 - x.shape[1], -1)], dim=1)
         positions = resize_positions(self.decoder_pos_embed, self.grid_size(), length // self.grid_size()[0])
         patch_positions = take_tokens(positions[:, 1:], ids_restore.argsort(dim=1))
-        x = x + torch.cat([positions[:, :1].expand(batch, -1, -1), patch_positions], dim=1)
-        for block in self.decoder_blocks[:-1]:
-            x = block(x)
-        return self.decoder_blocks[-1](x, first)
+        return x + torch.cat([positions[:, :1].expand(batch, -1, -1), patch_positions], dim=1)
 
+    @compilable
     def project(self, x: torch.Tensor) -> torch.Tensor:
         """Norm and last projection."""
         return self.decoder_pred(self.decoder_norm(x))

@@ -1,12 +1,12 @@
 """Attention of short sequences (N <= 256) as two Triton kernels, forward and backward.
 
 They read the packed projection `[B, N, 3·H·D]` and write its gradient packed, so that nothing is permuted, stacked or copied
-on either way. The softmax is in float32. There is no mask and no dropout.
+on either way. Tokens before `first` are keys and values alone. The softmax is in float32. There is no mask and no dropout.
 
 A program handles one block of 64 tokens of one head. The forward goes over the key blocks with a running softmax and stores
 the logarithm of its denominator; the backward recomputes the weights from it (FlashAttention: Dao et al., 2022): once with
-the block as keys, for their and the values' gradients, and once with the block as queries, for theirs. At these lengths the
-second reading of a head's tokens comes from the cache.
+the block as keys, for their and the values' gradients, and once with the block as queries, for theirs. Of up to 64 tokens
+one pass gives all three. At these lengths the second reading of a head's tokens comes from the cache.
 
 Importing this module needs triton.
 """
@@ -20,9 +20,10 @@ import triton.language as tl
 MAX_TOKENS = 256
 HEAD_WIDTHS = (32, 64)
 BLOCK = 64
-# Compiled for H100 and A100, these leave the fewest registers in use; no GPU was at hand to measure by.
+# The fastest on an H200 of blocks of 32, 64 and 128 tokens, 2 to 8 warps, 1 to 3 stages (docs/benchmarks.md, On a GPU).
 WARPS = 4
-STAGES = 1
+FORWARD_STAGES = 3
+BACKWARD_STAGES = 1
 
 
 def suits(qkv: torch.Tensor, heads: int) -> bool:
@@ -36,9 +37,9 @@ def suits(qkv: torch.Tensor, heads: int) -> bool:
     )
 
 
-def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
-    """softmax(q kᵀ / √D) v of every head: `[B, N, 3·H·D]` to `[B, N, H·D]`."""
-    return forward_op(qkv, heads)[0]
+def attention(qkv: torch.Tensor, heads: int, first: int = 0) -> torch.Tensor:
+    """softmax(q kᵀ / √D) v of every head, of the queries from `first` on: `[B, N, 3·H·D]` to `[B, N - first, H·D]`."""
+    return forward_op(qkv, heads, first)[0]
 
 
 # ---------------------------------------------------------------- kernels
@@ -46,8 +47,9 @@ def attention(qkv: torch.Tensor, heads: int) -> torch.Tensor:
 
 @triton.jit
 def _load(head, rows, n, STRIDE: tl.constexpr, D: tl.constexpr):
-    """Rows `[BLOCK, D]` of a head, zero from row n on."""
-    return tl.load(head + rows[:, None] * STRIDE + tl.arange(0, D)[None, :], mask=rows[:, None] < n, other=0.0)
+    """Rows `[BLOCK, D]` of a head, zero where they are not of 0 … n - 1."""
+    is_row = (rows >= 0) & (rows < n)
+    return tl.load(head + rows[:, None] * STRIDE + tl.arange(0, D)[None, :], mask=is_row[:, None], other=0.0)
 
 
 @triton.jit
@@ -56,17 +58,30 @@ def _store(head, rows, n, values, STRIDE: tl.constexpr, D: tl.constexpr):
     tl.store(at, values.to(head.dtype.element_ty), mask=rows[:, None] < n)
 
 
-@triton.jit(do_not_specialize=["n"])
-def _forward(qkv, out, lse, n, H: tl.constexpr, D: tl.constexpr, SCALE: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit(do_not_specialize=["n", "first"])
+def _forward(
+    qkv,
+    out,
+    lse,
+    n,
+    first,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    SCALE: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    QUERY_BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     """Output of one block of queries, and log2 of their softmax's denominators. SCALE: log2(e) / √D."""
     WIDTH: tl.constexpr = H * D
-    pair = tl.program_id(0) // BLOCKS  # clip and head
+    pair = tl.program_id(0) // QUERY_BLOCKS  # clip and head
     clip = (pair // H).to(tl.int64)
+    queries = n - first
     query = qkv + clip * n * 3 * WIDTH + pair % H * D
     key, value = query + WIDTH, query + 2 * WIDTH
 
-    rows = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-    q = _load(query, rows, n, 3 * WIDTH, D)
+    rows = tl.program_id(0) % QUERY_BLOCKS * BLOCK + tl.arange(0, BLOCK)  # of the output
+    q = _load(query + first * 3 * WIDTH, rows, queries, 3 * WIDTH, D)
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     o = tl.zeros([BLOCK, D], tl.float32)
@@ -81,22 +96,23 @@ def _forward(qkv, out, lse, n, H: tl.constexpr, D: tl.constexpr, SCALE: tl.const
         total = total * shrink + tl.sum(p, 1)
         o = tl.dot(p.to(v.dtype), v, o * shrink[:, None])
         top = new_top
-    _store(out + clip * n * WIDTH + pair % H * D, rows, n, o / total[:, None], WIDTH, D)
-    tl.store(lse + pair.to(tl.int64) * n + rows, top + tl.log2(total), mask=rows < n)
+    _store(out + clip * queries * WIDTH + pair % H * D, rows, queries, o / total[:, None], WIDTH, D)
+    tl.store(lse + pair.to(tl.int64) * queries + rows, top + tl.log2(total), mask=rows < queries)
 
 
 @triton.jit
-def _query_rows(query, out, dout, lse, rows, n, WIDTH: tl.constexpr, D: tl.constexpr):
-    """A block of queries: q, the gradient of their output, log2 of their denominators, and delta = Σ (dP · P)."""
-    q = _load(query, rows, n, 3 * WIDTH, D)
-    do = _load(dout, rows, n, WIDTH, D)
-    o = _load(out, rows, n, WIDTH, D)
-    # Infinite beyond the last query, which makes its weights zero.
-    denominator = tl.load(lse + rows, mask=rows < n, other=float("inf"))
+def _query_rows(query, out, dout, lse, tokens, n, first, WIDTH: tl.constexpr, D: tl.constexpr):
+    """A block of tokens as queries: q, the gradient of their output, log2 of their denominators, and delta = Σ (dP · P)."""
+    q = _load(query, tokens, n, 3 * WIDTH, D)
+    rows = tokens - first
+    do = _load(dout, rows, n - first, WIDTH, D)
+    o = _load(out, rows, n - first, WIDTH, D)
+    # Infinite where a token is no query, which makes its weights zero.
+    denominator = tl.load(lse + rows, mask=(rows >= 0) & (tokens < n), other=float("inf"))
     return q, do, denominator, tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n", "first"])
 def _backward(
     qkv,
     out,
@@ -104,106 +120,137 @@ def _backward(
     lse,
     dqkv,
     n,
+    first,
     H: tl.constexpr,
     D: tl.constexpr,
     SCALE: tl.constexpr,
     FACTOR: tl.constexpr,
+    FIRST_BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients of one block of tokens as keys and values, then as queries. SCALE: log2(e) / √D; FACTOR: 1 / √D."""
+    """Gradients of one block of tokens as keys and values, then as queries. SCALE: log2(e) / √D; FACTOR: 1 / √D.
+
+    The first query is in block FIRST_BLOCK.
+    """
     WIDTH: tl.constexpr = H * D
     pair = tl.program_id(0) // BLOCKS
     clip = (pair // H).to(tl.int64)
-    packed, single = clip * n * 3 * WIDTH + pair % H * D, clip * n * WIDTH + pair % H * D
+    packed, single = clip * n * 3 * WIDTH + pair % H * D, clip * (n - first) * WIDTH + pair % H * D
     query, key, value = qkv + packed, qkv + packed + WIDTH, qkv + packed + 2 * WIDTH
     gradient = dqkv + packed
     out += single
     dout += single
-    lse += pair.to(tl.int64) * n
+    lse += pair.to(tl.int64) * (n - first)
     rows = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
 
     k = _load(key, rows, n, 3 * WIDTH, D)
     v = _load(value, rows, n, 3 * WIDTH, D)
     dk = tl.zeros([BLOCK, D], tl.float32)
     dv = tl.zeros([BLOCK, D], tl.float32)
-    for i in range(BLOCKS):
+    dq = tl.zeros([BLOCK, D], tl.float32)
+    for i in range(FIRST_BLOCK, BLOCKS):
         at = i * BLOCK + tl.arange(0, BLOCK)
-        q, do, denominator, delta = _query_rows(query, out, dout, lse, at, n, WIDTH, D)  # pyright: ignore
-        # Keys first: no tile that was computed has to be transposed. Rows beyond the last key are never stored.
+        q, do, denominator, delta = _query_rows(query, out, dout, lse, at, n, first, WIDTH, D)  # pyright: ignore
+        # Keys first: dk and dv need no tile transposed.
         p = tl.exp2(tl.dot(k, tl.trans(q)) * SCALE - denominator[None, :])
-        ds = p * (tl.dot(v, tl.trans(do)) - delta[None, :])
+        p = tl.where(rows[:, None] < n, p, 0.0)
+        ds = (p * (tl.dot(v, tl.trans(do)) - delta[None, :])).to(q.dtype)
         dv = tl.dot(p.to(do.dtype), do, dv)
-        dk = tl.dot(ds.to(q.dtype), q, dk)
+        dk = tl.dot(ds, q, dk)
+        if BLOCKS == 1:
+            dq = tl.dot(tl.trans(ds), k, dq)
     _store(gradient + WIDTH, rows, n, dk * FACTOR, 3 * WIDTH, D)
     _store(gradient + 2 * WIDTH, rows, n, dv, 3 * WIDTH, D)
 
-    q, do, denominator, delta = _query_rows(query, out, dout, lse, rows, n, WIDTH, D)
-    dq = tl.zeros([BLOCK, D], tl.float32)
-    for j in range(BLOCKS):
-        columns = j * BLOCK + tl.arange(0, BLOCK)
-        k = _load(key, columns, n, 3 * WIDTH, D)
-        v = _load(value, columns, n, 3 * WIDTH, D)
-        p = tl.exp2(tl.dot(q, tl.trans(k)) * SCALE - denominator[:, None])
-        p = tl.where(columns[None, :] < n, p, 0.0)
-        ds = p * (tl.dot(do, tl.trans(v)) - delta[:, None])
-        dq = tl.dot(ds.to(k.dtype), k, dq)
+    if BLOCKS > 1:
+        q, do, denominator, delta = _query_rows(query, out, dout, lse, rows, n, first, WIDTH, D)
+        for j in range(BLOCKS):
+            columns = j * BLOCK + tl.arange(0, BLOCK)
+            k = _load(key, columns, n, 3 * WIDTH, D)
+            v = _load(value, columns, n, 3 * WIDTH, D)
+            p = tl.exp2(tl.dot(q, tl.trans(k)) * SCALE - denominator[:, None])
+            p = tl.where(columns[None, :] < n, p, 0.0)
+            ds = p * (tl.dot(do, tl.trans(v)) - delta[:, None])
+            dq = tl.dot(ds.to(k.dtype), k, dq)
     _store(gradient, rows, n, dq * FACTOR, 3 * WIDTH, D)
 
 
 # ---------------------------------------------------------------- the operator
 
 
-def _launch(qkv: torch.Tensor, heads: int) -> tuple[tuple[int], dict]:
-    """The grid, and what the kernels are compiled for."""
-    batch, n, width = qkv.shape
-    head_width, blocks = width // (3 * heads), -(-n // BLOCK)
-    scale = math.log2(math.e) * head_width**-0.5
-    sizes = dict(H=heads, D=head_width, SCALE=scale, BLOCKS=blocks, BLOCK=BLOCK)
-    return (batch * heads * blocks,), dict(sizes, num_warps=WARPS, num_stages=STAGES)
+def _sizes(qkv: torch.Tensor, heads: int) -> dict:
+    width = qkv.shape[2] // (3 * heads)
+    blocks = -(-qkv.shape[1] // BLOCK)
+    return dict(H=heads, D=width, SCALE=math.log2(math.e) * width**-0.5, BLOCKS=blocks, BLOCK=BLOCK, num_warps=WARPS)
+
+
+def forward_settings(qkv: torch.Tensor, heads: int, first: int = 0) -> dict:
+    """What the forward kernel is compiled for."""
+    return _sizes(qkv, heads) | dict(QUERY_BLOCKS=-(-(qkv.shape[1] - first) // BLOCK), num_stages=FORWARD_STAGES)
+
+
+def backward_settings(qkv: torch.Tensor, heads: int, first: int = 0) -> dict:
+    """What the backward kernel is compiled for."""
+    sizes = _sizes(qkv, heads)
+    return sizes | dict(FACTOR=sizes["D"] ** -0.5, FIRST_BLOCK=first // BLOCK, num_stages=BACKWARD_STAGES)
+
+
+def launch_forward(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, heads: int, first: int) -> None:
+    """Write the output and log2 of the denominators."""
+    settings = forward_settings(qkv, heads, first)
+    _forward[qkv.shape[0] * heads * settings["QUERY_BLOCKS"],](qkv, out, lse, qkv.shape[1], first, **settings)
+
+
+def launch_backward(
+    qkv: torch.Tensor, out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, dqkv: torch.Tensor, heads: int, first: int
+) -> None:
+    """Write the gradient of the projection."""
+    settings = backward_settings(qkv, heads, first)
+    _backward[qkv.shape[0] * heads * settings["BLOCKS"],](qkv, out, dout, lse, dqkv, qkv.shape[1], first, **settings)
 
 
 @torch.library.custom_op("m2d::short_attention", mutates_args=())
-def forward_op(qkv: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output `[B, N, H·D]`, and log2 of the softmax's denominators, float32 `[B, H, N]`."""
-    qkv = qkv.contiguous()
-    batch, n, width = qkv.shape
-    out = qkv.new_empty(batch, n, width // 3)
-    lse = qkv.new_empty(batch, heads, n, dtype=torch.float32)
-    grid, settings = _launch(qkv, heads)
-    _forward[grid](qkv, out, lse, n, **settings)
+def forward_op(qkv: torch.Tensor, heads: int, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output `[B, N - first, H·D]`, and log2 of the softmax's denominators, float32 `[B, H, N - first]`."""
+    out, lse = _results(qkv, heads, first)
+    launch_forward(qkv.contiguous(), out, lse, heads, first)
     return out, lse
 
 
 @torch.library.custom_op("m2d::short_attention_backward", mutates_args=())
-def backward_op(qkv: torch.Tensor, out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, heads: int) -> torch.Tensor:
+def backward_op(
+    qkv: torch.Tensor, out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, heads: int, first: int = 0
+) -> torch.Tensor:
     """Gradient of the projection, packed as it is."""
     qkv = qkv.contiguous()
     dqkv = torch.empty_like(qkv)
-    grid, settings = _launch(qkv, heads)
-    _backward[grid](qkv, out, dout.contiguous(), lse, dqkv, n=qkv.shape[1], FACTOR=settings["D"] ** -0.5, **settings)
+    launch_backward(qkv, out, dout.contiguous(), lse, dqkv, heads, first)
     return dqkv
 
 
 @forward_op.register_fake
-def _(qkv: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _results(qkv: torch.Tensor, heads: int, first: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     batch, n, width = qkv.shape
-    return qkv.new_empty(batch, n, width // 3), qkv.new_empty(batch, heads, n, dtype=torch.float32)
+    out = qkv.new_empty(batch, n - first, width // 3)
+    return out, qkv.new_empty(batch, heads, n - first, dtype=torch.float32)
 
 
 @backward_op.register_fake
-def _(qkv: torch.Tensor, out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, heads: int) -> torch.Tensor:
+def _(
+    qkv: torch.Tensor, out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, heads: int, first: int = 0
+) -> torch.Tensor:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 
 def _save(ctx, inputs, output) -> None:
-    qkv, ctx.heads = inputs
+    qkv, ctx.heads, ctx.first = inputs
     ctx.save_for_backward(qkv, *output)
 
 
-def _gradient(ctx, dout: torch.Tensor, _) -> tuple[torch.Tensor, None]:
+def _gradient(ctx, dout: torch.Tensor, _) -> tuple[torch.Tensor, None, None]:
     qkv, out, lse = ctx.saved_tensors
-    return backward_op(qkv, out, dout, lse, ctx.heads), None
+    return backward_op(qkv, out, dout, lse, ctx.heads, ctx.first), None, None
 
 
 forward_op.register_autograd(_gradient, setup_context=_save)

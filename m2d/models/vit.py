@@ -1,8 +1,9 @@
 """The audio ViT encoder: the base of every model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from einops import rearrange
 from torch import nn
 
 from ..utils.errors import UserError
-from .block import Attention, Block, FeedForward, LayerNorm, compiled_block, make_blocks
+from .block import Attention, Block, FeedForward, LayerNorm, compilable, compiled_block, make_blocks
 from .masking import Masking, MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
 from .pos_embed import resize_positions, sincos_positions
 
@@ -80,6 +81,7 @@ class AudioViT(nn.Module):
     Attributes:
         has_ema_target: whether a target encoder follows the online one (`update_target_network`).
         is_contrastive: whether a loss compares the clips of a batch with each other.
+        compiled: compiled code of methods marked `compilable`, by name.
 
     Raises:
         ValueError: the input is smaller than one patch, or `norm_stats` are not two numbers.
@@ -87,6 +89,7 @@ class AudioViT(nn.Module):
 
     has_ema_target = False
     is_contrastive = False
+    compiled: Mapping[str, Callable] = MappingProxyType({})
 
     def __init__(
         self,
@@ -146,8 +149,14 @@ class AudioViT(nn.Module):
         self._set(FeedForward, "recompute_gelu", on)
 
     def compile_blocks(self, on: bool = True, **options) -> None:
-        """Compute the blocks by compiled code in training (see `compiled_block`): alike ones are compiled once, on first use."""
+        """Compute the blocks, and the methods between them, by compiled code in training, compiled on first use.
+
+        Alike blocks are compiled once (see `compiled_block`).
+        """
         self._set(Block, "compiled", compiled_block(**options) if on else None)
+        methods = {name: method for name in dir(type(self)) if hasattr(method := getattr(type(self), name), "is_compilable")}
+        compiled = {name: torch.compile(method.__wrapped__, dynamic=False, **options) for name, method in methods.items()}
+        self.compiled = compiled if on else {}
 
     def use_short_attention(self, on: bool = True) -> None:
         """Compute attention by our own kernels where they fit (CUDA, half precision, up to 256 tokens); else by torch's.
@@ -229,7 +238,11 @@ class AudioViT(nn.Module):
         if x.ndim != 4 or x.shape[1:3] != (channels, mels) or not shortest <= x.shape[3] <= frames:
             raise ValueError(f"the model takes inputs of [batch, {channels}, {mels}, {frames}], not {list(x.shape)}")
         positions = resize_positions(self.pos_embed, self.grid_size(), x.shape[3] // width)
-        return self.patch_embed(x) + positions[:, 1:]
+        return self._add_positions(x, positions[:, 1:])
+
+    @compilable
+    def _add_positions(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.patch_embed(x) + positions
 
     def with_cls_token(self, x: torch.Tensor) -> torch.Tensor:
         """Put the class token, with its position, before patch tokens `[B, N, D]`."""
@@ -271,10 +284,14 @@ class AudioViT(nn.Module):
             mask = torch.zeros(patches.shape[:2], device=x.device)
             ids_restore = torch.arange(patches.shape[1], device=x.device).expand(patches.shape[:2])
             return self.encode_tokens(self.with_cls_token(patches), return_layers), None, mask, ids_restore
-        ids_shuffle = plan.ids_shuffle
-        visible = take_tokens(patches, ids_shuffle[:, : plan.keep])
-        tokens = self.encode_tokens(self.with_cls_token(visible), return_layers)
-        return tokens, self.target_input(patches, ids_shuffle, plan.keep), plan.mask, plan.ids_restore
+        visible, target = self.split_tokens(patches, plan.ids_shuffle, plan.keep)
+        return self.encode_tokens(visible, return_layers), target, plan.mask, plan.ids_restore
+
+    @compilable
+    def split_tokens(self, patches: torch.Tensor, ids_shuffle: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The online encoder's input, class token first `[B, 1 + keep, D]`, and the target encoder's, if there is one."""
+        visible = self.with_cls_token(take_tokens(patches, ids_shuffle[:, :keep]))
+        return visible, self.target_input(patches.detach(), ids_shuffle, keep)
 
     def target_input(self, patches: torch.Tensor, ids_shuffle: torch.Tensor, keep: int) -> torch.Tensor | None:
         """The target encoder's input, from the embedded patches: None, for a model without one."""

@@ -53,6 +53,14 @@ def test_values_on_a_gpu(n, head_width, dtype):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("head_width", [32, 64])
+@pytest.mark.parametrize("n, first", checks.QUERIES_FROM)
+def test_values_of_the_last_queries_on_a_gpu(n, first, head_width):
+    checks.check_values(n, head_width, torch.bfloat16, "cuda", first=first)
+    checks.check_nothing_beyond_the_ends(n, "cuda", first)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("n", checks.LENGTHS)
 def test_nothing_beyond_the_ends_on_a_gpu(n):
     checks.check_nothing_beyond_the_ends(n, "cuda")

@@ -163,7 +163,7 @@ def test_the_compiled_step_gives_the_same_losses(settings, how, fresh_compiler):
     torch.testing.assert_close(losses(settings, Choices()), plain, rtol=1e-4, atol=1e-5)
 
 
-def test_alike_blocks_are_compiled_once_and_in_training_alone(settings, fresh_compiler):
+def test_alike_blocks_and_the_code_between_them_are_compiled_once_and_in_training_alone(settings, fresh_compiler):
     compiled = []
 
     def backend(graph, inputs):
@@ -178,12 +178,14 @@ def test_alike_blocks_are_compiled_once_and_in_training_alone(settings, fresh_co
         model(batch[0], batch[2])[0].backward()
     # The online encoder's blocks, the target encoder's without gradient, the predictor's, and its last one.
     depths = [len(blocks) for blocks in (step.model.blocks, step.model.target_blocks, step.model.decoder_blocks)]
-    assert len(compiled) == 4 < sum(depths)
+    assert 4 < sum(depths)
+    # Between them: positions, both encoders' inputs, the predictor's, its outputs, the loss.
+    assert len(compiled) == 4 + 5
     for one, other in zip(plain.parameters(), step.model.parameters(), strict=True):
         assert one.grad is None if other.grad is None else torch.equal(one.grad, other.grad)
     step.model.eval()
     step.model(torch.cat([batch[0]] * 2), 0.6)
-    assert len(compiled) == 4
+    assert len(compiled) == 4 + 5
 
 
 @pytest.mark.parametrize("recompute", [False, True])
