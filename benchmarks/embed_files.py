@@ -20,6 +20,7 @@ from m2d.inference.clips import decode_ahead
 from m2d.inference.embed import embed
 from m2d.inference.runtime import RuntimeM2D
 from m2d.inference.stream import Sink, StreamEncoder
+from m2d.models.vit import has_triton
 from m2d.utils.device import no_tf32
 
 
@@ -34,6 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files decoded at a time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="encode in bfloat16")
+    parser.add_argument("--compile", action="store_true", help="compile the encoder")
     return parser.parse_args()
 
 
@@ -95,6 +97,8 @@ def main() -> None:
     args = parse()
     no_tf32()
     runtime = RuntimeM2D(weight_file=args.weights).to(args.device)
+    runtime.backbone.use_short_attention(has_triton())
+    runtime.backbone.compile_inference(args.compile)
     args.batch_size = args.batch_size or runtime.pieces_at_once
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

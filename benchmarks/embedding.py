@@ -68,11 +68,11 @@ def plain_runtime(args: argparse.Namespace) -> Embed:
     return embed
 
 
-def our_runtime(args: argparse.Namespace, bf16: bool = False, compiled: bool = False) -> Embed:
-    """RuntimeM2D as it is, or in bfloat16, or with its encoder compiled."""
+def our_runtime(args: argparse.Namespace, bf16: bool = False, short: bool = False, compiled: bool = False) -> Embed:
+    """RuntimeM2D as it is, or in bfloat16, with attention by our kernels, with its encoder compiled."""
     runtime = load(args)
-    if compiled:
-        runtime.backbone.forward_encoder = torch.compile(runtime.backbone.forward_encoder, dynamic=False)
+    runtime.backbone.use_short_attention(short)
+    runtime.backbone.compile_inference(compiled)
 
     def embed(audio: torch.Tensor) -> torch.Tensor:
         with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=bf16):
@@ -99,8 +99,9 @@ def all_ways(args: argparse.Namespace) -> dict[str, Embed]:
         ways |= {"plain, TF32": with_tf32(plain, True), "ours, TF32": with_tf32(ours, True)}
     if args.bf16:
         ways["ours, bfloat16"] = with_tf32(our_runtime(args, bf16=True), True)
+        ways["ours, bfloat16, short attention"] = with_tf32(our_runtime(args, bf16=True, short=True), True)
     if args.compile:
-        ways["ours, compiled"] = with_tf32(our_runtime(args, args.bf16, compiled=True), True)
+        ways["ours, compiled"] = with_tf32(our_runtime(args, args.bf16, short=args.bf16, compiled=True), True)
     return ways
 
 

@@ -244,6 +244,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="bf16: bfloat16, cosine with float32's above 0.999; auto: bf16 on CUDA, else fp32",
     )
+    compiled = "compile the encoder first: some seconds, which many thousand files repay on a GPU"
+    parser.add_argument("--compile", action="store_true", help=compiled)
     parser.add_argument("--bf16", action="store_const", const="bf16", dest="precision", help="--precision bf16")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     return parse_with_audio(parser, argv)
@@ -270,6 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = pick_device(args.device)
         no_tf32()
         runtime = RuntimeM2D(weight_file=args.weights).to(device)
+        runtime.backbone.compile_inference(args.compile)
         if args.clap:
             runtime.check_clap()
         left_out = embed(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..audio.decode import WarningCount
+from ..models.vit import has_triton
 from ..utils.device import OnHost, to_device
 from ..utils.names import shown
 from ..utils.parallel import Progress
@@ -294,6 +295,7 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
     """
     if batch_size is None:
         batch_size = runtime.pieces_at_once if runtime.backbone.cls_token.is_cuda else _BATCH_SIZE
+    runtime.backbone.use_short_attention(has_triton())
     encoder = StreamEncoder(runtime, batch_size, sink)
     with Progress(len(sink.paths), "file") as progress:
         for clip in decode_ahead(sink.paths, runtime.sample_rate, workers):

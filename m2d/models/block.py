@@ -25,7 +25,7 @@ def attend(qkv: torch.Tensor, heads: int, first: int = 0, short: bool = False) -
     Returns:
         `[B, N - first, H·D]`.
     """
-    if short:
+    if short and qkv.is_cuda:
         from . import short_attention  # imports triton, which not every installation has
 
         if short_attention.suits(qkv, heads):
@@ -95,10 +95,12 @@ class Block(nn.Module):
     Attributes:
         recompute: discard the activations and recompute them in the backward pass (Chen et al., 2016).
         compiled: what computes the block in training in place of its own code: see `compiled_block`.
+        compiled_inference: the same outside training.
     """
 
     recompute = False
     compiled: Callable[["Block", torch.Tensor, int], torch.Tensor] | None = None
+    compiled_inference: Callable[["Block", torch.Tensor, int], torch.Tensor] | None = None
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0, norm_layer: Callable[[int], nn.Module] = LayerNorm):
         super().__init__()
@@ -109,7 +111,7 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
         """Tokens `[B, N, D]` to tokens `[B, N - first, D]`: those before `first` are attended to, but not computed."""
-        compute = self.compiled if self.compiled is not None and self.training else Block._forward
+        compute = (self.compiled if self.training else self.compiled_inference) or Block._forward
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(compute, self, x, first, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return compute(self, x, first)
@@ -131,9 +133,9 @@ def compilable(method: Callable) -> Callable:
     return call
 
 
-def compiled_block(**options) -> Callable[[Block, torch.Tensor, int], torch.Tensor]:
-    """A block's code, compiled on first use: once for all blocks and inputs of the same sizes. `options`: torch.compile's."""
-    return torch.compile(Block._forward, dynamic=False, **options)
+def compiled_block(dynamic: bool = False, **options) -> Callable[[Block, torch.Tensor, int], torch.Tensor]:
+    """A block's code, compiled on first use: once for all blocks, with `dynamic` for all sizes. `options`: torch.compile's."""
+    return torch.compile(Block._forward, dynamic=dynamic, **options)
 
 
 def make_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float, norm_layer: Callable) -> nn.ModuleList:

@@ -237,9 +237,7 @@ def _results(qkv: torch.Tensor, heads: int, first: int = 0) -> tuple[torch.Tenso
 
 
 @backward_op.register_fake
-def _(
-    qkv: torch.Tensor, out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, heads: int, first: int = 0
-) -> torch.Tensor:
+def _(qkv: torch.Tensor, out: torch.Tensor, dout: torch.Tensor, lse: torch.Tensor, heads: int, first: int = 0) -> torch.Tensor:
     return torch.empty_like(qkv, memory_format=torch.contiguous_format)
 
 

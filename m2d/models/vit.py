@@ -33,6 +33,11 @@ def take_tokens(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
 
 
+def has_triton() -> bool:
+    """Whether triton is installed, which our own kernels need."""
+    return find_spec("triton") is not None
+
+
 class PatchProjection(nn.Conv2d):
     """A convolution whose stride is its kernel, computed as one matrix product over whole patches; equal to rounding."""
 
@@ -158,13 +163,17 @@ class AudioViT(nn.Module):
         compiled = {name: torch.compile(method.__wrapped__, dynamic=False, **options) for name, method in methods.items()}
         self.compiled = compiled if on else {}
 
+    def compile_inference(self, on: bool = True, **options) -> None:
+        """Compute the blocks outside training by compiled code, compiled on first use, for any number of inputs and frames."""
+        self._set(Block, "compiled_inference", compiled_block(dynamic=True, **options) if on else None)
+
     def use_short_attention(self, on: bool = True) -> None:
         """Compute attention by our own kernels where they fit (CUDA, half precision, up to 256 tokens); else by torch's.
 
         Raises:
             UserError: triton is not installed.
         """
-        if on and find_spec("triton") is None:
+        if on and not has_triton():
             raise UserError("short attention needs triton, which is not installed: pip install triton, or turn it off")
         self._set(Attention, "short", on)
 
@@ -288,7 +297,9 @@ class AudioViT(nn.Module):
         return self.encode_tokens(visible, return_layers), target, plan.mask, plan.ids_restore
 
     @compilable
-    def split_tokens(self, patches: torch.Tensor, ids_shuffle: torch.Tensor, keep: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def split_tokens(
+        self, patches: torch.Tensor, ids_shuffle: torch.Tensor, keep: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The online encoder's input, class token first `[B, 1 + keep, D]`, and the target encoder's, if there is one."""
         visible = self.with_cls_token(take_tokens(patches, ids_shuffle[:, :keep]))
         return visible, self.target_input(patches.detach(), ids_shuffle, keep)

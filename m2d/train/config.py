@@ -266,7 +266,11 @@ class MachineSettings:
     recompute_gelu: bool = switch(False, "recompute the GELUs in the backward pass, to save a quarter of the activations' memory")
     fp8: bool = switch(False, "the blocks' linear layers in float8 by torchao, with --bf16 on GPUs from Ada and Hopper on")
     half_target: bool = switch(False, "keep the target encoder's tokens in half precision between its blocks (CUDA)")
-    short_attention: bool = switch(False, "attention by our Triton kernels where they fit: CUDA, half precision, <= 256 tokens")
+    short_attention: bool | None = switch(
+        None,
+        "attention by our Triton kernels where they fit: CUDA, half precision, <= 256 tokens; none: where triton is installed",
+        "attention by PyTorch's kernels alone",
+    )
 
 
 @dataclass(frozen=True)

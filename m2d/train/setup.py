@@ -24,6 +24,7 @@ from ..models import registry
 from ..models.float8 import use_float8
 from ..models.masked_vit import MaskedPredictorViT
 from ..models.onednn import use_onednn_if_faster
+from ..models.vit import has_triton
 from ..utils.errors import UserError
 from .batch_transform import BatchTransform, MaskRule
 from .config import Settings
@@ -198,7 +199,8 @@ def make_trainer(
     model.recompute_activations(machine.activation_checkpointing)
     model.recompute_gelu(machine.recompute_gelu)
     model.half_target = machine.half_target
-    model.use_short_attention(machine.short_attention)
+    wanted = machine.short_attention
+    model.use_short_attention(device.type == "cuda" and has_triton() if wanted is None else wanted)
     mask = MaskRule(
         model.grid_size(),
         settings.model.mask_ratio,

@@ -160,8 +160,8 @@ def test_weight_decay_is_for_matrices():
     assert len(plain["params"]) + len(decayed["params"]) == sum(p.requires_grad for p in trainer.model.parameters())
 
 
-@pytest.mark.parametrize("flag, on", [("", False), ("--short_attention", True)])
-def test_short_attention_is_off_unless_asked_for(flag, on):
+@pytest.mark.parametrize("flag, on", [("", False), ("--short_attention", True), ("--no_short_attention", False)])
+def test_short_attention_is_for_a_gpu_unless_asked_for(flag, on):
     write_list(clips=16)
     trainer, _ = trainer_of(f"{LIST} {flag}")
     assert {module.short for module in trainer.model.modules() if isinstance(module, Attention)} == {on}

@@ -188,6 +188,23 @@ def test_alike_blocks_and_the_code_between_them_are_compiled_once_and_in_trainin
     assert len(compiled) == 4 + 5
 
 
+def test_inference_is_compiled_once_for_all_sizes(settings, fresh_compiler):
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    model = Step(settings, Choices(), True).model.eval()
+    inputs = [torch.randn(batch, 1, 80, frames) for batch, frames in ((3, 48), (2, 48), (5, 32))]
+    with torch.no_grad():
+        plain = [model.forward_encoder(x, 0.0, adjust_short=True)[0] for x in inputs]
+        model.compile_inference(backend=backend)
+        for x, expected in zip(inputs, plain, strict=True):
+            torch.testing.assert_close(model.forward_encoder(x, 0.0, adjust_short=True)[0], expected)
+    assert len(compiled) == 1
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled_blocks_and_recomputed_activations_go_together(settings, recompute, fresh_compiler):
     expected = losses(settings, Choices())
