@@ -50,7 +50,7 @@ def draw_task(axis: Axes, rows: list[dict]) -> None:
     axis.minorticks_off()
     least, most = (pick(row["seen"] for row in rows) for pick in (min, max))
     ticks = [clips for clips in TICKS if 0.8 * least <= clips <= 1.25 * most]
-    axis.set_xticks(ticks, [f"{clips:,}" for clips in ticks])
+    axis.set_xticks(ticks, [f"{clips // 1000}k" for clips in ticks])
     axis.spines[["top", "right"]].set_visible(False)
 
 

@@ -30,6 +30,7 @@ PAGES = {
     "app/icbhi_sprs": "icbhi_sprs.md",
     "app/circor/README.md": "circor.md",
     "app/circor": "circor.md",
+    "weights/README.md": "tiny.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }

@@ -24,6 +24,7 @@ from .download import MAX_BYTES, fetch
 from .errors import CheckpointError
 from .hugging_face import PREFIX, fetch_from_hub, told_beside
 from .mapped import MappedFile
+from .shipped import SHIPPED, shipped_file
 
 log = logging.getLogger("m2d")
 
@@ -69,7 +70,8 @@ def resolve(source: str | Path) -> Path:
 
     Args:
         source: a file; a folder (its newest `checkpoint-N.pth`, or its only .pth or .safetensors); an https address,
-            fetched once into `$M2D_CACHE` (`~/.cache/m2d`); or a repository of the Hugging Face Hub, hf:owner/name[@revision].
+            fetched once into `$M2D_CACHE` (`~/.cache/m2d`); a repository of the Hugging Face Hub, hf:owner/name[@revision];
+            or the name of an encoder that comes with this project (`m2d.checkpoint.shipped`).
 
     Raises:
         FileNotFoundError: no such file; near names are offered.
@@ -82,6 +84,8 @@ def resolve(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return _pick(path)
+    if not path.exists() and str(source) in SHIPPED:
+        return shipped_file(str(source))
     if not path.exists():
         raise _missing(path)
     return path

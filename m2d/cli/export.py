@@ -33,7 +33,13 @@ from ..utils.program import ArgumentParser, run_program
 logger = logging.getLogger("m2d")
 
 #: Flags that belong to some forms alone.
-FORMS_OF = {"classes": ("hf", "onnx"), "single": ("hf", "onnx"), "licence": ("hf",), "push": ("hf",), "precision": ("onnx",)}
+FORMS_OF = {
+    "classes": ("hf", "onnx"),
+    "single": ("hf", "onnx"),
+    "licence": ("hf",),
+    "push": ("hf",),
+    "precision": ("onnx", "encoder"),
+}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -46,7 +52,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--single", action="store_true", help="hf, onnx: classes exclude each other (softmax)")
     parser.add_argument("--licence", "--license", metavar="ID", help="hf: the weights' licence, such as cc-by-4.0, or ntt")
     parser.add_argument("--push", metavar="OWNER/NAME", help="hf: print the command that uploads the folder")
-    parser.add_argument("--precision", choices=("float32", "float16"), help="onnx: of weights and encoder; none: float32")
+    parser.add_argument("--precision", choices=("float32", "float16"), help="onnx, encoder: of the weights; none: float32")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)
     if (args.dest is None) == (args.out is None):
@@ -85,7 +91,7 @@ def export_encoder_file(weights: Weights, args: argparse.Namespace) -> None:
     """Write the file that the arguments ask for."""
     from ..share.encoder import export_encoder
 
-    export_encoder(weights, args.dest, args.overwrite)
+    export_encoder(weights, args.dest, args.overwrite, half=args.precision == "float16")
 
 
 def export(args: argparse.Namespace) -> None:

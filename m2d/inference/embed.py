@@ -1,9 +1,11 @@
 """Embeddings of audio files.
 
     m2d embed song.wav recordings/ --weights m2d_vit_base-80x608p16x16-221006-mr7_enconly --out embeddings.npz
+    m2d embed recordings/ --out embeddings.npz
 
 takes files, folders and lists (.csv with a column file_name) of any format (data/README.md), length and rate,
-mixes them to mono and resamples them. The .npz holds
+mixes them to mono and resamples them. Without --weights the encoder that a clone of this project has embeds them: tiny, a
+small one (weights/README.md). The .npz holds
 
     files        [N]             paths, also in a table beside it, embeddings.files.csv, with seconds and rows of each
     embeddings   [N, D]          a vector per file, the mean over time
@@ -37,6 +39,7 @@ import torch
 import torch.nn.functional as F
 
 from ..checkpoint.build import is_random
+from ..checkpoint.shipped import DEFAULT
 from ..checkpoint.weights import resolve
 from ..utils.atomic_file import open_atomic, write_csv
 from ..utils.device import no_tf32, pick_device
@@ -231,7 +234,10 @@ def _write_table(path: Path, done: Sequence[FileResult], sample_rate: int) -> No
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     add_audio(parser)
-    parser.add_argument("--weights", required=True, help="checkpoint: a file, a folder, an https address, or hf:owner/name")
+    parser.add_argument(
+        "--weights",
+        help=f"checkpoint: a file, a folder, an https address, or hf:owner/name; none: {DEFAULT}, a small one in weights/",
+    )
     parser.add_argument("--out", required=True, type=Path, help="the .npz file to write")
     parser.add_argument("--level", choices=("clip", "frame"), default="clip", help="a vector per file, or per time step")
     parser.add_argument("--clap", action="store_true", help="an index for m2d search, by M2D-CLAP's weights")
@@ -271,7 +277,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_outputs([args.out, table_of(args.out)], [*clips, *lists], args.overwrite)
         device = pick_device(args.device)
         no_tf32()
-        runtime = RuntimeM2D(weight_file=args.weights).to(device)
+        if args.weights is None:
+            logger.info("embedding with %s, a small encoder (weights/README.md); docs/weights.md lists better ones", DEFAULT)
+        runtime = RuntimeM2D(weight_file=args.weights or DEFAULT).to(device)
         runtime.backbone.compile_inference(args.compile)
         if args.clap:
             runtime.check_clap()

@@ -70,7 +70,8 @@ class RuntimeM2D(Reconstruction, ClapEmbedding, nn.Module):
     `sample_rate` resample from that rate, on the waveforms' device.
 
     Args:
-        cfg: settings (see Config), which receives what the runtime finds; a fresh Config if none is given.
+        cfg: settings (see Config), which receives what the runtime finds; a fresh Config if none is given. A text or path
+            in its place is the weight_file: RuntimeM2D("tiny").
         weight_file: checkpoint, as `m2d.checkpoint.file.resolve` takes it, or a path of a published name ending in `random`.
         training_mask: share of patches hidden in training, by structured masking; implies flat features.
         encoder_only: leave decoder and target out.
@@ -98,6 +99,8 @@ class RuntimeM2D(Reconstruction, ClapEmbedding, nn.Module):
         flat_features: bool | None = None,
     ):
         super().__init__()
+        if isinstance(cfg, str | Path):
+            cfg, weight_file = None, cfg
         self.cfg: Any = Config() if cfg is None else cfg
         cfg = self.cfg
         weight_file = given(weight_file, cfg, "weight_file")

@@ -34,8 +34,11 @@ def describe(weights: Weights) -> dict[str, str]:
     return told
 
 
-def export_encoder(weights: Weights, dest: Path, overwrite: bool = False) -> None:
-    """Write the encoder to `dest`, a .pth or .safetensors file; an existing one is replaced on `overwrite`."""
+def export_encoder(weights: Weights, dest: Path, overwrite: bool = False, half: bool = False) -> None:
+    """Write the encoder to `dest`, a .pth or .safetensors file; an existing one is replaced on `overwrite`.
+
+    With `half` its matrices are float16; statistics, positions and vectors stay as they are.
+    """
     if dest.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"DEST {dest}: the name of a file that ends in .pth or .safetensors is expected")
     check_outputs([dest], [weights.path], overwrite)
@@ -45,6 +48,8 @@ def export_encoder(weights: Weights, dest: Path, overwrite: bool = False) -> Non
     if weights.spec is None:
         logger.warning("%s does not tell the model's sizes: put %s into a folder of a published name", weights.path, dest)
     state, told = encoder_state(weights), describe(weights)
+    if half:
+        state = {name: tensor.half() if tensor.ndim in (2, 4) else tensor for name, tensor in state.items()}
     dest.parent.mkdir(parents=True, exist_ok=True)
     if dest.suffix == ".safetensors":
         from safetensors.torch import save

@@ -9,7 +9,8 @@ import pytest
 from m2d.cli import main as cli
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "Guide_app.md", ROOT / "data/README.md", *ROOT.glob("docs/**/*.md")]
+NAMED = ("README.md", "CONTRIBUTING.md", "Guide_app.md", "data/README.md", "weights/README.md")
+PAGES = [*(ROOT / name for name in NAMED), *ROOT.glob("docs/**/*.md")]
 
 
 def shown_commands():

@@ -33,6 +33,16 @@ def test_the_encoder_alone_gives_the_same_embeddings(source, tmp_path, name):
     assert torch.equal(ours(audio), theirs(audio)) and ours.cfg.mean == -6.5
 
 
+def test_an_encoder_in_float16_is_half_as_large_and_nearly_the_same(source, tmp_path):
+    for name, flags in (("full.pth", []), ("half.pth", ["--precision", "float16"])):
+        assert main([str(source), str(tmp_path / name), *flags]) == 0
+    full, half = (tmp_path / name for name in ("full.pth", "half.pth"))
+    assert half.stat().st_size < 0.55 * full.stat().st_size
+    assert read_weights(half).norm_stats == (-6.5, 3.5)
+    audio = torch.randn(1, 40_000) * 0.1
+    torch.testing.assert_close(RuntimeM2D(weight_file=half)(audio), RuntimeM2D(weight_file=full)(audio), atol=0.05, rtol=0)
+
+
 def test_a_file_of_2022_stays_without_statistics(source, tmp_path):
     path = tmp_path / published_name() / "w.pth"
     path.parent.mkdir()
