@@ -3,7 +3,8 @@
     python benchmarks/archives.py [--clips 200] [--rounds 5] [--workers 2] [--listed 100000]
 
 Clips of 10 s at 16 kHz (16-bit WAV) lie in a folder and in an archive of each kind. The ways take turns in every round, each
-converts all clips into .npy files, and ratios are medians over the rounds. CPU time is that of the workers and of this process.
+converts all clips into .npy files, and ratios are medians over the rounds. CPU time, of the workers and of this process, is what
+to go by: ratios of times on the clock hold on a machine without other work alone.
 Listing, which comes before the first file, is measured with archives of many small members.
 """
 
@@ -99,12 +100,13 @@ def compare(folder: Path, clips: int, rounds: int, workers: int) -> None:
         for name, source in sources.items():
             target = folder / f"out-{number}-{name}"
             times[name].append(measured(lambda source=source, target=target: convert_wav(source, target, workers=workers)))
-    print(f"{clips} clips, {workers} workers, {rounds} rounds\n| | files/s | CPU ms a file | folder / its own, s | CPU |")
+    print(f"{clips} clips, {workers} workers, {rounds} rounds")
+    print("| | CPU ms a file | files a CPU second | its CPU / the folder's (least, most) | its time / the folder's |")
     for name, each in times.items():
-        ratios = ([base[k] / own[k] for base, own in zip(times["folder"], each, strict=True)] for k in (0, 1))
-        seconds, cpu = (statistics.median(column) for column in zip(*each, strict=True))
-        in_words = " | ".join(f"{statistics.median(ratio):.2f}" for ratio in ratios)
-        print(f"| {name} | {clips / seconds:.0f} | {1000 * cpu / clips:.2f} | {in_words} |")
+        clock, cpu = ([own[k] / base[k] for base, own in zip(times["folder"], each, strict=True)] for k in (0, 1))
+        median = statistics.median(used for _, used in each)
+        spread = f"{statistics.median(cpu):.2f} ({min(cpu):.2f}, {max(cpu):.2f})"
+        print(f"| {name} | {1000 * median / clips:.2f} | {clips / median:.0f} | {spread} | {statistics.median(clock):.2f} |")
 
 
 def compare_listing(folder: Path, members: int) -> None:
