@@ -3,6 +3,7 @@
 import codecs
 import difflib
 import hashlib
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
+from ..audio.sources.find import ARCHIVE_SUFFIXES
 from ..utils.errors import FileError
 
 _OTHER_ENCODINGS = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
@@ -189,6 +191,9 @@ def _read_errors(path: Path) -> Iterator[None]:
 
 
 def _check_encoding(path: Path) -> None:
+    if path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        packed = shlex.join(["m2d", "pack", str(path), "--out", str(path.with_suffix(".pack"))])
+        raise FileError(f"{path}: an archive, no list; {packed} makes a pack of the audio in it")
     with path.open("rb") as file:
         begin = file.read(4096)
     for encoding, marks in _OTHER_ENCODINGS.items():

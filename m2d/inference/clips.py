@@ -15,6 +15,7 @@ import numpy as np
 
 from ..audio.decode import open_audio
 from ..audio.listing import list_audio, readable_suffixes, words_of_others
+from ..audio.sources.find import ARCHIVE_SUFFIXES
 from ..utils.names import shown
 
 logger = logging.getLogger("m2d")
@@ -46,6 +47,8 @@ def list_clips(sources: Sequence[str | Path]) -> list[Path]:
             if not_taken:
                 logger.warning("%s: %s", shown(source), not_taken)
             clips += found
+        elif source.name.lower().endswith(ARCHIVE_SUFFIXES):
+            raise ValueError(f"{shown(source)}: archives are read by m2d convert and m2d pack; unpack it for other programs")
         elif source.exists():
             clips.append(source)
         else:

@@ -16,9 +16,11 @@ from audio_files import targets, write
 from small_runs import M2D, digest, run
 
 from m2d.audio.decode import load_audio, open_audio
+from m2d.cli.check import main as check
 from m2d.cli.convert import main as convert
 from m2d.cli.pack import main as pack
 from m2d.data.convert_folder import convert_wav
+from m2d.inference.clips import list_clips
 
 
 @pytest.fixture
@@ -332,3 +334,12 @@ def test_a_worker_that_dies_stops_the_run_in_one_line(tmp_path, sounds, caplog, 
     run, flag = (convert, "--pack") if program == "convert" else (pack, "--out")
     assert run([str(archive_of("tar", sounds, tmp_path)), flag, str(tmp_path / "x.pack")]) == 1
     assert "a worker process died" in caplog.text
+
+
+def test_programs_that_take_no_archives_say_which_do(tmp_path, sounds, caplog, capsys):
+    archive = archive_of("tar", sounds, tmp_path)
+    assert check([str(archive)]) == 2 and "an archive, no list" in caplog.text
+    with pytest.raises(ValueError, match="archives are read by m2d convert and m2d pack"):
+        list_clips([archive])
+    assert run(M2D, f"--csv_main {archive} --output_dir {tmp_path / 'run'}") == 2
+    assert f"{archive}: an archive, no list; m2d pack {archive} --out" in capsys.readouterr().out
