@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _SECONDS = 10
@@ -11,6 +11,8 @@ _SECONDS = 10
 @contextmanager
 def quiet_hub(*others: str) -> Iterator[None]:
     """Without warnings of the client, which asks again where an answer fails, or of other libraries; errors are raised."""
+    with suppress(ModuleNotFoundError):
+        import huggingface_hub.utils.logging  # noqa: F401  which sets the level when it is imported, which may be late
     logs = [logging.getLogger(name) for name in ("huggingface_hub", *others)]
     levels = [log.level for log in logs]
     for log in logs:

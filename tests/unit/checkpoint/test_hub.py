@@ -158,3 +158,17 @@ def test_names_of_repositories_and_folders(folder):
     assert source_of("hf:owner/name@v2") == "hf:owner/name@v2"
     assert source_of(folder) == str(folder)
     assert is_random("m2d_vit_tiny-80x32p16x16-random") and not is_random("hf:owner/m2d_vit_tiny-80x32p16x16-random")
+
+
+def test_retries_of_huggingface_hub_are_not_shown():
+    """In a fresh process: the library sets its own level when it is imported, which may be late."""
+    program = """
+import logging
+from m2d.checkpoint.hugging_face import _explained
+with _explained("hf:owner/name", "model.safetensors"):
+    from huggingface_hub import hf_hub_download
+    assert not logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+assert logging.getLogger("huggingface_hub.utils._http").isEnabledFor(logging.WARNING)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
