@@ -1,11 +1,12 @@
 """L2-regularised logistic regression for many clips of wide features: multinomial, or one binary classifier per label.
 
 It minimises the mean cross-entropy plus `strength / 2 · ‖W‖²` (the intercept is not penalised) over standardised features, by
-L-BFGS in a metric that is renewed every few steps: the features' covariance, each clip weighted by how undecided the classifier
-is about it, plus the penalty. That is close to the Hessian, costs one Cholesky factor for all classes, and makes the number of
-passes over the data independent of the features' scales and correlations, which for embeddings are strong.
+L-BFGS in a metric: the leading directions of the features' covariance, times how undecided the classifier is about each class,
+plus the penalty. That is close to the Hessian, serves all classes and strengths, and makes the number of passes over the data
+independent of the features' correlations, which for embeddings are strong.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +14,21 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..models.onednn import linear, onednn_is_faster
+
 #: Strengths to choose from, strong to weak: each fit starts from the one before.
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
 _BLOCK_VALUES = 1 << 26  # values of a block of features or scores
-_STEPS_KEPT = 10  # by L-BFGS, and how often its metric is renewed
-_MOST_STEPS = 50
-_TOLERANCE = 1e-3  # length of the gradient in the metric, relative to the one at zero weights
+_DIRECTIONS = 256  # of the covariance that the metric knows
+_STEPS_KEPT = 20  # by L-BFGS
+_MOST_STEPS = 200
+_TOLERANCE = 2e-6  # what a step would still gain of the loss, relative to the loss of equal scores
 _ARMIJO = 1e-4  # share of the linear decrease that a step must reach
 _LEAST_STEP = 1e-3
-_CURVATURE_CLIPS = 4096
+_LEAST_UNDECIDED = 1e-6
+
+_linear = linear if onednn_is_faster() else F.linear  # [..., K] times the transpose of [M, K]
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ class LogisticRegression:
     def seconds_per_pass(self) -> float:
         """How long one evaluation of the loss and its gradient on all clips takes, by trying it on some."""
         some = self.features[: max(256, len(self.features) // 16)]
-        weights = torch.zeros(some.shape[1] + 1, self.classes, device=some.device)
+        weights = torch.zeros(self.classes, some.shape[1] + 1, device=some.device)
         begin = time.perf_counter()
         self._loss(weights, some, self.targets[: len(some)], 1.0)
         return (time.perf_counter() - begin) * len(self.features) / len(some)
@@ -83,87 +89,125 @@ class LogisticRegression:
         mean, scale = _standardisation(x)
         x.sub_(mean).div_(scale)
         basis = None
-        if len(x) < x.shape[1]:  # the weights are combinations of the clips: solve in the space that those span
+        if 2 * len(x) < x.shape[1]:  # the weights are combinations of the clips: solve in the space that those span
             basis = torch.linalg.qr(x.T).Q
             x = x @ basis
-        weights = torch.zeros(x.shape[1] + 1, self.classes, device=x.device)
+        metric = _Metric.of(x)
+        weights = torch.zeros(self.classes, x.shape[1] + 1, device=x.device)
         for strength in strengths:
-            weights = self._minimise(weights, x, targets, strength)
-            weight = weights[:-1] if basis is None else basis @ weights[:-1]
+            weights = self._minimise(weights, x, targets, strength, metric)
+            weight = weights[:, :-1].T if basis is None else basis @ weights[:, :-1].T
             weight = weight / scale[:, None]
-            yield Classifier(weight, weights[-1] - mean @ weight)
+            yield Classifier(weight, weights[:, -1] - mean @ weight)
 
     def fit(self, rows: torch.Tensor, strength: float) -> Classifier:
-        """A classifier of one strength; reached along the path from the strongest, which costs little and saves steps."""
-        stronger = [s for s in STRENGTHS if s > strength]
-        return list(self.path(rows, [*stronger, strength]))[-1]
+        """A classifier of one strength."""
+        return next(self.path(rows, [strength]))
 
-    def _loss(self, weights: torch.Tensor, x: torch.Tensor, targets: torch.Tensor, strength: float) -> tuple[float, torch.Tensor]:
-        """The objective and its gradient `[D + 1, C]`."""
-        total, gradient = torch.zeros((), device=x.device, dtype=torch.float64), torch.empty_like(weights)
-        gradient[:-1] = strength * weights[:-1]
-        gradient[-1] = 0
+    def _loss(self, weights: torch.Tensor, x: torch.Tensor, targets: torch.Tensor, strength: float) -> "_Value":
+        total = torch.zeros((), device=x.device, dtype=torch.float64)
+        gradient = strength * weights
+        gradient[:, -1] = 0
+        undecided = weights.new_zeros(self.classes)
+        weight = weights[:, :-1].contiguous()  # with strides, oneDNN is many times slower
         start = 0
         for block in _blocks(x, x.shape[1], self.classes):
             wanted = targets[start : start + len(block)]
-            scores = torch.addmm(weights[-1], block, weights[:-1])
+            scores = _linear(block, weight, weights[:, -1])
             if self.multi_label:
                 wanted = wanted.to(scores.dtype)
                 total += F.binary_cross_entropy_with_logits(scores, wanted, reduction="sum").double()
-                errors = scores.sigmoid_().sub_(wanted)
+                p = scores.sigmoid_()
             else:
                 total += F.cross_entropy(scores, wanted, reduction="sum").double()
-                errors = scores.softmax(dim=1)
-                errors[torch.arange(len(block), device=x.device), wanted] -= 1
-            errors /= len(x)
-            gradient[:-1].addmm_(block.T, errors)
-            gradient[-1] += errors.sum(dim=0)
+                p = scores.softmax(dim=1)
+            undecided += p.sum(dim=0) - p.square().sum(dim=0)
+            if self.multi_label:
+                errors = p.sub_(wanted).div_(len(x))
+            else:
+                p[torch.arange(len(block), device=x.device), wanted] -= 1
+                errors = p.div_(len(x))
+            gradient[:, :-1] += _linear(errors.T.contiguous(), block.T)
+            gradient[:, -1] += errors.sum(dim=0)
             start += len(block)
-        penalty = strength / 2 * weights[:-1].square().sum(dtype=torch.float64)
-        return (total / len(x) + penalty).item(), gradient
+        penalty = strength / 2 * weight.square().sum(dtype=torch.float64)
+        return _Value((total / len(x) + penalty).item(), gradient, (undecided / len(x)).clamp_(min=_LEAST_UNDECIDED))
 
-    def _curvature(self, weights: torch.Tensor, x: torch.Tensor, strength: float) -> torch.Tensor:
-        """Cholesky factor `[D + 1, D + 1]` of the metric: an estimate, from some of the clips, of every class's Hessian."""
-        some = x[:: max(1, len(x) // max(_CURVATURE_CLIPS, 2 * x.shape[1]))]
-        scores = torch.addmm(weights[-1], some, weights[:-1])
-        p = scores.sigmoid() if self.multi_label else scores.softmax(dim=1)
-        undecided = (p * (1 - p)).amax(dim=1) if self.multi_label else 1 - p.square().sum(dim=1)
-        some = torch.cat([some, some.new_ones(len(some), 1)], dim=1) * (undecided + 1e-6).sqrt()[:, None]
-        hessian = (some.T @ some).div_(len(some))
-        hessian.diagonal()[:-1] += strength
-        hessian.diagonal().mul_(1 + 1e-6)
-        return torch.linalg.cholesky(hessian)
-
-    def _minimise(self, weights: torch.Tensor, x: torch.Tensor, targets: torch.Tensor, strength: float) -> torch.Tensor:
-        """L-BFGS with backtracking, from `weights` until the gradient in the metric is short enough."""
-        loss, gradient = self._loss(weights, x, targets, strength)
-        factor = self._curvature(weights, x, strength)
-        at_zero = self._loss(torch.zeros_like(weights), x, targets, strength)[1]
-        enough = _TOLERANCE**2 * _product(at_zero, torch.cholesky_solve(at_zero, factor))
+    def _minimise(
+        self, weights: torch.Tensor, x: torch.Tensor, targets: torch.Tensor, strength: float, metric: "_Metric"
+    ) -> torch.Tensor:
+        """L-BFGS with backtracking, from `weights` until a step would gain too little."""
+        equal = self.classes * math.log(2) if self.multi_label else math.log(self.classes)
+        at = self._loss(weights, x, targets, strength)
         steps: list[_Step] = []
-        for number in range(1, _MOST_STEPS + 1):
-            if _product(gradient, torch.cholesky_solve(gradient, factor)) <= enough:
+        for _ in range(_MOST_STEPS):
+            if _product(at.gradient, metric.solve(at.gradient, at.undecided, strength)) <= 2 * _TOLERANCE * equal:
                 break
-            if number % _STEPS_KEPT == 0:
-                factor, steps = self._curvature(weights, x, strength), []
-            direction = _direction(gradient, steps, factor)
-            descent, size = _product(gradient, direction).item(), 1.0
+            direction = _direction(at, steps, metric, strength)
+            descent, size = _product(at.gradient, direction).item(), 1.0
             while True:
                 candidate = weights - size * direction
-                new_loss, new_gradient = self._loss(candidate, x, targets, strength)
-                if new_loss <= loss - _ARMIJO * size * descent or size < _LEAST_STEP:
+                new = self._loss(candidate, x, targets, strength)
+                if new.loss <= at.loss - _ARMIJO * size * descent or size < _LEAST_STEP:
                     break
                 size /= 2
-            step = _Step(candidate - weights, new_gradient - gradient)
+            step = _Step(candidate - weights, new.gradient - at.gradient)
             if _product(step.weights, step.gradient) > 0:
                 steps = [*steps[1 - _STEPS_KEPT :], step]
-            weights, loss, gradient = candidate, new_loss, new_gradient
+            weights, at = candidate, new
         return weights
 
 
 @dataclass(frozen=True)
+class _Value:
+    """The objective at some weights.
+
+    Attributes:
+        loss: its value.
+        gradient: `[C, D + 1]`.
+        undecided: mean of p · (1 - p) of each class's probability p, `[C]`.
+    """
+
+    loss: float
+    gradient: torch.Tensor
+    undecided: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """The features' covariance: its leading directions, and one variance for all the others.
+
+    Attributes:
+        directions: `[D, R]`, orthonormal.
+        variances: `[R]`, falling; the last one stands for those of all other directions.
+    """
+
+    directions: torch.Tensor
+    variances: torch.Tensor
+
+    @classmethod
+    def of(cls, x: torch.Tensor) -> "_Metric":
+        """Of standardised features `[n, D]`: a step of subspace iteration from some of the clips, with Rayleigh and Ritz."""
+        start = x[:: max(1, len(x) // _DIRECTIONS)][:_DIRECTIONS]
+        basis = torch.linalg.qr(start.T).Q
+        basis = torch.linalg.qr(x.T @ (x @ basis)).Q
+        seen = x @ basis
+        variances, turn = torch.linalg.eigh(seen.T @ seen / len(x))
+        return cls(basis @ turn.flip(1), variances.flip(0).clamp(min=0))
+
+    def solve(self, gradient: torch.Tensor, undecided: torch.Tensor, strength: float) -> torch.Tensor:
+        """The inverse of the estimated Hessian, times a gradient `[C, D + 1]`."""
+        undecided = undecided[:, None]
+        inverse = 1 / (undecided * self.variances + strength)  # [C, R]
+        other = inverse[:, -1:]
+        within = gradient[:, :-1] @ self.directions
+        solved = other * gradient[:, :-1] + (within * (inverse - other)) @ self.directions.T
+        return torch.cat([solved, gradient[:, -1:] / undecided], dim=1)
+
+
+@dataclass(frozen=True)
 class _Step:
-    """How weights and gradient changed in a step, `[D + 1, C]` each."""
+    """How weights and gradient changed in a step, `[C, D + 1]` each."""
 
     weights: torch.Tensor
     gradient: torch.Tensor
@@ -173,16 +217,17 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.dot(a.flatten(), b.flatten())
 
 
-def _direction(gradient: torch.Tensor, steps: list[_Step], factor: torch.Tensor) -> torch.Tensor:
-    """The two-loop recursion (Nocedal and Wright, Numerical Optimization, algorithm 7.4) around the metric of `factor`."""
-    direction, removed = gradient.clone(), []
+def _direction(at: _Value, steps: list[_Step], metric: _Metric, strength: float) -> torch.Tensor:
+    """The two-loop recursion (Nocedal and Wright, Numerical Optimization, algorithm 7.4) around the metric."""
+    direction, removed = at.gradient.clone(), []
     for step in reversed(steps):
         removed.append(_product(step.weights, direction) / _product(step.weights, step.gradient))
         direction -= removed[-1] * step.gradient
-    direction = torch.cholesky_solve(direction, factor)
+    direction = metric.solve(direction, at.undecided, strength)
     if steps:  # the last step tells how far the metric is from the Hessian by now
-        last = steps[-1].gradient
-        direction *= _product(steps[-1].weights, last) / _product(last, torch.cholesky_solve(last, factor))
+        last = steps[-1]
+        expected = _product(last.gradient, metric.solve(last.gradient, at.undecided, strength))
+        direction *= _product(last.weights, last.gradient) / expected
     for step, share in zip(steps, reversed(removed), strict=True):
         direction += (share - _product(step.gradient, direction) / _product(step.weights, step.gradient)) * step.weights
     return direction

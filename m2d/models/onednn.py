@@ -61,6 +61,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """As `torch.nn.functional.linear`: `[..., K]` times the transpose of `[M, K]`, and a bias `[M]`: `[..., M]`."""
     if not _suits_onednn(x, weight, bias):
         return F.linear(x, weight, bias)
+    bias = None if bias is None else bias.contiguous()  # oneDNN reads past the strides of one
     return _Product.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 

@@ -178,3 +178,8 @@ def test_without_onednn_it_is_never_used(monkeypatch):
     onednn_is_faster.cache_clear()
     assert not onednn_is_faster()
     onednn_is_faster.cache_clear()
+
+
+def test_a_bias_with_strides_is_added_right():
+    x, weight, table = torch.randn(5, 3), torch.randn(4, 3), torch.randn(4, 7)
+    torch.testing.assert_close(linear(x, weight, table[:, 2]), F.linear(x, weight, table[:, 2]))
