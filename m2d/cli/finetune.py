@@ -8,9 +8,9 @@ and optionally split (train, val, test) and group; several labels of a clip are 
 and offset (s) as well holds sound events: the classifier then gives logits for every time step. Without the column split, a fifth
 of the groups is held out to validate by. All clips are read once before: those that cannot be read are reported and left out.
 
-In --out: checkpoint-best.pth (the epoch with the best validation score), last.pth, log.txt, run.json (the settings), a learning
-curve and, for single labels, the confusion matrix; `m2d report` makes a page of it. The same command resumes a run that was
-stopped, at the last finished epoch; Ctrl-C is safe. Under torchrun every process takes --batch_size clips a step.
+In --out: checkpoint-best.pth (the epoch with the best validation score), last.pth, log.txt, console.txt, run.json (the settings),
+a learning curve and, for single labels, the confusion matrix; `m2d report` makes a page of it. The same command resumes a run
+that was stopped, at the last finished epoch; Ctrl-C is safe. Under torchrun every process takes --batch_size clips a step.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from types import UnionType
@@ -32,14 +33,26 @@ from matplotlib.ticker import MaxNLocator
 from ..checkpoint.file import load_file
 from ..evaluation.labelled_clips import LabelledClips, read_labelled, read_table
 from ..evaluation.probe_plots import confusion, draw_confusion
-from ..finetune.clips import Events, FineTuneSet, check_events, class_weights, clip_seconds, read_events, split_clips
+from ..finetune.clips import (
+    Events,
+    FineTuneSet,
+    check_events,
+    class_weights,
+    clip_seconds,
+    read_events,
+    split_clips,
+    warn_of_unjudged,
+)
 from ..finetune.training import BEST, LAST, LOG, FineTuning, Settings, build
 from ..run.folder import RECORD, read_run_file, record_start
-from ..train.distributed.collectives import from_rank0
+from ..run.log import RunLog
+from ..train.config import TRACKERS, tracker_list
+from ..train.distributed.collectives import from_rank0, run_on_all_ranks
 from ..train.distributed.launch import exit_process, start
+from ..train.monitoring.trackers import check_trackers, open_trackers
 from ..utils.atomic_file import write_figure
 from ..utils.errors import UserError
-from ..utils.names import shown
+from ..utils.names import counted, shown
 from ..utils.outputs import check_outputs, drawn_by
 from ..utils.program import ArgumentParser, run_program
 
@@ -58,6 +71,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--separator", default=";", help="between several labels of a clip in a list")
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto: cuda where there is one")
     parser.add_argument("--workers", type=int, default=4, help="threads that read and decode")
+    parser.add_argument(
+        "--tracker",
+        type=tracker_list,
+        default=("tensorboard",),
+        help=f"where figures go beside log.txt: {', '.join(TRACKERS)}, joined by commas (default: tensorboard)",
+    )
     group = parser.add_argument_group("how to train")
     for setting in fields(Settings):
         _add_setting(group, setting)
@@ -112,8 +131,10 @@ def finetune(args: argparse.Namespace) -> None:
     """
     settings = Settings(**{setting.name: getattr(args, setting.name) for setting in fields(Settings)})
     check(settings, args.workers)
+    check_trackers(args.tracker)
     refuse_foreign_files(args.out, args.weights)
     clips, events = _read(args)
+    split_clips(clips, settings.seed)  # what cannot be split is refused before clips are read
     launch = start(args.device)
     if not launch.is_main:
         logger.setLevel(logging.ERROR)
@@ -124,6 +145,7 @@ def finetune(args: argparse.Namespace) -> None:
         events = [events[i] for i in readable]
         check_events(clips.paths, events, seconds[readable])
     train, validation = split_clips(clips, settings.seed)
+    warn_of_unjudged(clips, validation)
     from_rank0(launch, lambda: args.out.mkdir(parents=True, exist_ok=True))
     targets = clips.targets if clips.multi_label else np.eye(len(clips.classes), dtype=bool)[clips.targets]
 
@@ -135,7 +157,8 @@ def finetune(args: argparse.Namespace) -> None:
         sizes = cfg.input_size[1], cfg.patch_size[1]
         return FineTuneSet([clips.paths[i] for i in rows], wanted, len(clips.classes), cfg.sr, *sizes)
 
-    logger.info("%d clips to train on, %d to validate by, %d classes", len(train), len(validation), len(clips.classes))
+    classes = counted(len(clips.classes), "class")
+    logger.info("%s to train on, %d to validate by, %s", counted(len(train), "clip"), len(validation), classes)
     run = FineTuning(
         settings,
         model,
@@ -150,10 +173,15 @@ def finetune(args: argparse.Namespace) -> None:
         data=_digest(clips, events),
     )
     source = {"data": str(args.data), "data_path": args.data_path and str(args.data_path), "separator": args.separator}
-    from_rank0(launch, lambda: record_start(args.out, {**source, **asdict(settings)}))
-    best = run.run()
-    if launch.is_main:
-        _finish(run, args.out, best)
+    record = {**source, **asdict(settings)}
+    from_rank0(launch, lambda: record_start(args.out, record))
+    trackers = run_on_all_ranks(launch, lambda: open_trackers(args.tracker, record, args.out) if launch.is_main else [])
+    tensorboard = "" if "tensorboard" in args.tracker else None
+    run.log = RunLog(args.out if launch.is_main else None, tensorboard, run.progress.epoch, trackers)
+    with closing(run.log):
+        best = run.run()
+        if launch.is_main:
+            _finish(run, args.out, best)
     if launch.world_size > 1:
         exit_process(0)
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..audio.logmel import SILENCE
 from ..evaluation.features import POOLINGS, EncoderFeatures, LogMelFeatures, clip_features, untrained, weights_key
 from ..evaluation.labelled_clips import LabelledClips, class_counts, judgeable, read_labelled
 from ..evaluation.probe import Judgement, Protocol
@@ -28,7 +29,7 @@ from ..inference.runtime import RuntimeM2D
 from ..utils.atomic_file import write_text
 from ..utils.device import pick_device
 from ..utils.errors import UserError
-from ..utils.names import shown
+from ..utils.names import counted, shown
 from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by
 from ..utils.program import ArgumentParser, run_program
 
@@ -36,6 +37,8 @@ logger = logging.getLogger("m2d")
 
 _REPORT = "probe.json"
 LOGMEL = "log-mel statistics"
+_UNTRAINED = "untrained, as "
+_INAUDIBLE = 1e-3  # above the log-mel of silence
 _PROGRAM = "m2d probe"
 
 
@@ -137,7 +140,7 @@ def _all_features(
         random = untrained(trained, args.seed).eval()
         sources = {
             name: EncoderFeatures(trained, args.pooling, weights_key(trained)),
-            f"untrained, as {name}": EncoderFeatures(random, args.pooling, weights_key(random)),
+            _UNTRAINED + name: EncoderFeatures(random, args.pooling, weights_key(random)),
             f"{LOGMEL} at {cfg.sr}": LogMelFeatures(cfg.sr),
         }
         for what, source in sources.items():
@@ -145,9 +148,22 @@ def _all_features(
                 continue
             made.add(source.key)
             logger.info("features of %s%s", what, "" if what.startswith(LOGMEL) else f" ({shape})")
-            features[what], found = clip_features(source, clips.paths, args.cache, args.workers)
-            readable &= found
+            rows = np.flatnonzero(readable)
+            found, was_read = clip_features(source, [clips.paths[row] for row in rows], args.cache, args.workers)
+            features[what] = np.zeros((len(clips), found.shape[1]), np.float32)
+            features[what][rows] = found
+            readable[rows] = was_read
+            if what.startswith(LOGMEL):
+                warn_of_silence(found[was_read])
     return features, readable
+
+
+def warn_of_silence(statistics: np.ndarray) -> None:
+    """Tell how many clips are silent all through, of the log-mel's statistics `[n, 2 · bands]`, whose first half are means."""
+    means = statistics[:, : statistics.shape[1] // 2]
+    silent = int((means <= SILENCE + _INAUDIBLE).all(axis=1).sum())
+    if silent:
+        logger.warning("%s of %d without any sound", counted(silent, "clip"), len(statistics))
 
 
 def _short_names(weights: Sequence[str]) -> list[str]:
@@ -177,16 +193,18 @@ def table(judgements: dict[str, Judgement], protocol: Protocol) -> str:
 
 
 def comparisons(judgements: dict[str, Judgement]) -> list[tuple[str, str]]:
-    """Which differences are of interest: each trained encoder with everything after it in the table."""
-    names = list(judgements)
-    trained = [name for name in names if not _is_baseline(name)]
-    return [
-        (what, other) for i, what in enumerate(trained) for other in names if _is_baseline(other) or other in trained[i + 1 :]
-    ]
+    """Which differences are of interest: each trained encoder with its baselines and with the trained ones after it."""
+    trained = [name for name in judgements if not _is_baseline(name)]
+    pairs = []
+    for i, what in enumerate(trained):
+        own = _UNTRAINED + what
+        foreign = {name for name in judgements if name.startswith(_UNTRAINED) and name != own} if own in judgements else set()
+        pairs += [(what, other) for other in judgements if other not in foreign and other not in trained[: i + 1]]
+    return pairs
 
 
 def _is_baseline(name: str) -> bool:
-    return name.startswith((LOGMEL, "untrained, as "))
+    return name.startswith((LOGMEL, _UNTRAINED))
 
 
 def write_report(folder: Path, judgements: dict[str, Judgement], protocol: Protocol, args: argparse.Namespace) -> None:

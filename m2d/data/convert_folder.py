@@ -291,19 +291,13 @@ def _check_list_place(csv: str | os.PathLike, dest: Path, shard: Shard) -> None:
 
 
 def _check_failed(path: Path, overwrite: bool, packed: bool) -> None:
-    """Refuse to replace a failed.csv that no conversion wrote."""
-    if os.path.lexists(path):
-        columns = PACK_FAILED_COLUMNS if packed else FAILED_COLUMNS
-        check_outputs([path], (), overwrite, lambda path: has_header(path, columns))
+    """Refuse a folder that takes no files, and to replace a failed.csv that no conversion wrote."""
+    columns = PACK_FAILED_COLUMNS if packed else FAILED_COLUMNS
+    check_outputs([path], (), overwrite, lambda path: has_header(path, columns))
 
 
 def _existing_targets(dest: Path) -> set[str]:
-    if dest.exists() and not dest.is_dir():
-        raise NotADirectoryError(f"{shown(dest)} is a file: DEST must be a folder")
-    try:
-        dest.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"the folder {shown(dest)} cannot be made: {error.strerror}") from None
+    dest.mkdir(parents=True, exist_ok=True)
     targets = set()
     for path in walk_files(dest):
         if is_done(path):

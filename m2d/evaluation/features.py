@@ -128,7 +128,8 @@ def clip_features(
     store = FeatureCache(cache, source.key)
     with ThreadPoolExecutor(workers) as threads:
         digests = list(map_ahead(threads, _digest, paths))
-        wanted = [i for i, digest in enumerate(digests) if digest is not None and digest not in store]
+        first = {digest: i for i, digest in reversed(list(enumerate(digests))) if digest is not None and digest not in store}
+        wanted = sorted(first.values())
         with Progress(len(wanted), "clip") as progress:
             loaded = map_ahead(threads, lambda i: _load(i, paths[i], to_lms), wanted, ahead=4 * workers)
             for rows, lms in _batches(loaded):

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..audio.listing import list_audio, readable_suffixes, words_of_others
 from ..utils.errors import UserError
-from ..utils.names import shown
+from ..utils.names import counted, shown
 
 logger = logging.getLogger("m2d")
 
@@ -56,7 +56,8 @@ class LabelledClips:
             _warn_of_shared_groups(source, groups, splits)
         repeated = int(table["file_name"].duplicated().sum())
         if repeated:
-            logger.warning("%s: %d rows name a file that another row names; each counts as a clip", shown(source), repeated)
+            rows = counted(repeated, "row")
+            logger.warning("%s: %s with a file that an earlier row names; each row counts as a clip", shown(source), rows)
         return cls(paths, classes, targets, groups, splits)
 
     @property
@@ -94,7 +95,7 @@ def read_labelled(source: str | Path, separator: str = ";", data_path: str | Pat
     else:
         raise FileNotFoundError(f"there is no folder or list {shown(source)}")
     if len(clips.classes) < 2:
-        raise UserError(f"{shown(source)}: clips of at least two classes are needed; there is {_some(clips.classes)}")
+        raise UserError(f"{shown(source)}: clips of at least two classes are needed; there is {some_names(clips.classes)}")
     return clips
 
 
@@ -126,7 +127,7 @@ def read_table(path: Path) -> pd.DataFrame:
         if column not in table:
             raise UserError(
                 f"{shown(path)}: no column {column!r}; a list begins with the line file_name,label[,split][,group] "
-                f"(this one: {_some(table.columns)})"
+                f"(this one: {some_names(table.columns)})"
             )
     if table.empty:
         raise UserError(f"{shown(path)}: no clips")
@@ -168,7 +169,7 @@ def _splits(path: Path, table: pd.DataFrame) -> np.ndarray | None:
     names = table["split"].str.strip().str.lower()
     unknown = sorted(set(names) - SPLITS.keys())
     if unknown:
-        raise UserError(f"{shown(path)}: the column split holds {_some(unknown)}; expected train, val or test")
+        raise UserError(f"{shown(path)}: the column split holds {some_names(unknown)}; expected train, val or test")
     splits = names.map(SPLITS).to_numpy()
     for split in ("train", "test"):
         if not (splits == split).any():
@@ -180,7 +181,8 @@ def _warn_of_shared_groups(path: Path, groups: np.ndarray, splits: np.ndarray) -
     """Figures of clips whose group was trained on flatter: a list's own splits are kept, with a word."""
     shared = np.intersect1d(groups[splits == "train"], groups[splits != "train"])
     if len(shared):
-        logger.warning("%s: %d groups are in the split train and in another: figures will flatter", shown(path), len(shared))
+        groups = counted(len(shared), "group")
+        logger.warning("%s: %s with clips in the split train and in another: figures will flatter", shown(path), groups)
 
 
 def _numbered(names: Iterable[str]) -> np.ndarray:
@@ -203,10 +205,10 @@ def judgeable(clips: LabelledClips) -> LabelledClips:
         kept = np.array([len(np.unique(clips.groups[column])) > 1 for column in member.T])
         reason = "in one group alone (a class needs clips of two groups, one to learn from and one to judge by)"
     if kept.sum() < 2:
-        raise UserError(f"fewer than two classes can be judged: {_some(np.array(clips.classes)[~kept])} {reason}")
+        raise UserError(f"fewer than two classes can be judged: {some_names(np.array(clips.classes)[~kept])} {reason}")
     if kept.all():
         return clips
-    logger.warning("%d classes left out, %s: %s", (~kept).sum(), reason, _some(np.array(clips.classes)[~kept]))
+    logger.warning("%s left out, %s: %s", counted((~kept).sum(), "class"), reason, some_names(np.array(clips.classes)[~kept]))
     rows = np.flatnonzero(member[:, kept].any(axis=1))
     targets = member[np.ix_(rows, kept)]
     if not clips.multi_label:
@@ -223,7 +225,8 @@ def class_counts(clips: LabelledClips) -> dict[str, int]:
     return {name: counts[i] for i, name in enumerate(clips.classes)}
 
 
-def _some(names: Iterable[str]) -> str:
+def some_names(names: Iterable[str]) -> str:
+    """The first names on one line, and how many more there are."""
     names = [re.sub(r"\s+", " ", str(name)) for name in names]
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     return ", ".join(names[:_NAMED]) + more

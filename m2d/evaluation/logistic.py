@@ -78,8 +78,9 @@ class LogisticRegression:
         """How long one evaluation of the loss and its gradient on all clips takes, by trying it on some."""
         some = self.features[: max(256, len(self.features) // 16)]
         weights = torch.zeros(self.classes, some.shape[1] + 1, device=some.device)
-        begin = time.perf_counter()
-        self._loss(weights, some, self.targets[: len(some)], 1.0)
+        for _ in range(2):  # the first one makes oneDNN's kernels
+            begin = time.perf_counter()
+            self._loss(weights, some, self.targets[: len(some)], 1.0)
         return (time.perf_counter() - begin) * len(self.features) / len(some)
 
     def path(self, rows: torch.Tensor, strengths: Sequence[float] = STRENGTHS) -> Iterator[Classifier]:

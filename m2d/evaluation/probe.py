@@ -27,7 +27,7 @@ _INNER_FOLDS = 3
 _MANY_CLIPS = 5000  # of which one inner fold is enough
 _ROWS_AT_ONCE = 2048
 _MOST_FOLD_CLASSES = 1000
-_PASSES_PER_STRENGTH = 20
+_PASSES_PER_STRENGTH = 30
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ class Protocol:
         """Passes over all clips that a judgement takes, from experience with features of trained encoders."""
         folds = len(self.splits)
         inner = 1 if self.clips.splits is not None or len(self.clips) > _MANY_CLIPS else _INNER_FOLDS
-        return folds * _PASSES_PER_STRENGTH * len(STRENGTHS) * (inner * (1 - 1 / _INNER_FOLDS) + 0.5) * (1 - 1 / folds)
+        fits = inner * len(STRENGTHS) * (1 - 1 / _INNER_FOLDS) + 1
+        return folds * _PASSES_PER_STRENGTH * fits * (1 - 1 / folds)
 
     def _choose(self, solver: LogisticRegression, split: Split) -> float:
         """The regularisation that is best on rows that take no part in the judgement: the mean of inner folds."""

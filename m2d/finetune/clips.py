@@ -15,9 +15,9 @@ from ..audio.decode import read_audio
 from ..audio.logmel import PRESETS, SILENCE, NumpyLogMel
 from ..data.rng import Purpose, choice, uniform
 from ..data.sampler import SampleKey
-from ..evaluation.labelled_clips import LabelledClips
+from ..evaluation.labelled_clips import LabelledClips, some_names
 from ..utils.errors import ReadError, UserError
-from ..utils.names import shown
+from ..utils.names import counted, shown
 from ..utils.parallel import Progress, map_ahead
 from ..utils.program import explained
 
@@ -25,6 +25,7 @@ logger = logging.getLogger("m2d")
 
 _VALIDATION_SHARE = 0.2
 _MOST_UNREADABLE = 0.1  # share of the clips that may be left out
+_INAUDIBLE = 1e-3  # above the log-mel of silence
 _TOLERATED = 0.1  # s: annotations are not more exact
 _MOMENT = 1e-6  # s: times are not compared more closely
 
@@ -69,13 +70,15 @@ def split_clips(clips: LabelledClips, seed: int) -> tuple[np.ndarray, np.ndarray
     """Rows to train on and rows to validate on: by the list's column split, else whole groups drawn at random.
 
     Raises:
-        UserError: a class would have no clip to train on.
+        UserError: a class would have no clip to train on, or all clips are of one group.
     """
     if clips.splits is not None:
         train = np.flatnonzero(clips.splits == "train")
         held_out = "val" if (clips.splits == "val").any() else "test"
         validation = np.flatnonzero(clips.splits == held_out)
     else:
+        if len(np.unique(clips.groups)) < 2:
+            raise UserError("all clips are of one group, so that none can be held out: two are needed, or a column split")
         splitter = GroupShuffleSplit(1, test_size=_VALIDATION_SHARE, random_state=seed)
         train, validation = next(splitter.split(np.arange(len(clips)), groups=clips.groups))
     member = clips.targets if clips.multi_label else np.eye(len(clips.classes), dtype=bool)[clips.targets]
@@ -86,6 +89,15 @@ def split_clips(clips: LabelledClips, seed: int) -> tuple[np.ndarray, np.ndarray
             "or a list with a column split (train, val)"
         )
     return train, validation
+
+
+def warn_of_unjudged(clips: LabelledClips, validation: np.ndarray) -> None:
+    """Name the classes that none of the rows to validate on has."""
+    member = clips.targets if clips.multi_label else np.eye(len(clips.classes), dtype=bool)[clips.targets]
+    unjudged = np.flatnonzero(~member[validation].any(axis=0))
+    if len(unjudged):
+        names = some_names(clips.classes[i] for i in unjudged)
+        logger.warning("%s without a clip to validate on: %s", counted(len(unjudged), "class"), names)
 
 
 def class_weights(clips: LabelledClips, rows: np.ndarray) -> np.ndarray:
@@ -146,9 +158,10 @@ def clip_seconds(paths: Sequence[Path], workers: int) -> np.ndarray:
             return float("nan")
         for warning in warnings:
             logger.warning("%s", warning)
+        silent.append(lms.max() <= SILENCE + _INAUDIBLE)
         return (lms.shape[1] - 1) * frame
 
-    found = np.empty(len(paths))
+    found, silent = np.empty(len(paths)), []
     with ThreadPoolExecutor(workers) as pool, Progress(len(paths), "clip") as progress:
         for i, value in enumerate(map_ahead(pool, seconds, paths)):
             found[i] = value
@@ -156,6 +169,8 @@ def clip_seconds(paths: Sequence[Path], workers: int) -> np.ndarray:
     unreadable = int(np.isnan(found).sum())
     if unreadable > _MOST_UNREADABLE * len(paths):
         raise UserError(f"{unreadable} of {len(paths)} clips cannot be read (see above): too many to leave out")
+    if any(silent):
+        logger.warning("%s of %d without any sound", counted(sum(silent), "clip"), len(paths))
     return found
 
 
@@ -172,7 +187,7 @@ def check_events(paths: Sequence[Path], events: Sequence[Events], seconds: np.nd
             raise UserError(f"{shown(path)} ends at {end:.2f} s, and an event begins at {onsets.max():.2f} s: correct the list")
         late += int((offsets > end + _TOLERATED).sum())
     if late:
-        logger.warning("%d events end after their recordings: they are cut there", late)
+        logger.warning("%s beyond the end of a recording: cut there", counted(late, "event"))
 
 
 class FineTuneSet:

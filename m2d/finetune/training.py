@@ -1,7 +1,7 @@
 """Fine-tuning: an encoder and a linear classifier, trained together on labelled clips or on events in time."""
 
-import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -19,10 +19,10 @@ from ..data.rng import Purpose, random_bits
 from ..data.sampler import EpochSampler
 from ..evaluation.scores import accuracy, macro_f1, mean_average_precision
 from ..inference.runtime import Config, RuntimeM2D
+from ..run.log import RunLog
 from ..train.distributed.collectives import from_rank0, gather
 from ..train.distributed.launch import Launch
 from ..train.optim import learning_rate
-from ..utils.atomic_file import write_text
 from ..utils.errors import UserError
 from ..utils.names import shown
 from .augment import mixup, random_resize_crop, spec_augment
@@ -32,6 +32,12 @@ logger = logging.getLogger("m2d")
 
 BEST, LAST, LOG = "checkpoint-best.pth", "last.pth", "log.txt"
 _PEAK_LR = {"sgd": 0.5, "adamw": 5e-4}
+_PEAK_BATCH = 64  # clips of a step that this rate of sgd is for; smaller steps take as much less
+_MANY_CLIPS = 1000  # to train on: with fewer, sgd at this rate diverged
+_DIVERGED = 1.5  # times the loss of equal scores
+
+PEAK_HELP = f"peak learning rate; default: 5e-4 for adamw, 0.5 for sgd, in proportion less for steps below {_PEAK_BATCH} clips"
+OPTIM_HELP = f"the optimizer; default: sgd, with fewer than {_MANY_CLIPS} clips to train on adamw"
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ class Settings:
     warmup_epochs: int = field(default=5, metadata={"help": "epochs of linear warm-up"})
     batch_size: int = field(default=64, metadata={"help": "clips per process and step"})
     split_iter: int = field(default=1, metadata={"help": "parts that a step is computed in, to save memory"})
-    optim: str = field(default="sgd", metadata={"help": "the optimizer", "choices": ("sgd", "adamw")})
-    lr: float | None = field(default=None, metadata={"help": "peak learning rate; default: 0.5 for sgd, 5e-4 for adamw"})
+    optim: str | None = field(default=None, metadata={"help": OPTIM_HELP, "choices": ("sgd", "adamw")})
+    lr: float | None = field(default=None, metadata={"help": PEAK_HELP})
     weight_decay: float = field(default=0.0, metadata={"help": "of matrices"})
     layer_decay: float = field(default=1.0, metadata={"help": "each block's learning rate is the next one's times this"})
     freeze_embed: bool = field(default=True, metadata={"help": "do not train the patch embedding"})
@@ -114,12 +120,22 @@ def parameter_groups(model: ClipClassifier, settings: Settings) -> list[dict]:
     return [{"params": members, "scale": scale, "weight_decay": decay} for (scale, decay), members in groups.items()]
 
 
-def make_optimizer(model: ClipClassifier, settings: Settings) -> torch.optim.Optimizer:
+def default_optimizer(clips: int) -> str:
+    """The name of the optimizer for so many clips to train on."""
+    return "sgd" if clips >= _MANY_CLIPS else "adamw"
+
+
+def make_optimizer(model: ClipClassifier, settings: Settings, name: str) -> torch.optim.Optimizer:
     """SGD with momentum 0.9, or AdamW."""
     groups = parameter_groups(model, settings)
-    if settings.optim == "sgd":
+    if name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
     return torch.optim.AdamW(groups, lr=0.0)
+
+
+def default_peak(optim: str, clips: int) -> float:
+    """The peak learning rate for steps of so many clips, all processes together."""
+    return _PEAK_LR[optim] * (min(1.0, clips / _PEAK_BATCH) if optim == "sgd" else 1.0)
 
 
 @dataclass
@@ -134,6 +150,7 @@ class Progress:
 class FineTuning:
     """A fine-tuning run.
 
+    Figures go to `log`, which its user replaces once the run is at the epoch to continue from.
     A subclass may judge an epoch by other scores (`validate`, `is_best`) and keep other files (`report`, `save`, `resume`).
 
     Args:
@@ -168,9 +185,11 @@ class FineTuning:
         self.model, self.train_set, self.validation_set = model.to(launch.device), train, validation
         size = min(settings.batch_size, max(1, len(train) // launch.world_size))
         self.sampler = EpochSampler(len(train), size, 1, launch.rank, launch.world_size, settings.seed, weights)
-        self.optimizer = make_optimizer(self.model, settings)
-        self.peak = _PEAK_LR[settings.optim] if settings.lr is None else settings.lr
+        self.optim = settings.optim or default_optimizer(len(train))
+        self.optimizer = make_optimizer(self.model, settings, self.optim)
+        self.peak = default_peak(self.optim, size * launch.world_size) if settings.lr is None else settings.lr
         self.progress = Progress()
+        self.log, self._warned = RunLog(None), False
         self.metric_name = "accuracy" if single_label else "map"
         self.resume()
         self.parallel = self.model
@@ -227,9 +246,18 @@ class FineTuning:
                 total += loss.detach()
             self.optimizer.step()
         mean = float(np.mean(gather((total / self.sampler.steps_per_epoch).item())))
-        if not np.isfinite(mean):
-            raise UserError(f"the loss of epoch {epoch + 1} is not finite: lower --lr (it is {self.peak:g})")
+        self._check_loss(mean, epoch + 1)
         return mean
+
+    def _check_loss(self, mean: float, epoch: int) -> None:
+        """Refuse a loss that is not finite, and warn of one that says less than equal scores for all classes would."""
+        if not np.isfinite(mean):
+            raise UserError(f"the loss of epoch {epoch} is not finite: lower --lr (it is {self.peak:g})")
+        guessing = math.log(len(self.classes)) if self.single_label else math.log(2)
+        if mean > _DIVERGED * guessing and not self._warned:
+            self._warned = True
+            remedy = f"lower --lr (it is {self.peak:g})" + ("" if self.optim == "adamw" else ", or --optim adamw")
+            logger.warning("the loss of epoch %d, %.2f, is far above that of guessing, %.2f: %s", epoch, mean, guessing, remedy)
 
     def _seed(self, epoch: int, step: int) -> np.random.Generator:
         """Make masks and augmentation of a step a function of the seed, epoch, step and rank."""
@@ -296,8 +324,8 @@ class FineTuning:
         """Log an epoch."""
         entry = {"epoch": self.progress.epoch, "train_loss": loss, **scores, "seconds": round(seconds, 1)}
         logger.info("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in entry.items()))
-        with (self.folder / LOG).open("a") as log:
-            log.write(json.dumps(entry) + "\n")
+        self.log.scalars(1000 * self.progress.epoch, train_loss=loss, **scores)
+        self.log.epoch(**entry)
 
     def save(self, name: str) -> None:
         """Write a checkpoint: BEST, which the other programs read, or LAST, which a run is resumed from."""
@@ -328,7 +356,6 @@ class FineTuning:
         path = self.folder / LAST
         if path.exists():
             self._take_up(load_file(path))
-        self._cut_log()
 
     def _take_up(self, saved: dict) -> None:
         """Continue from a checkpoint LAST."""
@@ -347,16 +374,6 @@ class FineTuning:
             logger.info("%s is finished: %d epochs are done", shown(self.folder), self.progress.epoch)
         else:
             logger.info("resuming after epoch %d", self.progress.epoch)
-
-    def _cut_log(self) -> None:
-        """Drop what the log has of an epoch that ended before its checkpoint was written: it is trained again."""
-        path = self.folder / LOG
-        if not self.launch.is_main or not path.exists():
-            return
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["epoch"] <= self.progress.epoch]
-        if len(kept) < len(lines):
-            write_text(path, "".join(kept))
 
     def load_best(self) -> None:
         """Take the weights of the best epoch."""

@@ -34,7 +34,7 @@ import torch
 from ..utils.atomic_file import open_csv
 from ..utils.device import no_tf32, pick_device
 from ..utils.malloc import keep_freed_memory
-from ..utils.names import shown
+from ..utils.names import counted, shown
 from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by
 from ..utils.program import ArgumentParser, run_program
 from .clips import add_audio, list_clips, name_in_list, parse_with_audio
@@ -257,7 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         tag = write_events if args.events is not None else write_tags if args.out is not None else print_tags
         sink = tag(clips, tagger, args)
         written = "" if args.out is None else f"{shown(args.out)}: "
-        logger.info("%s%d files tagged, %d left out%s", written, len(clips) - len(sink.left_out), len(sink.left_out), sink.warned)
+        tagged = counted(len(clips) - len(sink.left_out), "file")
+        logger.info("%s%s tagged, %d left out%s", written, tagged, len(sink.left_out), sink.warned)
         return 1 if sink.left_out else 0
 
     keep_freed_memory()

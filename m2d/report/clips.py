@@ -1,6 +1,7 @@
 """The clips that a report looks at: those of a run's list or pack, or audio files."""
 
 import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -124,12 +125,17 @@ class StoredClips(Clips):
         return self._sounds.find(self.names[row]) if self._sounds else None
 
     def lengths(self) -> np.ndarray:
-        rows = evenly(len(self), _LENGTHS_READ)
-        if isinstance(self._store, PackStore):
-            return self._store.frames.lengths[rows]
-        if not isinstance(self._store, NpyStore):
-            return super().lengths()
-        return np.array([frames for row in rows.tolist() if (frames := _frames_of(self._store, row))])
+        share = _LENGTHS_READ / len(self)
+        return np.concatenate([_lengths(part, evenly(len(part), math.ceil(share * len(part)))) for part in self._store.parts])
+
+
+def _lengths(store: ClipStore, rows: np.ndarray) -> np.ndarray:
+    """Frames of a list's or pack's clips; none of stores that do not tell them, nor of clips that cannot be read."""
+    if isinstance(store, PackStore):
+        return store.frames.lengths[rows]
+    if not isinstance(store, NpyStore):
+        return np.zeros(0, dtype=np.int64)
+    return np.array([frames for row in rows.tolist() if (frames := _frames_of(store, row))], dtype=np.int64)
 
 
 def _frames_of(store: FileStore, row: int) -> int:

@@ -36,7 +36,7 @@ function choose(i) {
   for (let k = 0; k < perFile; k++) {
     const other = near[i * perFile + k];
     rows.push(h("tr", {},
-      h("td", {}, playButton(data.sounds[other], names[other])), h("td", {}, nameButton(other)),
+      h("td", { class: "control" }, playButton(data.sounds[other], names[other])), h("td", {}, nameButton(other)),
       h("td", { class: "number soft" }, (cosines[i * perFile + k] / 10000).toFixed(2))));
   }
   const groups = data.groupings.map((each) => each.groups[each.group[i]]).join(", ");

@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import __version__
 from ..utils.errors import FileError
-from ..utils.names import shown
+from ..utils.names import counted, shown
 from ..utils.read_file import ZIP_ERRORS, open_npz
 from . import embedding
 from .build import layout_data
@@ -85,7 +85,7 @@ def explore_data(
         audio: a folder where the files are, if they are not where they were.
         most_sounds: hold the files' sound where they are at most so many; of more files the page links to them.
     """
-    logger.info("%d files, %d values each", *found.vectors.shape)
+    logger.info("%s, %d values each", counted(len(found.vectors), "file"), found.vectors.shape[1])
     components = embedding.principal(found.vectors)
     cluster = embedding.clusters(components, clusters)
     near, cosines = embedding.neighbours(found.vectors, NEIGHBOURS)
@@ -152,5 +152,5 @@ def _sounds(paths: Sequence[Path | None], page: Path, most: int) -> list[str | N
     there = sum(path is not None for path in paths)
     if there <= most:
         return [sound_uri(path) if path else None for path in paths]
-    logger.info("%d files: the page links to their sound; --sounds %d would hold it", there, there)
+    logger.info("%s: the page links to their sound; --sounds %d would hold it", counted(there, "file"), there)
     return [relative_address(path, page) if path else None for path in paths]

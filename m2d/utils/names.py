@@ -1,4 +1,4 @@
-"""Names of files as they are shown."""
+"""Names of files, and numbers of things, as they are shown."""
 
 import os
 
@@ -6,6 +6,12 @@ import os
 def shown(path: str | os.PathLike) -> str:
     r"""A path on one line without what a terminal would obey: control characters as \x1b, bytes that are not UTF-8 as \xff."""
     return "".join(_escaped(character) for character in os.fspath(path))
+
+
+def counted(number: int, thing: str) -> str:
+    """ "1 file", "2 files", "3 classes"."""
+    ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number} {thing}{ending}"
 
 
 def _escaped(character: str) -> str:

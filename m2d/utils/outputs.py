@@ -2,6 +2,7 @@
 
 import csv
 import os
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -84,12 +85,14 @@ def drawn_by(path: str | os.PathLike, program: str) -> bool:
 
 
 def _check_folder(path: Path) -> None:
-    """The folder of an output is there, or can be made, and can be written to."""
+    """The folder of an output is there, or can be made, and takes files, which permissions alone do not tell."""
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise UserError(f"{path} cannot be written: {folder} is not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{path} cannot be written: no permission to write to {folder}")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {folder} takes no files ({error.strerror})") from None
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, int] | None:

@@ -1,6 +1,7 @@
 """Work in a pool of threads or processes, and progress while it runs."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -56,8 +57,8 @@ class Progress:
         now = time.monotonic()
         if self._bar.disable and now - self._reported >= self._every:
             self._reported, rate = now, self._done / (now - self._begin)
-            minutes = (self._total - self._done) / rate / 60 if rate else float("inf")
-            logger.info("%d of %d %ss, %.1f a second, %.0f minutes left", self._done, self._total, self._unit, rate, minutes)
+            left = f"{math.ceil((self._total - self._done) / rate / 60)} min left" if rate else "the time left is not known yet"
+            logger.info("%d of %d %ss, %.1f a second, %s", self._done, self._total, self._unit, rate, left)
 
     def __enter__(self) -> "Progress":
         return self

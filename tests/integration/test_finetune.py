@@ -13,10 +13,12 @@ from checkpoint_files import write_checkpoint
 from small_runs import ROOT, environment
 
 from m2d.checkpoint.weights import read_weights
+from m2d.cli import finetune
 from m2d.cli.finetune import main
 from m2d.finetune import training
 from m2d.inference import tag
 from m2d.inference.runtime import RuntimeM2D
+from m2d.train.monitoring import trackers
 
 FAST = "--epochs 6 --warmup_epochs 1 --batch_size 8 --optim adamw --lr 2e-3 --training_mask 0.3 --mixup 0.1 --no-rrc".split()
 FAST += "--workers 1 --device cpu".split()
@@ -233,7 +235,59 @@ def test_events_outside_of_their_recording_are_refused(weights, tmp_path, caplog
     rows = [f"{i}.wav,0.2,{1.0 + i},{name}" for i in range(4) for name in ("a", "b")]
     listed.write_text("\n".join(["file_name,onset,offset,label", *rows]))
     assert main(command) == 0
-    assert "4 events end after their recordings" in caplog.text
+    assert "4 events beyond the end of a recording" in caplog.text
     listed.write_text("\n".join(["file_name,onset,offset,label", *rows, "3.wav,2.5,3.0,a"]))
     assert main(command) == 2
     assert "3.wav ends at 2.00 s, and an event begins at 2.50 s" in caplog.messages[-1]
+
+
+def test_figures_go_to_the_trackers_and_those_of_a_resumed_run_to_the_same_one(sounds, weights, tmp_path, monkeypatch):
+    opened, sent = [], []
+
+    class Session:
+        def __init__(self, name, run_id, settings, folder):
+            opened.append((name, run_id, settings["weights"]))
+
+        def log(self, x, values):
+            sent.append((x, dict(values)))
+
+        def close(self):
+            pass
+
+    monkeypatch.setitem(trackers.SESSIONS, "wandb", Session)
+    monkeypatch.setattr(finetune, "check_trackers", lambda names: None)
+    command = [str(sounds), "--weights", weights, "--out", str(tmp_path / "run"), *FAST, "--epochs", "2"]
+    assert main([*command, "--tracker", "wandb"]) == 0
+    assert main([*command, "--tracker", "wandb"]) == 0  # finished: nothing is sent twice
+    assert opened == [("run", opened[0][1], weights)] * 2
+    for line in map(json.loads, (tmp_path / "run/log.txt").read_text().splitlines()):
+        x = 1000 * line.pop("epoch")
+        assert (x, {f"epoch/{name}": value for name, value in line.items()}) in sent
+        assert (x, {name: line[name] for name in ("train_loss", "accuracy", "macro_f1")}) in sent
+    assert len(sent) == 4 and not list((tmp_path / "run").glob("events.out.tfevents*"))
+
+
+def test_tensorboard_gets_the_figures_by_default(classifier):
+    assert len(list(classifier.glob("events.out.tfevents*"))) == 1
+
+
+def test_small_steps_take_a_lower_rate_and_few_clips_adamw():
+    assert [training.default_peak("sgd", clips) for clips in (16, 64, 512)] == [0.125, 0.5, 0.5]
+    assert training.default_peak("adamw", 16) == 5e-4
+    assert [training.default_optimizer(clips) for clips in (20, 999, 1000)] == ["adamw", "adamw", "sgd"]
+
+
+def test_a_loss_far_above_guessing_is_told(classifier, sounds, weights, tmp_path, caplog, monkeypatch):
+    """Noise in place of a model that diverges: logits of random signs, far from 0."""
+    monkeypatch.setattr(training.ClipClassifier, "forward", lambda model, lms: 50 * torch.randn(len(lms), 2, requires_grad=True))
+    assert main([str(sounds), "--weights", weights, "--out", str(tmp_path / "run"), *FAST, "--epochs", "2", "--lr", "3"]) == 0
+    (line,) = [message for message in caplog.messages if message.startswith("the loss of")]  # of two epochs
+    assert (
+        line.startswith("the loss of epoch 1, ") and "far above that of guessing, 0.69: lower --lr (it is 3)" in line
+    )  # and once alone
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_any_work(weights, sounds, caplog):
+    assert main([str(sounds), "--weights", weights, "--out", "/proc/run", *FAST]) == 2
+    (line,) = [record.message for record in caplog.records]
+    assert "cannot be written: /proc takes no files" in line

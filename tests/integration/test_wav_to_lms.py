@@ -284,7 +284,7 @@ def test_a_target_that_is_a_folder_fails_that_file_only(src, tmp_path):
         ({"csv": "list.txt"}, "ends in .csv"),
         ({"from_dir": "nowhere"}, "no folder nowhere"),
         ({"from_dir": "src/a.wav"}, "src/a.wav is not a folder"),
-        ({"to_dir": "src/a.wav"}, "src/a.wav is a file"),
+        ({"to_dir": "src/a.wav"}, "src/a.wav is not a folder"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_created(src, tmp_path, monkeypatch, options, message):
@@ -329,10 +329,12 @@ def test_exit_status_2_when_nothing_was_started(src, tmp_path, args):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_destination_that_cannot_be_made_is_one_line_and_exit_1(src, monkeypatch, caplog):
-    monkeypatch.setattr(sys, "argv", ["wav_to_lms.py", str(src), str(src / "a.wav" / "out")])
-    assert wav_to_lms.main() == 1
-    assert "cannot be made: Not a directory" in caplog.text
+@pytest.mark.parametrize("flags", [[], ["--pack"]])
+@pytest.mark.parametrize("below", ["{src}/a.wav/out", "/proc/out"])
+def test_a_destination_that_takes_no_files_is_one_line_before_any_work(src, caplog, below, flags):
+    assert wav_to_lms.main([str(src), *flags, below.format(src=src)]) == 2
+    (line,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert "cannot be written" in line
 
 
 @pytest.mark.parametrize("name", ["snd#2", "a,b", "[x]", "None", "True", "202001", "(1)", "x=1", "{}", "a b", "'q'"])

@@ -9,6 +9,7 @@ import soundfile
 import torch
 from checkpoint_files import write_checkpoint
 
+from m2d.cli import probe
 from m2d.cli.probe import main
 from m2d.evaluation import features as features_module
 
@@ -94,6 +95,7 @@ def test_unreadable_clips_are_named_and_the_others_judged(sounds, weights, tmp_p
     arguments = [str(folder), "--weights", str(weights[0]), "--no_cache", "--folds", "2", "--device", "cpu"]
     assert main(arguments) == 1
     assert "broken.wav" in caplog.text and "1 of 17 clips are left out" in caplog.text
+    assert caplog.text.count("left out: ") == 1  # though three sources were to read it
 
 
 @pytest.mark.parametrize(
@@ -118,3 +120,36 @@ def test_a_damaged_checkpoint_stops_at_the_first_clip(sounds, weights, tmp_path,
     torch.save(broken, path)
     assert main([str(sounds), "--weights", str(path), "--no_cache", "--device", "cpu"]) == 2
     assert "not finite" in caplog.messages[-1] or "NaN" in caplog.messages[-1]
+
+
+def test_silent_clips_are_counted(sounds, weights, tmp_path, caplog):
+    shutil.copytree(sounds, tmp_path / "sounds")
+    for i in range(2):
+        soundfile.write(tmp_path / "sounds/low/player 0" / f"silent{i}.wav", np.zeros(9000 + i), 16000)
+    assert main([str(tmp_path / "sounds"), "--weights", str(weights[0]), "--folds", "2", "--no_cache", "--device", "cpu"]) == 0
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == ["2 clips of 18 without any sound"]
+
+
+def test_a_file_in_many_rows_is_encoded_once(sounds, weights, tmp_path, monkeypatch):
+    files = [path.relative_to(sounds) for path in sorted(sounds.rglob("*.wav"))]
+    rows = [f"{path},{path.parts[0]},{path.parts[1]}" for path in files * 3]
+    (tmp_path / "list.csv").write_text("\n".join(["file_name,label,group", *rows]))
+    loaded = []
+    load = features_module._load
+    monkeypatch.setattr(features_module, "_load", lambda row, *rest: loaded.append(row) or load(row, *rest))
+    command = [str(tmp_path / "list.csv"), "--data_path", str(sounds), "--weights", str(weights[0]), "--no_cache"]
+    assert main([*command, "--folds", "2", "--device", "cpu"]) == 0
+    assert len(loaded) == 3 * len(files)  # for the encoder, the untrained one and the log-mel
+
+
+def test_encoders_are_compared_with_their_own_baselines_and_each_other():
+    names = ["a.pth", "untrained, as a.pth", "log-mel statistics at 16k", "b.pth", "untrained, as b.pth"]
+    assert probe.comparisons(dict.fromkeys(names)) == [
+        ("a.pth", "untrained, as a.pth"),
+        ("a.pth", "log-mel statistics at 16k"),
+        ("a.pth", "b.pth"),
+        ("b.pth", "log-mel statistics at 16k"),
+        ("b.pth", "untrained, as b.pth"),
+    ]
+    shared = ["a.pth", "untrained, as a.pth", "b.pth"]  # b's untrained encoder is a's
+    assert ("b.pth", "untrained, as a.pth") in probe.comparisons(dict.fromkeys(shared))

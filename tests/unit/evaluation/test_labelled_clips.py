@@ -64,15 +64,15 @@ def test_a_class_that_cannot_be_held_out_is_left_out_and_named(tmp_path, caplog)
     write(tmp_path, "dog/1.wav", "dog/2.wav", "cat/1.wav", "cat/2.wav", "emu/kit/1.wav", "emu/kit/2.wav")
     clips = judgeable(read_labelled(tmp_path))
     assert clips.classes == ["cat", "dog"] and len(clips) == 4 and clips.targets.max() == 1
-    assert "1 classes left out, in one group alone" in caplog.text and "emu" in caplog.text
+    assert "1 class left out, in one group alone" in caplog.text and "emu" in caplog.text
 
 
 def test_groups_in_two_splits_and_files_of_two_rows_are_reported(tmp_path, caplog):
     write(tmp_path, "a.wav", "b.wav", "c.wav")
     rows = "a.wav,dog,train,1\nb.wav,cat,train,2\nc.wav,dog,test,1\nc.wav,cat,test,3\n"
     read_labelled(listed(tmp_path, f"file_name,label,split,group\n{rows}"))
-    assert "1 groups are in the split train and in another" in caplog.text
-    assert "1 rows name a file that another row names" in caplog.text
+    assert "1 group with clips in the split train and in another" in caplog.text
+    assert "1 row with a file that an earlier row names" in caplog.text
 
 
 def test_labels_in_one_split_alone_cannot_be_judged(tmp_path):

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
 from m2d.audio.logmel import SILENCE
 from m2d.data.sampler import SampleKey
 from m2d.evaluation.labelled_clips import LabelledClips
-from m2d.finetune.clips import Events, FineTuneSet, class_weights, read_events, split_clips
+from m2d.finetune.clips import Events, FineTuneSet, class_weights, clip_seconds, read_events, split_clips, warn_of_unjudged
 from m2d.utils.errors import ReadError, UserError
 
 
@@ -112,3 +113,22 @@ def test_unfit_log_mels_are_named(tmp_path, values):
     np.save(tmp_path / "x.npy", values)
     with pytest.raises(ReadError, match=r"x\.npy: expected a finite log-mel \[1, 80, frames\]"):
         FineTuneSet([tmp_path / "x.npy"], np.eye(1), 1, "16k", 64, 16).read(0)
+
+
+def test_clips_of_one_group_cannot_be_split():
+    clips = LabelledClips([Path("a"), Path("b")], ["x", "y"], np.array([0, 1]), np.array([0, 0]))
+    with pytest.raises(UserError, match="all clips are of one group"):
+        split_clips(clips, 0)
+
+
+def test_classes_without_a_clip_to_validate_on_are_named(caplog):
+    clips = LabelledClips([Path("a"), Path("b"), Path("c")], ["x", "y"], np.array([0, 0, 1]), np.arange(3))
+    warn_of_unjudged(clips, np.array([0]))
+    assert caplog.messages == ["1 class without a clip to validate on: y"]
+
+
+def test_silent_clips_are_counted(tmp_path, caplog):
+    for name, level in (("silent", 0.0), ("loud", 0.1)):
+        soundfile.write(tmp_path / f"{name}.wav", level * np.sin(np.arange(4000) / 5), 16000)
+    clip_seconds([tmp_path / "silent.wav", tmp_path / "loud.wav"], 1)
+    assert caplog.messages == ["1 clip of 2 without any sound"]

@@ -36,6 +36,7 @@ def test_all_lists_of_a_mixture_are_named(listed, tmp_path):
     names = [str(tmp_path / name) for name in ("list.csv", "other.csv")]
     clips = StoredClips(open_store(f"{names[0]}:2,{names[1]}", tmp_path, check=False))
     assert clips.source == ", ".join(names) and len(clips) == 4
+    assert clips.lengths().tolist() == [5, 40, 9]
 
 
 def test_clips_none_of_which_can_be_read(listed):

@@ -59,10 +59,19 @@ def test_only_files_are_replaced(kind):
     assert "something else than a file" in refused(["out.npz"], overwrite=True)
 
 
-def test_folders_that_cannot_be_written(monkeypatch):
+def test_folders_that_cannot_be_written():
     assert "in.csv is not a folder" in refused(["in.csv/out.npz"])
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
-    assert "no permission" in refused(["out.npz"])
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder that refuses root too")
+@pytest.mark.parametrize("path", ["/proc/out.npz", "/proc/new/folder/out.npz"])
+def test_folders_that_take_no_files_whatever_their_permissions(path):
+    assert refused([path]).startswith(f"{path} cannot be written: /proc takes no files (")
+
+
+def test_the_check_leaves_no_trace(folder):
+    check_outputs(["out.npz", "new/out.npz"])
+    assert [path.name for path in folder.iterdir()] == ["in.csv"]
 
 
 @pytest.mark.parametrize(

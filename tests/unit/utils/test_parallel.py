@@ -87,4 +87,4 @@ def test_progress_is_a_line_now_and_then_without_a_terminal(caplog):
     with Progress(10, "clip", every=0) as progress:
         progress.update(0)
         progress.update(5)
-    assert "5 of 10 clips" in caplog.text and "minutes left" in caplog.text
+    assert "5 of 10 clips" in caplog.text and "min left" in caplog.text
