@@ -112,7 +112,7 @@ def text_encoder(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
 
 
 def measure(way: str, path: Path, cold: bool) -> dict[str, float]:
-    """Seconds, peak memory and size of the encoder in bytes, in this process."""
+    """Seconds by the clock and of CPU, peak memory and size of the encoder in bytes, in this process."""
     import timm.models.vision_transformer  # noqa: F401  what loading needs anyhow is imported before the clock starts
 
     import m2d.checkpoint.build  # noqa: F401
@@ -124,11 +124,11 @@ def measure(way: str, path: Path, cold: bool) -> dict[str, float]:
     if cold:
         drop_from_cache(path)
     Path("/proc/self/clear_refs").write_text("5")
-    before, began = memory("VmRSS"), time.perf_counter()
+    before, began, cpu_began = memory("VmRSS"), time.perf_counter(), time.process_time()
     modules = load(way, path)
-    seconds = time.perf_counter() - began
+    seconds, cpu = time.perf_counter() - began, time.process_time() - cpu_began
     size = sum(tensor.nbytes for tensor in modules[0].state_dict().values())
-    return {"seconds": seconds, "peak": memory("VmHWM") - before, "encoder": size}
+    return {"seconds": seconds, "cpu": cpu, "peak": memory("VmHWM") - before, "encoder": size}
 
 
 def main() -> None:
@@ -151,10 +151,10 @@ def main() -> None:
                 command = [sys.executable, __file__, "--measure", way, str(path), cache]
                 replies = (subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(args.repeat))
                 runs = sorted((json.loads(reply.stdout) for reply in replies), key=lambda run: run["seconds"])
-                run = runs[len(runs) // 2]
+                run, cpu = runs[len(runs) // 2], sorted(run["cpu"] for run in runs)[len(runs) // 2]
                 peak, size = max(run["peak"] for run in runs), run["encoder"]
                 figures = f"peak {peak / 1e6:5.0f} MB = {peak / size:.2f} x the encoder's {size / 1e6:.0f} MB"
-                print(f"{way:8} {cache}: {run['seconds']:6.2f} s, {figures}", flush=True)
+                print(f"{way:8} {cache}: {run['seconds']:6.2f} s, {cpu:5.2f} s of CPU, {figures}", flush=True)
 
 
 if __name__ == "__main__":
