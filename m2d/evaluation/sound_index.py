@@ -9,8 +9,8 @@ from ..data.npy import Member, find_members
 from ..utils.errors import FileError
 from ..utils.names import shown
 
-# Rows compared at a time: few enough that their float32 copy stays in the processor's cache. A million of width 768 take 0.24 s of
-# CPU in blocks of 2048 rows, 0.37 of 4096, 0.51 of 8192, 2.0 of 32768.
+# Rows compared at a time: few enough that their float32 copy stays in the processor's cache. A million of width 768 take
+# 0.24 s of CPU in blocks of 2048 rows, 0.37 of 4096, 0.51 of 8192, 2.0 of 32768.
 _ROWS = 2048
 
 
