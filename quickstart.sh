@@ -108,6 +108,8 @@ main() {
   fi
   step "Done in $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s. Your encoder: $run/checkpoint-$epochs.pth"
   echo "README.md continues from here: embed audio with it, or train M2D on more data with train_audio.py."
+  echo "Where folders are classes, compare it with the encoder that comes along (weights/README.md):"
+  printf '  m2d probe %q --weights %q tiny\n' "$audio" "$run/checkpoint-$epochs.pth"
 }
 
 case ${1:-} in

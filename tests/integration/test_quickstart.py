@@ -38,7 +38,7 @@ def test_sample_set_becomes_an_encoder(sample_run):
     work, said = sample_run
     checkpoints = list(work.glob("run-*/checkpoint-1.pth"))
     assert len(checkpoints) == 1
-    assert str(checkpoints[0]) in said
+    assert f"--weights {checkpoints[0]} tiny" in said
     runtime = RuntimeM2D(weight_file=checkpoints[0])
     assert runtime.cfg.model == "mae_vit_mini"
     assert len(list((work / "lms").rglob("*.npy"))) == 120
