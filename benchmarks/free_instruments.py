@@ -215,7 +215,7 @@ def lmms_song(instrument: ElementTree.Element, notes: list[Note]) -> ElementTree
 
 
 def models(_: Path, scale: float) -> Iterator[Sound]:
-    """Single notes of the Synthesis ToolKit's instruments, with controllers at random; its noise is seeded by the clock."""
+    """Single notes of the Synthesis ToolKit's instruments, with controllers at random; the clock seeds its noise."""
     for model, family in MODELS.items():
         labels = (f"stk_{model}", *([f"family_{family}"] if family else []))
         for n in range(scaled(MODEL_NOTES, scale)):

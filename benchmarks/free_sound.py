@@ -12,8 +12,8 @@ writes clips of at most 5 s, mono, 16 kHz, and lists:
     OUT/licences/<package>          the packages' own copyright files
     OUT/sizes.csv                   clips, hours and licence of each part
 
-Labels are several per clip, separated by commas. Every clip depends on its part and number alone, but for those of stk-demo, whose
-noise is seeded by the clock; each content is there once.
+Labels are several per clip, separated by commas. Every clip depends on its part and number alone, but for those of stk-demo,
+whose noise is seeded by the clock; each content is there once.
 
 Nothing here is in benchmarks/real_sound.py, whose tasks judge encoders: other packages (none of its recordings or sound fonts,
 nor kits of the same authors), other espeak-ng voices, and none of its words. Only packages whose sound is under one clearly
