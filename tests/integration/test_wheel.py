@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from checkpoint_files import write_checkpoint
+from checkpoint_files import semantic_tensors, write_checkpoint, write_clap
+from text_models import bert_folder
 
 import m2d
 
@@ -146,26 +147,52 @@ def test_it_exports_without_the_packages_of_training(installed):
     assert "class AudioModel" in (folder / "shared/modeling_m2d.py").read_text()
 
 
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder outside of the clone with weights, a text encoder and a sound; what is installed there (gigabytes) is removed."""
+    write_checkpoint(tmp_path).rename(tmp_path / "m2d_vit_tiny-80x208p16x16.pth")
+    write_clap(tmp_path, semantic_tensors(192)).rename(tmp_path / "m2d_clap_vit_tiny-80x64p16x16p16k.pth")
+    bert_folder(tmp_path / "bert", width=192, heads=3)
+    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(16000) * 0.2), 16000)
+    yield tmp_path
+    shutil.rmtree(tmp_path / "env", ignore_errors=True)
+
+
+def run_outside(folder, *command):
+    """Run a command there as a user would who has never seen the clone; returns what it prints."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def interpreter(version):
+    """A Python of this version that runs (a shim of pyenv on the path may not); None: there is none."""
+    found = [shutil.which(f"python{version}"), *Path.home().glob(f".pyenv/versions/{version}.*/bin/python")]
+    return next((each for each in found if each and subprocess.run([each, "-c", ""], capture_output=True).returncode == 0), None)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13", "3.14"])
-def test_an_empty_environment(version, wheel, tmp_path):
-    """With all that the wheel asks for, from the package index: embedding and both kinds of export, outside of the clone."""
-    python = shutil.which(f"python{version}") or next(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), None)
+def test_an_empty_environment(version, wheel, elsewhere):
+    """With all that the wheel asks for, from the package index: embedding, classes by their names, both kinds of export."""
+    python = interpreter(version)
     if python is None:
         pytest.skip(f"there is no Python {version}")
-    subprocess.run([python, "-m", "venv", "env"], cwd=tmp_path, check=True)
-    install = ["env/bin/pip", "install", "--quiet", "-c", ROOT / "constraints.txt", f"{wheel}[hf,onnx]"]
-    subprocess.run(install, cwd=tmp_path, check=True)
-    weights = write_checkpoint(tmp_path)
-    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(16000) * 0.2), 16000)
+    run_outside(elsewhere, python, "-m", "venv", "env")
+    run_outside(elsewhere, "env/bin/pip", "install", "--quiet", "-c", ROOT / "constraints.txt", f"{wheel}[clap,hf,onnx]")
     for arguments in (
-        ["embed", "tone.wav", "--weights", weights, "--out", "e.npz", "--device", "cpu"],
-        ["export", weights, "shared", "--to", "hf"],
-        ["export", "shared", "model.onnx", "--to", "onnx"],
-        ["embed", "tone.wav", "--weights", "shared", "--out", "shared.npz", "--device", "cpu"],
+        "embed tone.wav --weights m2d_vit_tiny-80x208p16x16.pth --out e.npz --device cpu",
+        "export m2d_vit_tiny-80x208p16x16.pth shared --to hf",
+        "export shared model.onnx --to onnx",
+        "embed tone.wav --weights shared --out shared.npz --device cpu",
     ):
-        done = subprocess.run(["env/bin/m2d-audio", *arguments], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    ours, theirs = (np.load(tmp_path / name)["embeddings"] for name in ("e.npz", "shared.npz"))
+        run_outside(elsewhere, "env/bin/m2d-audio", *arguments.split())
+    ours, theirs = (np.load(elsewhere / name)["embeddings"] for name in ("e.npz", "shared.npz"))
     assert ours.shape == (1, 960) and np.array_equal(ours, theirs)
+    clap = "zeroshot tone.wav --weights m2d_clap_vit_tiny-80x64p16x16p16k.pth --text_encoder bert --device cpu --classes dog,rain"
+    assert sorted(line.split()[1] for line in run_outside(elsewhere, "env/bin/m2d-audio", *clap.split()).splitlines()[1:]) == [
+        "dog",
+        "rain",
+    ]
