@@ -1,5 +1,6 @@
 """Text encoders: poolings, padding, truncation, weights from a checkpoint, and what is missing."""
 
+import json
 import logging
 import sys
 
@@ -106,3 +107,15 @@ def test_what_cannot_be_loaded_is_said_in_one_line(bert, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers.utils", None)
     with pytest.raises(UserError, match=r"pip install 'm2d-audio\[clap\]'"):
         load_text_encoder(str(bert))
+
+
+def test_code_that_comes_with_a_model_is_not_run_unasked(tmp_path):
+    folder, marker = bert_folder(tmp_path / "bert"), tmp_path / "marker"
+    code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\n"
+    (folder / "evil.py").write_text(code + "from transformers import BertConfig as Config, BertModel as Model\n")
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "evil"}
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError) as error:
+        load_text_encoder(str(folder))
+    assert str(folder) in str(error.value) and not marker.exists()

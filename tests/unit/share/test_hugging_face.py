@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,14 @@ def test_every_program_reads_the_folder_back(checkpoints, folders):
     stacked, flat = (read_weights(folder) for folder in folders[1:])
     assert stacked.classes == flat.classes == NAMES and (stacked.single_label, flat.single_label) == (False, True)
     assert Tagger(folders[2]).names == NAMES
+
+
+def test_the_folders_code_is_not_run(folders, tmp_path):
+    shutil.copytree(folders[0], tmp_path / "shared")
+    (tmp_path / "shared/modeling_m2d.py").write_text("raise SystemExit('was run')\n")
+    audio = torch.randn(1, 30_000) * 0.1
+    ours, theirs = (RuntimeM2D.from_pretrained(folder) for folder in (tmp_path / "shared", folders[0]))
+    assert torch.equal(ours(audio), theirs(audio))
 
 
 def test_the_modeling_file_needs_no_other_of_the_project():
