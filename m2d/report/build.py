@@ -198,7 +198,7 @@ def _learned(look: Look, clips: Clips, most: int, sounds: bool) -> dict[str, Any
         look.notes.append("The encoder's outputs are not finite numbers: is the checkpoint damaged?")
         return None
     if classes is not None and len(kept) < len(rows):
-        classes = None  # too few of a class may be left
+        classes = learned.readable(classes, np.isin(rows, kept))
     names = [clips.names[row] for row in kept.tolist()]
     judged = classes is not None and not look.run.is_finetuning  # which has seen the labels
     judgements = learned.judge(classes, features) if judged else {}

@@ -71,6 +71,12 @@ def labelled_clips(data_path: Path, names: Sequence[str], most: int, labels: Seq
     return LabelledClips(paths, classes.tolist(), targets.astype(np.int64), np.arange(len(chosen)))
 
 
+def readable(clips: LabelledClips, read: np.ndarray) -> LabelledClips | None:
+    """The clips that could be read, bool `[N]`; none where too few of a class are left for the folds."""
+    left = clips[np.flatnonzero(read)]
+    return left if np.bincount(left.targets, minlength=len(clips.classes)).min() >= FOLDS else None
+
+
 def features_of(source: FeatureSource, crops: np.ndarray) -> np.ndarray:
     """Features of log-mel crops of one length, `[n, n_mels, frames]`: float32 `[n, width]`."""
     found = []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from m2d.evaluation.probe import Judgement
-from m2d.report.learned import ACCURACY, LOGMEL, NEXT_STEP, PROBE_CLIPS, TRAINED, UNTRAINED, labelled_clips, verdict
+from m2d.report.learned import ACCURACY, LOGMEL, NEXT_STEP, PROBE_CLIPS, TRAINED, UNTRAINED, labelled_clips, readable, verdict
 
 
 def names(**sizes: int) -> list[str]:
@@ -47,3 +47,12 @@ def test_says_whether_training_gained_anything(untrained, logmel, gained):
     assert lines[0] == f"linear probe on held-out clips:  80.0%  {TRAINED}"
     assert f"{100 * (0.8 - logmel):+.1f} points" in lines[4] and LOGMEL in lines[4]
     assert (lines[-1] == NEXT_STEP) is not gained
+
+
+def test_one_clip_that_cannot_be_read_leaves_the_others_to_probe_with():
+    clips = labelled_clips(Path(), [f"{kind}/{i}.npy" for kind in "ab" for i in range(12)], 24)
+    read = np.arange(24) != 3
+    left = readable(clips, read)
+    assert left.paths == [path for path, was_read in zip(clips.paths, read, strict=True) if was_read]
+    assert np.bincount(left.targets).tolist() == [11, 12]
+    assert readable(clips, np.arange(24) >= 10) is None
