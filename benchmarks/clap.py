@@ -198,20 +198,25 @@ def write_lists(out: Path, clips: list[Clip]) -> None:
         writer.writerows((clip.name, caption) for clip in read for caption in clip.captions)
 
 
-def judge(runtime: RuntimeM2D, sound: Path, clips: list[Clip], path: Path) -> None:
-    """Write how near the sounds that were not heard are to each name: those held out, and all of unread names.
-
-    The file has `cosines` [sounds, names], `own` [sounds], the place of a sound's own name, `task` [sounds], `files` [sounds],
-    `names` [names], `unread` [names], `vectors` [sounds, width] of the sounds and `texts` [names, width] of the names.
-    """
+def judge(runtime: RuntimeM2D, sound: Path, clips: list[Clip], out: Path) -> None:
+    """Write how near the sounds that were not heard are to each name: those held out, and all of unread names."""
     clips = [clip for clip in clips if clip.held_out or clip.unread]
     names = list(dict.fromkeys(clip.words for clip in clips))
     with torch.no_grad():
         texts = torch.nn.functional.normalize(runtime.encode_clap_text([PROMPT.format(name) for name in names]), dim=1)
         sounds = project(runtime, [np.load(sound / "lms" / Path(clip.name).with_suffix(".npy")) for clip in clips])
-    sounds = torch.nn.functional.normalize(sounds, dim=1)
+    save_judged(out, clips, names, torch.nn.functional.normalize(sounds, dim=1), texts)
+
+
+def save_judged(out: Path, clips: list[Clip], names: list[str], sounds: torch.Tensor, texts: torch.Tensor) -> None:
+    """Write OUT/judged.npz, from unit vectors of the sounds `[N, D]` and of the names `[names, D]`.
+
+    It has `cosines` [N, names], `own` [N], the place of a sound's own name, `task` [N], `files` [N], `names`, `unread` [names],
+    and both sides' vectors, `vectors` [N, D] and `texts` [names, D].
+    """
+    out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
-        path,
+        out / "judged.npz",
         cosines=(sounds @ texts.T).numpy().astype(np.float16),
         own=[names.index(clip.words) for clip in clips],
         task=[clip.task for clip in clips],
@@ -287,7 +292,7 @@ def main() -> None:
     assert train(M2D_CLAP, training_flags(args)) == 0
     runtime = RuntimeM2D(weight_file=args.out / f"run/checkpoint-{args.epochs}.pth")
     runtime.text_encoder = load_text_encoder(str(args.out / "text"))
-    judge(runtime, args.sound, clips, args.out / "judged.npz")
+    judge(runtime, args.sound, clips, args.out)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """Accuracies of several runs of clap.py, all sounds of all folds together, with chance and intervals.
 
-    python benchmarks/clap_folds.py OUT/* --plot unread.png --map map.png
+    python benchmarks/clap_folds.py OUT/* --control OWN/* --plot unread.png --map map.png
 
-Each OUT has the judged.npz of a run. Heard names are told apart among all of a task that the run read, unread ones among those
-that it did not read. Intervals (95 %) are bootstrapped over names: sounds of one name are no independent observations.
---plot draws the accuracy of each unread name, --map sounds and names of the first run.
+Each OUT has the judged.npz of a run. Names that captions had are told apart among all such of a task, unread ones among those
+of their fold. Intervals (95 %) are bootstrapped over names: sounds of one name are no independent observations. "Centred" is
+the accuracy after each name's mean cosine over the sounds was taken off, so that no name is near to everything.
+
+--control are runs to compare with, over the same folds. --plot draws the accuracy of each unread name, --map sounds and names of
+the first run.
 """
 
 import argparse
@@ -23,19 +26,22 @@ class Judged(NamedTuple):
     """Sounds of a task in a run, whose names were either read or not."""
 
     task: str
-    is_unread: bool
+    names: str  # read, unread, or unread and without a word of a read name
     own: np.ndarray  # the name of each sound [N], text
     right: np.ndarray  # the nearest name is its own [N]
     among_three: np.ndarray  # one of the three nearest is [N]
+    centred: np.ndarray  # the nearest is, after the mean cosine of each name was taken off [N]
     chance: np.ndarray  # 1 / names to choose from [N]
     place: np.ndarray  # of its own name among all of the task, 0 nearest to 1 farthest [N]
 
 
 def read(path: Path) -> Iterator[Judged]:
-    """What a run's judged.npz tells of each of its tasks."""
+    """What a run's judged.npz tells of each of its tasks, of names that were read and not, and of those without a read word."""
     with np.load(path) as file:
         cosines, own, task = file["cosines"].astype(np.float32), file["own"], file["task"]
         names, unread = file["names"], file["unread"]
+    read_words = {word for name in names[~unread] for word in name.split()}
+    is_new = np.array([read_words.isdisjoint(name.split()) for name in names])
     for each in dict.fromkeys(task.tolist()):
         here = task == each
         known = np.unique(own[here])
@@ -43,43 +49,64 @@ def read(path: Path) -> Iterator[Judged]:
             rows = np.flatnonzero(here & (unread[own] == is_unread))
             columns = known[unread[known] == is_unread]
             if len(rows) and len(columns) > 1:
-                order = columns[np.argsort(-cosines[np.ix_(rows, columns)], axis=1, kind="stable")]
-                right = order == own[rows, None]
+                among = cosines[np.ix_(rows, columns)]
+                right = columns[np.argsort(-among, axis=1, kind="stable")] == own[rows, None]
                 nearer = (cosines[np.ix_(rows, known)] > cosines[rows, own[rows]][:, None]).sum(axis=1)
-                yield Judged(
+                judged = Judged(
                     each,
-                    is_unread,
+                    "unread" if is_unread else "read",
                     names[own[rows]],
                     right[:, 0],
                     right[:, :3].any(axis=1),
+                    columns[(among - among.mean(axis=0)).argmax(axis=1)] == own[rows],
                     np.full(len(rows), 1 / len(columns)),
                     nearer / (len(known) - 1),
                 )
+                yield judged
+                if is_unread and is_new[own[rows]].any():
+                    values = [column[is_new[own[rows]]] for column in judged[2:]]
+                    yield Judged(each, "unread, of unread words", *values)
 
 
 def joined(parts: Sequence[Judged]) -> Judged:
     """Several runs as one."""
     columns = [np.concatenate(column) for column in zip(*(part[2:] for part in parts), strict=True)]
-    return Judged(parts[0].task, parts[0].is_unread, *columns)
+    return Judged(parts[0].task, parts[0].names, *columns)
 
 
-def interval(values: np.ndarray, names: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of a mean `[N]`, by drawing names with all their sounds."""
-    _, which = np.unique(names, return_inverse=True)
+def means(values: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """The mean of values `[N]` in DRAWS drawings of names with all their sounds; `which` `[N]` is the name of each sound."""
     sums, counts = np.bincount(which, values), np.bincount(which)
     drawn = np.random.default_rng(0).integers(0, len(counts), (DRAWS, len(counts)))
-    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (0.025, 0.975))
-    return float(low), float(high)
+    return sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
 
 
-def line(judged: Judged) -> str:
+def interval(drawn: np.ndarray, sign: str = "") -> str:
+    """The 95 % interval of drawn values, as text."""
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return f"({low:{sign}.3f} to {high:{sign}.3f})"
+
+
+def line(judged: Judged, control: Judged | None) -> str:
     """A row of the table."""
-    low, high = interval(judged.right, judged.own)
-    return (
-        f"| {judged.task} | {'unread' if judged.is_unread else 'read'} | {len(judged.own)} | {len(np.unique(judged.own))} "
-        f"| {judged.chance.mean():.3f} | {judged.right.mean():.3f} ({low:.3f} to {high:.3f}) | {judged.among_three.mean():.3f} "
-        f"| {np.median(judged.place):.3f} |"
-    )
+    names, which = np.unique(judged.own, return_inverse=True)
+    drawn = means(judged.right, which)
+    cells = [
+        f"{judged.task}, {judged.names}",
+        f"{len(judged.own)}",
+        f"{len(names)}",
+        f"{judged.chance.mean():.3f}",
+        f"{judged.right.mean():.3f} {interval(drawn)}",
+        f"{judged.centred.mean():.3f}",
+        f"{judged.among_three.mean():.3f}",
+        f"{np.median(judged.place):.2f}",
+    ]
+    if control is not None:
+        there, of_control = np.unique(control.own, return_inverse=True)
+        assert there.tolist() == names.tolist(), "the control has other names"
+        less = drawn - means(control.right, of_control)  # of the same drawings of names
+        cells.append(f"{judged.right.mean() - control.right.mean():+.3f} {interval(less, '+')}")
+    return f"| {' | '.join(cells)} |"
 
 
 def draw_names(judged: Judged, path: Path) -> None:
@@ -87,7 +114,7 @@ def draw_names(judged: Judged, path: Path) -> None:
     names = np.unique(judged.own)
     values = np.array([judged.right[judged.own == name].mean() for name in names])
     order = np.argsort(-values, kind="stable")
-    figure, axes = pyplot.subplots(figsize=(0.17 * len(names) + 1.5, 3.6), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(max(6.0, 0.17 * len(names) + 1.5), 3.6), layout="constrained")
     axes.bar(names[order], values[order], color="C0")
     axes.axhline(judged.chance.mean(), color="black", linestyle="--", label=f"chance {judged.chance.mean():.3f}")
     axes.axhline(judged.right.mean(), color="C1", label=f"mean {judged.right.mean():.3f}")
@@ -118,23 +145,31 @@ def draw_map(run: Path, task: str, path: Path) -> None:
     figure.savefig(path, dpi=100)
 
 
+def collected(runs: Sequence[Path]) -> dict[tuple[str, str], Judged]:
+    """All sounds of runs, by the task and what names they have."""
+    found: dict[tuple[str, str], list[Judged]] = {}
+    for run in runs:
+        for judged in read(run / "judged.npz"):
+            found.setdefault((judged.task, judged.names), []).append(judged)
+    return {key: joined(parts) for key, parts in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="OUT")
+    parser.add_argument("--control", nargs="+", type=Path, default=[], metavar="OUT")
     parser.add_argument("--plot", type=Path, metavar="FILE.png")
     parser.add_argument("--map", type=Path, metavar="FILE.png")
     parser.add_argument("--task", default="instruments", help="what --plot and --map draw")
     args = parser.parse_args()
-    found: dict[tuple[str, bool], list[Judged]] = {}
-    for run in args.runs:
-        for judged in read(run / "judged.npz"):
-            found.setdefault((judged.task, judged.is_unread), []).append(judged)
-    print("| task | names | sounds | names | by chance | accuracy (95 %) | among the first three | place of its own |")
-    print("|:--|:--|--:|--:|--:|--:|--:|--:|")
-    for key in sorted(found):
-        print(line(joined(found[key])))
+    found, control = collected(args.runs), collected(args.control)
+    heads = ["names", "sounds", "names", "by chance", "accuracy (95 %)", "centred", "among the first three", "place of its own"]
+    heads += ["more than the control (95 %)"] if control else []
+    print(f"| {' | '.join(heads)} |\n|:--|{'--:|' * (len(heads) - 1)}")
+    for key, judged in sorted(found.items()):
+        print(line(judged, control.get(key)))
     if args.plot:
-        draw_names(joined(found[args.task, True]), args.plot)
+        draw_names(found[args.task, "unread"], args.plot)
     if args.map:
         draw_map(args.runs[0] / "judged.npz", args.task, args.map)
 
