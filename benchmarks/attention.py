@@ -36,7 +36,7 @@ def compiled_size(kernel, settings_of: Callable[[torch.Tensor, int], dict], shap
     settings = settings_of(torch.empty(1, n, 3 * heads * head_width, device="meta"), heads)
     options = {key: settings.pop(key) for key in ("num_warps", "num_stages")}
     names = kernel.arg_names
-    signature = {name: POINTERS.get(name, "i32" if name in ("n", "first") else "constexpr") for name in names}
+    signature = {name: POINTERS.get(name, "i32" if name == "n" else "constexpr") for name in names}
     constants = {(names.index(name),): value for name, value in settings.items() if name in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in POINTERS}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)

@@ -5,8 +5,8 @@ on either way. Tokens before `first` are keys and values alone. The softmax is i
 
 A program handles one block of 64 tokens of one head. The forward goes over the key blocks with a running softmax and stores
 the logarithm of its denominator; the backward recomputes the weights from it (FlashAttention: Dao et al., 2022): once with
-the block as keys, for their and the values' gradients, and once with the block as queries, for theirs. Of up to 64 tokens
-one pass gives all three. At these lengths the second reading of a head's tokens comes from the cache.
+the block as keys, for their and the values' gradients, and once with the block as queries, for theirs. At these lengths the
+second reading of a head's tokens comes from the cache.
 
 Importing this module needs triton.
 """
@@ -46,9 +46,8 @@ def attention(qkv: torch.Tensor, heads: int, first: int = 0) -> torch.Tensor:
 
 
 @triton.jit
-def _load(head, rows, n, STRIDE: tl.constexpr, D: tl.constexpr):
-    """Rows `[BLOCK, D]` of a head, zero where they are not of 0 … n - 1."""
-    is_row = (rows >= 0) & (rows < n)
+def _load(head, rows, is_row, STRIDE: tl.constexpr, D: tl.constexpr):
+    """Rows `[BLOCK, D]` of a head, zero where there is none."""
     return tl.load(head + rows[:, None] * STRIDE + tl.arange(0, D)[None, :], mask=is_row[:, None], other=0.0)
 
 
@@ -58,16 +57,16 @@ def _store(head, rows, n, values, STRIDE: tl.constexpr, D: tl.constexpr):
     tl.store(at, values.to(head.dtype.element_ty), mask=rows[:, None] < n)
 
 
-@triton.jit(do_not_specialize=["n", "first"])
+@triton.jit(do_not_specialize=["n"])
 def _forward(
     qkv,
     out,
     lse,
     n,
-    first,
     H: tl.constexpr,
     D: tl.constexpr,
     SCALE: tl.constexpr,
+    FIRST: tl.constexpr,
     BLOCKS: tl.constexpr,
     QUERY_BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -76,19 +75,19 @@ def _forward(
     WIDTH: tl.constexpr = H * D
     pair = tl.program_id(0) // QUERY_BLOCKS  # clip and head
     clip = (pair // H).to(tl.int64)
-    queries = n - first
+    queries = n - FIRST
     query = qkv + clip * n * 3 * WIDTH + pair % H * D
     key, value = query + WIDTH, query + 2 * WIDTH
 
     rows = tl.program_id(0) % QUERY_BLOCKS * BLOCK + tl.arange(0, BLOCK)  # of the output
-    q = _load(query + first * 3 * WIDTH, rows, queries, 3 * WIDTH, D)
+    q = _load(query + FIRST * 3 * WIDTH, rows, rows < queries, 3 * WIDTH, D)
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     o = tl.zeros([BLOCK, D], tl.float32)
     for j in range(BLOCKS):
         columns = j * BLOCK + tl.arange(0, BLOCK)
-        k = _load(key, columns, n, 3 * WIDTH, D)
-        v = _load(value, columns, n, 3 * WIDTH, D)
+        k = _load(key, columns, columns < n, 3 * WIDTH, D)
+        v = _load(value, columns, columns < n, 3 * WIDTH, D)
         s = tl.where(columns[None, :] < n, tl.dot(q, tl.trans(k)) * SCALE, float("-inf"))
         new_top = tl.maximum(top, tl.max(s, 1))
         p = tl.exp2(s - new_top[:, None])
@@ -101,18 +100,20 @@ def _forward(
 
 
 @triton.jit
-def _query_rows(query, out, dout, lse, tokens, n, first, WIDTH: tl.constexpr, D: tl.constexpr):
+def _query_rows(query, out, dout, lse, tokens, n, FIRST: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr):
     """A block of tokens as queries: q, the gradient of their output, log2 of their denominators, and delta = Σ (dP · P)."""
-    q = _load(query, tokens, n, 3 * WIDTH, D)
-    rows = tokens - first
-    do = _load(dout, rows, n - first, WIDTH, D)
-    o = _load(out, rows, n - first, WIDTH, D)
+    is_query = tokens < n
+    q = _load(query, tokens, is_query, 3 * WIDTH, D)
+    if FIRST > 0:
+        is_query = is_query & (tokens >= FIRST)
+    do = _load(dout, tokens - FIRST, is_query, WIDTH, D)
+    o = _load(out, tokens - FIRST, is_query, WIDTH, D)
     # Infinite where a token is no query, which makes its weights zero.
-    denominator = tl.load(lse + rows, mask=(rows >= 0) & (tokens < n), other=float("inf"))
+    denominator = tl.load(lse + tokens - FIRST, mask=is_query, other=float("inf"))
     return q, do, denominator, tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
 
 
-@triton.jit(do_not_specialize=["n", "first"])
+@triton.jit(do_not_specialize=["n"])
 def _backward(
     qkv,
     out,
@@ -120,86 +121,79 @@ def _backward(
     lse,
     dqkv,
     n,
-    first,
     H: tl.constexpr,
     D: tl.constexpr,
     SCALE: tl.constexpr,
     FACTOR: tl.constexpr,
-    FIRST_BLOCK: tl.constexpr,
+    FIRST: tl.constexpr,
     BLOCKS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradients of one block of tokens as keys and values, then as queries. SCALE: log2(e) / √D; FACTOR: 1 / √D.
-
-    The first query is in block FIRST_BLOCK.
-    """
+    """Gradients of one block of tokens as keys and values, then as queries. SCALE: log2(e) / √D; FACTOR: 1 / √D."""
     WIDTH: tl.constexpr = H * D
     pair = tl.program_id(0) // BLOCKS
     clip = (pair // H).to(tl.int64)
-    packed, single = clip * n * 3 * WIDTH + pair % H * D, clip * (n - first) * WIDTH + pair % H * D
+    packed, single = clip * n * 3 * WIDTH + pair % H * D, clip * (n - FIRST) * WIDTH + pair % H * D
     query, key, value = qkv + packed, qkv + packed + WIDTH, qkv + packed + 2 * WIDTH
     gradient = dqkv + packed
     out += single
     dout += single
-    lse += pair.to(tl.int64) * (n - first)
+    lse += pair.to(tl.int64) * (n - FIRST)
     rows = tl.program_id(0) % BLOCKS * BLOCK + tl.arange(0, BLOCK)
 
-    k = _load(key, rows, n, 3 * WIDTH, D)
-    v = _load(value, rows, n, 3 * WIDTH, D)
+    k = _load(key, rows, rows < n, 3 * WIDTH, D)
+    v = _load(value, rows, rows < n, 3 * WIDTH, D)
     dk = tl.zeros([BLOCK, D], tl.float32)
     dv = tl.zeros([BLOCK, D], tl.float32)
-    dq = tl.zeros([BLOCK, D], tl.float32)
-    for i in range(FIRST_BLOCK, BLOCKS):
+    for i in range(FIRST // BLOCK, BLOCKS):
         at = i * BLOCK + tl.arange(0, BLOCK)
-        q, do, denominator, delta = _query_rows(query, out, dout, lse, at, n, first, WIDTH, D)  # pyright: ignore
-        # Keys first: dk and dv need no tile transposed.
+        q, do, denominator, delta = _query_rows(query, out, dout, lse, at, n, FIRST, WIDTH, D)  # pyright: ignore
+        # Keys first: no tile that was computed has to be transposed. Rows beyond the last key are never stored.
         p = tl.exp2(tl.dot(k, tl.trans(q)) * SCALE - denominator[None, :])
-        p = tl.where(rows[:, None] < n, p, 0.0)
-        ds = (p * (tl.dot(v, tl.trans(do)) - delta[None, :])).to(q.dtype)
+        ds = p * (tl.dot(v, tl.trans(do)) - delta[None, :])
         dv = tl.dot(p.to(do.dtype), do, dv)
-        dk = tl.dot(ds, q, dk)
-        if BLOCKS == 1:
-            dq = tl.dot(tl.trans(ds), k, dq)
+        dk = tl.dot(ds.to(q.dtype), q, dk)
     _store(gradient + WIDTH, rows, n, dk * FACTOR, 3 * WIDTH, D)
     _store(gradient + 2 * WIDTH, rows, n, dv, 3 * WIDTH, D)
 
-    if BLOCKS > 1:
-        q, do, denominator, delta = _query_rows(query, out, dout, lse, rows, n, first, WIDTH, D)
-        for j in range(BLOCKS):
-            columns = j * BLOCK + tl.arange(0, BLOCK)
-            k = _load(key, columns, n, 3 * WIDTH, D)
-            v = _load(value, columns, n, 3 * WIDTH, D)
-            p = tl.exp2(tl.dot(q, tl.trans(k)) * SCALE - denominator[:, None])
-            p = tl.where(columns[None, :] < n, p, 0.0)
-            ds = p * (tl.dot(do, tl.trans(v)) - delta[:, None])
-            dq = tl.dot(ds.to(k.dtype), k, dq)
+    q, do, denominator, delta = _query_rows(query, out, dout, lse, rows, n, FIRST, WIDTH, D)
+    dq = tl.zeros([BLOCK, D], tl.float32)
+    for j in range(BLOCKS):
+        columns = j * BLOCK + tl.arange(0, BLOCK)
+        k = _load(key, columns, columns < n, 3 * WIDTH, D)
+        v = _load(value, columns, columns < n, 3 * WIDTH, D)
+        p = tl.exp2(tl.dot(q, tl.trans(k)) * SCALE - denominator[:, None])
+        p = tl.where(columns[None, :] < n, p, 0.0)
+        ds = p * (tl.dot(do, tl.trans(v)) - delta[:, None])
+        dq = tl.dot(ds.to(k.dtype), k, dq)
     _store(gradient, rows, n, dq * FACTOR, 3 * WIDTH, D)
 
 
 # ---------------------------------------------------------------- the operator
 
 
-def _sizes(qkv: torch.Tensor, heads: int) -> dict:
+def _sizes(qkv: torch.Tensor, heads: int, first: int) -> dict:
     width = qkv.shape[2] // (3 * heads)
     blocks = -(-qkv.shape[1] // BLOCK)
-    return dict(H=heads, D=width, SCALE=math.log2(math.e) * width**-0.5, BLOCKS=blocks, BLOCK=BLOCK, num_warps=WARPS)
+    scale = math.log2(math.e) * width**-0.5
+    return dict(H=heads, D=width, SCALE=scale, FIRST=first, BLOCKS=blocks, BLOCK=BLOCK, num_warps=WARPS)
 
 
 def forward_settings(qkv: torch.Tensor, heads: int, first: int = 0) -> dict:
     """What the forward kernel is compiled for."""
-    return _sizes(qkv, heads) | dict(QUERY_BLOCKS=-(-(qkv.shape[1] - first) // BLOCK), num_stages=FORWARD_STAGES)
+    return _sizes(qkv, heads, first) | dict(QUERY_BLOCKS=-(-(qkv.shape[1] - first) // BLOCK), num_stages=FORWARD_STAGES)
 
 
 def backward_settings(qkv: torch.Tensor, heads: int, first: int = 0) -> dict:
     """What the backward kernel is compiled for."""
-    sizes = _sizes(qkv, heads)
-    return sizes | dict(FACTOR=sizes["D"] ** -0.5, FIRST_BLOCK=first // BLOCK, num_stages=BACKWARD_STAGES)
+    sizes = _sizes(qkv, heads, first)
+    return sizes | dict(FACTOR=sizes["D"] ** -0.5, num_stages=BACKWARD_STAGES)
 
 
 def launch_forward(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, heads: int, first: int) -> None:
     """Write the output and log2 of the denominators."""
     settings = forward_settings(qkv, heads, first)
-    _forward[qkv.shape[0] * heads * settings["QUERY_BLOCKS"],](qkv, out, lse, qkv.shape[1], first, **settings)
+    _forward[qkv.shape[0] * heads * settings["QUERY_BLOCKS"],](qkv, out, lse, qkv.shape[1], **settings)
 
 
 def launch_backward(
@@ -207,7 +201,7 @@ def launch_backward(
 ) -> None:
     """Write the gradient of the projection."""
     settings = backward_settings(qkv, heads, first)
-    _backward[qkv.shape[0] * heads * settings["BLOCKS"],](qkv, out, dout, lse, dqkv, qkv.shape[1], first, **settings)
+    _backward[qkv.shape[0] * heads * settings["BLOCKS"],](qkv, out, dout, lse, dqkv, qkv.shape[1], **settings)
 
 
 @torch.library.custom_op("m2d::short_attention", mutates_args=())

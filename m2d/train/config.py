@@ -256,8 +256,8 @@ class MachineSettings:
     device: str = flag("cuda", "auto, cuda (the CPU where there is none), mps or cpu")
     num_workers: int = flag(8, "threads that read ahead, per training process", alias="workers", low=0)
     pin_mem: bool = switch(True, "pin the loader's memory (CUDA)", "do not pin it")
-    compile: bool | None = switch(None, "compile the model; none: on CUDA", "do not compile it")
-    compile_blocks: bool = switch(False, "compile the transformer's blocks alone, alike ones once: in a fraction of the time")
+    compile: bool | None = switch(None, "compile the model as a whole", "compile nothing; neither flag: on CUDA as --compile_blocks")
+    compile_blocks: bool = switch(False, "compile the transformer's blocks, alike ones once, and what is between them")
     fsdp: bool = switch(False, "shard weights and optimizer state across ranks (FSDP2), for large models")
     rank_timeout: float = flag(
         10.0, "minutes after which a run of several processes ends if one of them does not answer", low=0.01

@@ -221,9 +221,11 @@ def make_trainer(
         sampler=sampler,
         peak_lr=optim.blr * sampler.per_update / 256 if optim.lr is None else optim.lr,
     )
-    if machine.compile if machine.compile is not None else machine.compile_blocks or device.type == "cuda" and not machine.fsdp:
+    by_itself = machine.compile is None and device.type == "cuda" and not machine.fsdp
+    if machine.compile or machine.compile_blocks or by_itself:
         first_batch = data.__getitems__(next(sampler.batches(epoch=0)))
-        try_compile(model, lambda: trainer.losses(model, first_batch)["loss"].backward(), machine.compile_blocks)
+        by_block = machine.compile_blocks or by_itself
+        try_compile(model, lambda: trainer.losses(model, first_batch)["loss"].backward(), by_block)
     return trainer
 
 
