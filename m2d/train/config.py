@@ -256,14 +256,18 @@ class MachineSettings:
     device: str = flag("cuda", "auto, cuda (the CPU where there is none), mps or cpu")
     num_workers: int = flag(8, "threads that read ahead, per training process", alias="workers", low=0)
     pin_mem: bool = switch(True, "pin the loader's memory (CUDA)", "do not pin it")
-    compile: bool | None = switch(None, "compile the model as a whole", "compile nothing; neither flag: on CUDA as --compile_blocks")
+    compile: bool | None = switch(None, "compile the model as a whole", "compile nothing; neither: on CUDA as --compile_blocks")
     compile_blocks: bool = switch(False, "compile the transformer's blocks, alike ones once, and what is between them")
     fsdp: bool = switch(False, "shard weights and optimizer state across ranks (FSDP2), for large models")
     rank_timeout: float = flag(
         10.0, "minutes after which a run of several processes ends if one of them does not answer", low=0.01
     )
     activation_checkpointing: bool = switch(False, "recompute activations in the backward pass, to save memory")
-    recompute_gelu: bool = switch(False, "recompute the GELUs in the backward pass, to save a quarter of the activations' memory")
+    recompute_gelu: bool | None = switch(
+        None,
+        "recompute the GELUs in the backward pass: a fifth less memory; neither: in compiled code on CUDA, at no cost",
+        "keep the GELUs' outputs",
+    )
     fp8: bool = switch(False, "the blocks' linear layers in float8 by torchao, with --bf16 on GPUs from Ada and Hopper on")
     half_target: bool = switch(False, "keep the target encoder's tokens in half precision between its blocks (CUDA)")
     short_attention: bool | None = switch(

@@ -10,12 +10,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import torch
 
-from ..models.vit import AudioViT
+from ..models.float8 import use_float8
+from ..models.vit import AudioViT, has_triton
 from ..utils.cache import cache_folder
 from ..utils.malloc import keep_freed_memory
+from .config import MachineSettings
 
 logger = logging.getLogger("m2d")
 
@@ -66,6 +69,25 @@ def total_memory(device: torch.device) -> int | None:
     with suppress(OSError, ValueError):  # a container's limit; "max" where there is none
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     return min(limits, default=None)
+
+
+def choose_computation(model: AudioViT, machine: MachineSettings, device: torch.device) -> Literal["", "blocks", "whole"]:
+    """Set up how a model on a device is computed; returns what of it to compile.
+
+    On CUDA, where the settings leave it open: attention by our kernels if triton is installed; compilation by block, which on an
+    H200 keeps 98.7% of the speed of the whole model compiled, in a third of the time; GELUs computed again in compiled code.
+    """
+    if machine.fp8:
+        use_float8(model)
+    on_cuda = device.type == "cuda"
+    compiles_itself = machine.compile is None and on_cuda and not machine.fsdp
+    by_block = machine.compile_blocks or compiles_itself
+    compilation = "blocks" if by_block else "whole" if machine.compile else ""
+    model.recompute_activations(machine.activation_checkpointing)
+    model.recompute_gelu(on_cuda and bool(compilation) if machine.recompute_gelu is None else machine.recompute_gelu)
+    model.use_short_attention(on_cuda and has_triton() if machine.short_attention is None else machine.short_attention)
+    model.half_target = machine.half_target
+    return compilation
 
 
 def keep_compiled_code() -> None:

@@ -21,14 +21,12 @@ from ..data.norm_stats import cached_stats
 from ..data.open import open_store
 from ..data.sampler import EpochSampler, MixedOrder
 from ..models import registry
-from ..models.float8 import use_float8
 from ..models.masked_vit import MaskedPredictorViT
 from ..models.onednn import use_onednn_if_faster
-from ..models.vit import has_triton
 from ..utils.errors import UserError
 from .batch_transform import BatchTransform, MaskRule
 from .config import Settings
-from .device import configure, precision_of, try_compile
+from .device import choose_computation, configure, precision_of, try_compile
 from .distributed.collectives import from_rank0, gather_rows, lockstep, run_on_all_ranks
 from .distributed.fsdp import shard
 from .distributed.launch import Launch
@@ -194,13 +192,7 @@ def make_trainer(
     model.to(device)
     if device.type == "cpu":
         use_onednn_if_faster(model)
-    if machine.fp8:
-        use_float8(model)
-    model.recompute_activations(machine.activation_checkpointing)
-    model.recompute_gelu(machine.recompute_gelu)
-    model.half_target = machine.half_target
-    wanted = machine.short_attention
-    model.use_short_attention(device.type == "cuda" and has_triton() if wanted is None else wanted)
+    compilation = choose_computation(model, machine, device)
     mask = MaskRule(
         model.grid_size(),
         settings.model.mask_ratio,
@@ -221,11 +213,9 @@ def make_trainer(
         sampler=sampler,
         peak_lr=optim.blr * sampler.per_update / 256 if optim.lr is None else optim.lr,
     )
-    by_itself = machine.compile is None and device.type == "cuda" and not machine.fsdp
-    if machine.compile or machine.compile_blocks or by_itself:
+    if compilation:
         first_batch = data.__getitems__(next(sampler.batches(epoch=0)))
-        by_block = machine.compile_blocks or by_itself
-        try_compile(model, lambda: trainer.losses(model, first_batch)["loss"].backward(), by_block)
+        try_compile(model, lambda: trainer.losses(model, first_batch)["loss"].backward(), by_block=compilation == "blocks")
     return trainer
 
 

@@ -17,7 +17,9 @@ from benchmarks.train_step import PLAIN, Choices, Step, make_batch
 from m2d.data.batch import Batch
 from m2d.data.loader import on_device
 from m2d.models import registry as models_mae
+from m2d.models.block import Attention, FeedForward
 from m2d.train import device as compute
+from m2d.train.config import MachineSettings
 from m2d.train.cost import blocks_flops, step_flops, step_memory
 
 STEPS = 3
@@ -186,6 +188,26 @@ def test_alike_blocks_and_the_code_between_them_are_compiled_once_and_in_trainin
     step.model.eval()
     step.model(torch.cat([batch[0]] * 2), 0.6)
     assert len(compiled) == 4 + 5
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "compilation", "short", "recomputes"),
+    [
+        ("cpu", {}, "", False, False),
+        ("cpu", dict(compile=True), "whole", False, False),
+        ("cpu", dict(compile_blocks=True, recompute_gelu=True), "blocks", False, True),
+        ("cuda", {}, "blocks", True, True),
+        ("cuda", dict(compile=True, short_attention=False, recompute_gelu=False), "whole", False, False),
+        ("cuda", dict(compile=False), "", True, False),
+        ("cuda", dict(fsdp=True), "", True, False),
+    ],
+)
+def test_what_the_settings_leave_open_is_chosen_by_device(device, flags, compilation, short, recomputes):
+    pytest.importorskip("triton")
+    model = small_model("m2d")
+    assert compute.choose_computation(model, MachineSettings(**flags), torch.device(device)) == compilation
+    assert {module.short for module in model.modules() if isinstance(module, Attention)} == {short}
+    assert {module.recompute_gelu for module in model.modules() if isinstance(module, FeedForward)} == {recomputes}
 
 
 def test_inference_is_compiled_once_for_all_sizes(settings, fresh_compiler):
