@@ -41,6 +41,7 @@ logger = logging.getLogger("m2d")
 
 _PROGRAM = "m2d zeroshot"
 _MOST_DRAWN = 60  # files and classes that a picture can name
+_LETTER = 0.08  # inches
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -99,7 +100,8 @@ def draw_scores(path: Path, scores: np.ndarray, files: Sequence[str], names: Seq
     from matplotlib.figure import Figure
 
     scores, files, names = scores[:_MOST_DRAWN, :_MOST_DRAWN], files[:_MOST_DRAWN], names[:_MOST_DRAWN]
-    figure = Figure(figsize=(4 + 0.28 * len(names), 2.5 + 0.22 * len(files)), layout="constrained")
+    left, below = (_LETTER * max(map(len, texts)) for texts in (files, names))
+    figure = Figure(figsize=(4 + left + 0.28 * len(names), 2.5 + below + 0.22 * len(files)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(scores, cmap="magma", aspect="auto")
     axes.set_xticks(range(len(names)), names, rotation=90)

@@ -11,6 +11,7 @@ from checkpoint_files import semantic_tensors, write_checkpoint, write_clap
 from recordings import melody
 
 from m2d.cli.search import main as search
+from m2d.cli.zeroshot import draw_scores
 from m2d.cli.zeroshot import main as zeroshot
 from m2d.evaluation.sound_index import SoundIndex
 from m2d.evaluation.zero_shot import class_names, judge, prompts
@@ -241,3 +242,10 @@ def test_figures_of_scores():
     assert judge(scores, np.array([0, 1, 1])) == ("accuracy", pytest.approx(2 / 3))
     name, value = judge(scores, np.array([[1, 0], [0, 1], [0, 1]], dtype=bool))
     assert name == "mAP" and value == pytest.approx(1.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_names_leave_room_for_the_picture(tmp_path):
+    files = [f"recordings/{'a rather long name ' * 5}{n}.wav" for n in range(3)]
+    draw_scores(tmp_path / "scores.png", np.eye(3), files, ["dog", "rain on a roof that goes on and on", "a voice"])
+    assert (tmp_path / "scores.png").stat().st_size > 0
