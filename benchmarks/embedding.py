@@ -112,7 +112,12 @@ def main() -> None:
     device = torch.device(args.device)
     audio = torch.rand(args.batch_size, int(args.seconds * 16000), device=device) - 0.5
     ways = all_ways(args)
-    found = {name: way(audio) for name, way in ways.items()}
+    found = {}
+    for name, way in ways.items():
+        begin = time.perf_counter()
+        found[name] = way(audio)
+        compute.synchronize(device)
+        print(f"{name}: first batch in {time.perf_counter() - begin:.1f} s", flush=True)
     expected = found["plain"]
     times = {name: [] for name in ways}
     for name, way in [*ways.items()] * args.rounds:

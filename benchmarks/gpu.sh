@@ -67,16 +67,16 @@ theirs=("$PYTHON" benchmarks/published_step.py "$published" --device "$device")
 if [ "$device" = cpu ]; then
   theirs+=(--precision fp32)
 else
-  step+=(--precision bf16 --compile)
+  step+=(--precision bf16)
   embedding+=(--compile)
   files+=(--bf16)
   run+=(--bf16)
 fi
 base=m2d_vit_base batch=(--batch_size 512)
-options=(--short_attention --recompute_gelu --half_target)
+fast=(--compile_blocks --short_attention)
 if [ -n "$quick" ]; then
   base=m2d_vit_tiny batch=()
-  step+=("${options[@]}")
+  step+=(--short_attention --recompute_gelu --half_target)
   tiny=(--batch_size 1 --input_size 80x16 --steps 1)
   step+=("${tiny[@]}" --warmup 0 --rounds 1)
   theirs+=("${tiny[@]}" --warmup 0)
@@ -87,27 +87,29 @@ else
   step+=(--steps 5 --warmup 3 --rounds 3)
   embedding+=(--steps 20 --warmup 5)
 fi
-part step 130 "${step[@]}" --model $base "${batch[@]}" --gaps
-[ "$device" = cpu ] || part tests 120 "$PYTHON" -m pytest -m gpu -p no:cacheprovider --tb=short
+[ "$device" = cpu ] || step+=("${fast[@]}")
+part step 90 "${step[@]}" --model $base "${batch[@]}" --gaps
+part embedding 90 "${embedding[@]}"
+[ "$device" = cpu ] || part tests 150 "$PYTHON" -m pytest -m 'gpu and not slow' -p no:cacheprovider --tb=short
 [ -z "$published" ] || part published 60 "${theirs[@]}" --model $base "${batch[@]}"
-part embedding 60 "${embedding[@]}"
+part embed_files 70 "${files[@]}"
 if [ -z "$quick" ]; then
   part restart 40 "${step[@]}" --fast_only --model $base "${batch[@]}" --rounds 1 # compiled before: the cache is there
-  part compile_blocks 60 "${step[@]}" --fast_only --model $base "${batch[@]}" --compile_blocks
-  for option in "${options[@]}" --fp8; do
-    part "${option#--}" 50 "${step[@]}" --fast_only --model $base "${batch[@]}" --compile_blocks "$option"
+  for option in --recompute_gelu --half_target --no-short_attention; do
+    part "${option#--}" 40 "${step[@]}" --fast_only --model $base "${batch[@]}" "$option"
   done
+  part tiny 50 "${step[@]}" --fast_only --model m2d_vit_tiny --input_size 80x208 --batch_size 256 --gaps
+  part m2d_as 40 "${step[@]}" --fast_only --model m2d_as_vit_base --batch_size 512
+  part m2d_x 40 "${step[@]}" --fast_only --model m2d_x_vit_base --batch_size 512
+  part m2d_s 50 "${step[@]}" --fast_only --model m2d_s_vit_base --patch_size 80x2 --batch_size 256
+  part msm_mae 40 "${step[@]}" --fast_only --model msm_mae_vit_base --mask_ratio 0.75 --batch_size 512
 fi
-[ "$device" = cpu ] || part attention 30 "$PYTHON" -m benchmarks.attention
 part run_from_pack 80 "${run[@]}"
-part embed_files 60 "${files[@]}"
+[ "$device" = cpu ] || part attention 30 "$PYTHON" -m benchmarks.attention
 if [ -z "$quick" ]; then
-  part m2d_s 70 "${step[@]}" --fast_only --model m2d_s_vit_base --patch_size 80x2 --batch_size 256
-  part m2d_as 70 "${step[@]}" --fast_only --model m2d_as_vit_base --batch_size 512
-  part m2d_x 70 "${step[@]}" --fast_only --model m2d_x_vit_base --batch_size 512
-  part msm_mae 70 "${step[@]}" --fast_only --model msm_mae_vit_base --mask_ratio 0.75 --batch_size 512
-  part tiny 60 "${step[@]}" --fast_only --model m2d_vit_tiny --input_size 80x208 --batch_size 256 --gaps
-  part small 60 "${step[@]}" --fast_only --model m2d_vit_small --input_size 80x208 --batch_size 256 --gaps
+  part small 50 "${step[@]}" --fast_only --model m2d_vit_small --input_size 80x208 --batch_size 256 --gaps
+  part fp8 60 "${step[@]}" --fast_only --model $base "${batch[@]}" --fp8
+  part whole 90 "${step[@]}" --no-compile_blocks --compile --fast_only --model $base "${batch[@]}"
 fi
 tests=$(tail -n 1 "$out/tests.txt" 2>/dev/null) && echo "| pytest -m gpu | $tests |" >>"$table"
 cat "$table"

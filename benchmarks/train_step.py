@@ -1,7 +1,7 @@
 """The training step against a plain one in the same run: clips/s, arithmetic, peak memory.
 
     python -m benchmarks.train_step --device cpu --model m2d_vit_base --input_size 80x208 --batch_size 16
-    python -m benchmarks.train_step --device cuda --precision bf16 --batch_size 512 --compile
+    python -m benchmarks.train_step --device cuda --precision bf16 --batch_size 512 --compile_blocks --short_attention
 
 The plain step is written the obvious way: PyTorch's own linear layers, attention as two products and a softmax, AdamW and
 EMA one parameter after the other, all tokens projected, the loss read at every step, freed memory given back. Both see the
@@ -62,10 +62,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of what autocast covers")
     parser.add_argument("--compile", action="store_true", help="compile the fast step's model")
-    parser.add_argument("--compile_blocks", action="store_true", help="compile its blocks alone")
+    parser.add_argument("--compile_blocks", action=argparse.BooleanOptionalAction, default=False, help="compile its blocks alone")
     setting = "with --compile or --compile_blocks: a setting of torch._inductor.config; may be repeated"
     parser.add_argument("--inductor", action="append", default=[], metavar="NAME=VALUE", help=setting)
-    parser.add_argument("--short_attention", action="store_true", help="the fast step's attention by our Triton kernels")
+    parser.add_argument(
+        "--short_attention",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="the fast step's attention by our Triton kernels",
+    )
     parser.add_argument("--recompute_gelu", action="store_true", help="the fast step's GELUs once more in the backward pass")
     parser.add_argument("--fp8", action="store_true", help="the linear layers of its blocks in float8 (on a CPU: emulated)")
     parser.add_argument("--half_target", action="store_true", help="the fast step's target encoder with tokens in half precision")
