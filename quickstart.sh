@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# From audio to a pre-trained encoder in one command: sets up, converts, pre-trains a small masked autoencoder for a few
-# minutes, and shows what it learned, beside what the untrained encoder and the spectrogram's statistics already tell.
+# From audio to a pre-trained encoder in one command: sets up, converts, pre-trains for a few minutes, and shows what was
+# learned, beside what the untrained encoder and the spectrogram's statistics already tell.
 #
-#   bash quickstart.sh              on 600 sounds of ten classes, synthesised here
-#   bash quickstart.sh AUDIO_DIR    on your recordings of any format (data/README.md), in folders or not
+#   bash quickstart.sh              a masked autoencoder from scratch, on 600 sounds of ten classes, synthesised here
+#   bash quickstart.sh AUDIO_DIR    on your recordings of any format (data/README.md), in folders or not: M2D-X from the encoder
+#                                   that comes along (weights/README.md), which is its teacher too
 #
 # Everything goes below quickstart/ (QUICKSTART_DIR names another folder). What is there already is used again: a run that
 # was stopped continues, a finished one is shown. QUICKSTART_EPOCHS and QUICKSTART_CLIPS (sounds of a class) make it shorter
@@ -14,12 +15,17 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=util/setup_venv.sh
 source "$ROOT/util/setup_venv.sh"
 
-# docs/learning.md says what was tried: in minutes M2D's own target collapses, and reconstruction holds its ground.
-RECIPE=(--patch_size 16x16 --decoder_depth 1 --mask_ratio 0.75 --norm_pix_loss --lr 1e-3)
-ON_CPU=(--model mae_vit_mini --input_size 80x96 --batch_size 64)
-ON_GPU=(--model mae_vit_small --input_size 80x208 --batch_size 256) # not measured
-CLIPS_SEEN=128000                                                   # over the whole run
-CLIPS_SEEN_ON_GPU=600000
+# docs/learning.md says what was tried: from scratch, in minutes, M2D's own target collapses, and reconstruction holds its ground.
+# Nothing from scratch is worth its minutes on every task; M2D-X from the encoder that comes along is.
+SCRATCH=(mae --patch_size 16x16 --decoder_depth 1 --mask_ratio 0.75 --norm_pix_loss --lr 1e-3)
+SCRATCH_ON_CPU=(--model mae_vit_mini --input_size 80x96 --batch_size 64)
+SCRATCH_ON_GPU=(--model mae_vit_small --input_size 80x208 --batch_size 256) # not measured
+FURTHER=(m2d --model m2d_x_vit_mini --input_size 80x96 --patch_size 16x8 --decoder_depth 1 --mask_ratio 0.5 --weights tiny --teacher tiny
+  --loss_m2d 0.3 --loss_off 1 --ema_decay_init 0.996 --ema_decay 0.9999 --lr 3e-4)
+FURTHER_ON_CPU=(--batch_size 64)
+FURTHER_ON_GPU=(--batch_size 256)                     # not measured
+SCRATCH_CLIPS=128000 SCRATCH_CLIPS_ON_GPU=600000      # seen over the whole run
+FURTHER_CLIPS=24000 FURTHER_CLIPS_ON_GPU=100000
 LEAST_CLIPS=200  # of an epoch: the clips of a smaller folder are repeated
 MOST_CLIPS=12000 # of a larger folder, so many evenly spread ones are trained on
 
@@ -57,7 +63,7 @@ convert() {
 }
 
 main() {
-  local audio=${1:-} base work run clips epochs began=$SECONDS
+  local audio=${1:-} base work run clips epochs seen recipe began=$SECONDS
   [ $# -le 1 ] || fail "one folder at most: bash quickstart.sh [AUDIO_DIR]"
   if [ -n "$audio" ]; then
     [ -d "$audio" ] || fail "$audio is not a folder"
@@ -85,20 +91,21 @@ main() {
   mkdir -p "$work"
   convert "$audio" "$work"
 
-  if has_gpu; then
-    RECIPE+=("${ON_GPU[@]}")
-    CLIPS_SEEN=$CLIPS_SEEN_ON_GPU
-    LEAST_CLIPS=2000
+  if [ $# -eq 0 ]; then
+    recipe=("${SCRATCH[@]}" "${SCRATCH_ON_CPU[@]}") seen=$SCRATCH_CLIPS
+    if has_gpu; then recipe=("${SCRATCH[@]}" "${SCRATCH_ON_GPU[@]}") seen=$SCRATCH_CLIPS_ON_GPU LEAST_CLIPS=2000; fi
   else
-    RECIPE+=("${ON_CPU[@]}")
+    recipe=("${FURTHER[@]}" "${FURTHER_ON_CPU[@]}") seen=$FURTHER_CLIPS
+    if has_gpu; then recipe=("${FURTHER[@]}" "${FURTHER_ON_GPU[@]}") seen=$FURTHER_CLIPS_ON_GPU LEAST_CLIPS=2000; fi
   fi
   clips=$(($(wc -l <"$work/clips.csv") - 1))
-  epochs=${QUICKSTART_EPOCHS:-$((CLIPS_SEEN / (clips > LEAST_CLIPS ? clips : LEAST_CLIPS)))}
-  RECIPE+=(--epochs "$epochs" --warmup_epochs $((epochs / 10)) --min_ds_size "$LEAST_CLIPS" --seed 0)
-  # Other clips or another recipe make another run; the same ones go on with it.
-  run=$work/run-$({ printf '%s\n' "${RECIPE[@]}" && cat "$work/clips.csv"; } | cksum | cut -d' ' -f1)
+  epochs=${QUICKSTART_EPOCHS:-$((seen / (clips > LEAST_CLIPS ? clips : LEAST_CLIPS)))}
+  epochs=$((epochs > 0 ? epochs : 1))
+  recipe+=(--epochs "$epochs" --warmup_epochs $((epochs / 10)) --min_ds_size "$LEAST_CLIPS" --seed 0)
+  # Other clips or another recipe make another run; the same ones continue it.
+  run=$work/run-$({ printf '%s\n' "${recipe[@]}" && cat "$work/clips.csv"; } | cksum | cut -d' ' -f1)
   step "Pre-training on $clips clips, $epochs epochs"
-  "$PYTHON" mae_train_audio.py "${RECIPE[@]}" --data_path "$work" --csv_main "$work/clips.csv" --output_dir "$run" --auto_resume \
+  "$PYTHON" -m m2d train "${recipe[@]}" --data_path "$work" --csv_main "$work/clips.csv" --output_dir "$run" --auto_resume \
     --save_freq "$epochs" --eval_after "$epochs" --save_minutes 1 --feature_eval_freq 0 --num_workers 1
 
   step "What was learned"
@@ -107,8 +114,12 @@ main() {
     echo "These sounds were synthesised here: they show that it works. docs/learning.md has figures for real sound."
   fi
   step "Done in $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s. Your encoder: $run/checkpoint-$epochs.pth"
-  echo "README.md continues from here: embed audio with it, or train M2D on more data with train_audio.py."
-  echo "Where folders are classes, compare it with the encoder that comes along (weights/README.md):"
+  echo "README.md continues from here: embed audio with it, or pre-train on more data."
+  if [ $# -eq 0 ]; then
+    echo "Where folders are classes, compare it with the encoder that comes along (weights/README.md):"
+  else
+    echo "It began as the encoder tiny (weights/README.md). Where folders are classes, compare the two:"
+  fi
   printf '  m2d probe %q --weights %q tiny\n' "$audio" "$run/checkpoint-$epochs.pth"
 }
 

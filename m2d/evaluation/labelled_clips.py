@@ -181,8 +181,8 @@ def _warn_of_shared_groups(path: Path, groups: np.ndarray, splits: np.ndarray) -
     """Figures of clips whose group was trained on flatter: a list's own splits are kept, with a word."""
     shared = np.intersect1d(groups[splits == "train"], groups[splits != "train"])
     if len(shared):
-        groups = counted(len(shared), "group")
-        logger.warning("%s: %s with clips in the split train and in another: figures will flatter", shown(path), groups)
+        count = counted(len(shared), "group")
+        logger.warning("%s: %s with clips in the split train and in another: figures will flatter", shown(path), count)
 
 
 def _numbered(names: Iterable[str]) -> np.ndarray:

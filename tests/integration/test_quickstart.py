@@ -83,6 +83,9 @@ def test_own_recordings_of_several_formats(tmp_path):
     assert "linear probe" not in result.stdout
     assert len(list((tmp_path / "out").rglob("*.npy"))) == 4
     assert len(list((tmp_path / "out").rglob("learned.png"))) == 1
+    runtime = RuntimeM2D(weight_file=next((tmp_path / "out").rglob("checkpoint-1.pth")))
+    assert runtime.cfg.model == "m2d_x_vit_mini"
+    assert "began as the encoder tiny" in result.stdout
 
 
 @pytest.mark.parametrize(
