@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from m2d.audio.logmel import SILENCE
@@ -70,7 +71,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--mask_ratio", type=float, default=0.7)
     parser.add_argument("--frames", type=int, default=96, help="of a crop")
+    parser.add_argument("--patch", type=int, nargs=2, default=(16, 16), help="mel bands and frames of a patch")
     parser.add_argument("--depth", type=int, default=6, help="blocks of the encoder")
+    parser.add_argument("--predictor_depth", type=int, default=1, help="blocks of the predictor")
     parser.add_argument("--ema", type=float, nargs=2, default=(0.996, 0.9999), help="EMA decay at the first and last update")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -92,7 +95,9 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace, seen: int, row: dict) -> None:
-    row = {"objective": args.objective, "seen": seen, "seed": args.seed} | row
+    settings = dict(lr=args.lr, mask_ratio=args.mask_ratio, frames=args.frames, patch=list(args.patch), depth=args.depth)
+    settings |= dict(predictor_depth=args.predictor_depth, batch_size=args.batch_size)
+    row = {"objective": args.objective, "seen": seen, "seed": args.seed} | settings | row
     print(
         "{objective} {seen:6d} {task:12s} {features:18s} {accuracy:.3f} ({low:.3f} to {high:.3f})  RankMe {rankme:.0f}".format(
             **row
@@ -163,10 +168,11 @@ class Learner(M2DViT):
     """An encoder of width 192 with heads for every objective."""
 
     def __init__(self, objective: Objective, args: argparse.Namespace):
-        size = dict(embed_dim=192, depth=args.depth, num_heads=3, decoder_embed_dim=128, decoder_depth=1, decoder_num_heads=4)
-        super().__init__(img_size=(BANDS, args.frames), patch_size=(16, 16), **size)
+        predictor = dict(decoder_embed_dim=128, decoder_depth=args.predictor_depth, decoder_num_heads=4)
+        size = dict(embed_dim=192, depth=args.depth, num_heads=3, **predictor)
+        super().__init__(img_size=(BANDS, args.frames), patch_size=args.patch, **size)
         self.objective, self.mask_ratio = objective, args.mask_ratio
-        self.pixel_head = nn.Linear(128, 256)
+        self.pixel_head = nn.Linear(128, math.prod(args.patch))
         self.clip_head = nn.Sequential(nn.Linear(192, 256), nn.BatchNorm1d(256), nn.GELU(), nn.Linear(256, 128))
 
     def loss(self, x: torch.Tensor, silence: float) -> torch.Tensor:
@@ -187,7 +193,7 @@ class Learner(M2DViT):
                 target = (target - mean) * (variance + 1e-6).rsqrt()
             total = total + weights.m2d * self.forward_loss(target, self.decoder_pred(predicted))
         if weights.pixels:
-            values = first[:, 0].unflatten(1, (rows, 16)).unflatten(3, (columns, 16)).transpose(2, 3).flatten(3).flatten(1, 2)
+            values = rearrange(first[:, 0], "b (f h) (t w) -> b (f t) (h w)", f=rows, t=columns)
             total = total + weights.pixels * F.mse_loss(self.pixel_head(predicted), self.standardize(take_tokens(values, hidden)))
         if weights.clips:
             if weights.distort:
@@ -247,7 +253,7 @@ def encoder_statistics(model: Learner, lms: Lms, clips: list[torch.Tensor]) -> d
     pooled = []
     for clip in clips:
         x = (clip.float() - lms.mean) / lms.std
-        x = F.pad(x, (0, -x.shape[1] % 16))
+        x = F.pad(x, (0, -x.shape[1] % model.patch_size()[1]))
         parts = []
         for piece in x.split(lms.frames, dim=1):
             tokens = model.embed(piece[None, None], adjust_short=True)
