@@ -45,6 +45,7 @@ logger = logging.getLogger("m2d")
 SAMPLE_RATE = 16000
 SAMPLES_PER_FEATURE = 320  # 50 Hz: two log-mel frames
 SETTINGS_FILE = "settings.json"
+LIST_COLUMNS = ("file_name",)
 
 
 class Teacher:
@@ -239,7 +240,7 @@ def write_csv(paths: list[Path], dest: Path, dest_csv: Path) -> Path:
     """List the clips that are there. Returns the folder that the names are relative to: training's --data_path."""
     base, names = names_in_list(paths, dest, dest_csv)
     dest_csv.parent.mkdir(parents=True, exist_ok=True)
-    atomic_file.write_csv(dest_csv, ("file_name",), ((name,) for name in names))
+    atomic_file.write_csv(dest_csv, LIST_COLUMNS, ((name,) for name in names))
     return base
 
 
@@ -271,9 +272,11 @@ def run(args: argparse.Namespace) -> int:
     missing = {source: path for source, path in jobs.items() if not is_whole(path)}
     logger.info("%d clips, %d of them done before", len(jobs), len(jobs) - len(missing))
     failed = 0
-    check_outputs(
-        [args.dest_csv], (), args.overwrite, lambda path: lists_only(path, set(names_in_list(jobs.values(), args.dest, path)[1]))
-    )
+
+    def is_own(path: Path) -> bool:
+        return lists_only(path, LIST_COLUMNS, {(name,) for name in names_in_list(jobs.values(), args.dest, path)[1]})
+
+    check_outputs([args.dest_csv], (), args.overwrite, is_own)
     claim(args.dest, {"teacher": args.teacher, "layer": args.layer, "min_seconds": args.min_seconds})
     if missing:
         teacher = Teacher(args.teacher, args.layer, pick_device(args.device))

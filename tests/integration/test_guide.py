@@ -128,11 +128,12 @@ def test_the_numbers_of_a_shorter_run():
 
 def test_quickstart_trains_what_it_is_said_to_train():
     script, page = ((ROOT / name).read_text() for name in ("quickstart.sh", "docs/learning.md"))
-    for place in ("ON_CPU", "ON_GPU"):
-        model = re.search(rf"{place}=\(--model (\w+)", script)[1]
-        assert f"`{model}`" in page
-    for clips in re.findall(r"^CLIPS_SEEN\w*=(\d+)", script, re.M):
-        assert f"{int(clips):,} clips" in page
+    models = set(re.findall(r"--model (\w+)", script))
+    assert models == {"mae_vit_mini", "mae_vit_small", "m2d_x_vit_mini"}
+    clips = re.findall(r"\b(?:SCRATCH|FURTHER)_CLIPS\w*=(\d+)", script)
+    assert len(clips) == 4
+    for words in (*(f"`{model}`" for model in models), *(f"{int(count):,} clips" for count in clips)):
+        assert words in page
 
 
 def test_its_links_lead_somewhere():
