@@ -39,6 +39,8 @@ class Trial:
         scaler = StandardScaler().fit(self.features[self.fitted])
         self.deviations = scaler.scale_
         self.x, self.y = scaler.transform(self.features[self.fitted]), self.targets[self.fitted]
+        if len(np.unique(self.y)) <= self.targets.max():
+            raise SystemExit(f"probe.py: error: of {classes} classes some have no fitted clip: --clips needs more than {clips}")
         self.held_out, self.wanted = scaler.transform(self.features[~self.fitted]), self.targets[~self.fitted]
 
     def figures(self, scores: np.ndarray, weights: np.ndarray, held_out: np.ndarray, strength: float) -> tuple[float, float]:
