@@ -2,7 +2,10 @@
 
 import logging
 import random
+from collections.abc import Iterator
+from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from hypothesis import settings
 from small_runs import small_builders
 
 from m2d.models import registry as models_mae
+from m2d.utils import remote
 
 # Small tensors gain nothing from threads, and sums taken in one order give the same digits on any number of cores.
 torch.set_num_threads(1)
@@ -41,3 +45,15 @@ def small_workplace(tmp_path, monkeypatch):
     for name, builder in small_builders().items():
         monkeypatch.setitem(models_mae.BUILDERS, name, builder)
     return tmp_path
+
+
+@pytest.fixture
+def block_cache(tmp_path, monkeypatch) -> Iterator[Path]:
+    """The folder of remote files' blocks, which are small, so that a file has several; afterwards fsspec's memory is empty."""
+    monkeypatch.setenv("M2D_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(remote, "BLOCK", 5000)
+    monkeypatch.setattr(remote, "_WAIT_SECONDS", 0)
+    yield tmp_path / "cache/blocks"
+    files = fsspec.filesystem("memory")
+    if files.exists("/bucket"):
+        files.rm("/bucket", recursive=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..utils.atomic_file import write_csv
-from ..utils.names import shown
+from ..utils.names import counted, shown
 from ..utils.outputs import check_outputs, lists_only
 from .convert import Job
 from .sources.parquet import ParquetRow, columns_of
@@ -35,9 +35,8 @@ class SpectrogramList:
         chosen = _default_columns(jobs) if columns is None else _parsed(columns)
         self._sources = list(chosen.values())
         self.header = ("file_name", *chosen)
-        if self._sources:  # what cannot be read is told before hours of work
-            for job in jobs:
-                self._row(job)
+        # Read once, and what cannot be read is told before hours of work.
+        self._texts = {job.name: self._texts_of(job) for job in jobs} if self._sources else {}
 
     def check(self, jobs: Sequence[Job], overwrite: bool) -> None:
         """Refuse to replace a list that no conversion of these files wrote, or an input.
@@ -52,15 +51,15 @@ class SpectrogramList:
         """Write the list of these."""
         rows = [self._row(job) for job in jobs]
         write_csv(self.path, self.header, rows)
-        logger.info("%s lists %d files", shown(self.path), len(rows))
+        logger.info("%s lists %s", shown(self.path), counted(len(rows), "file"))
 
     def _row(self, job: Job) -> tuple[str, ...]:
-        name = Path(job.target).relative_to(self._folder).as_posix()
-        if not self._sources:
-            return (name,)
+        return Path(job.target).relative_to(self._folder).as_posix(), *self._texts.get(job.name, ())
+
+    def _texts_of(self, job: Job) -> Sequence[str]:
         if not isinstance(job.place, ParquetRow):
             raise ValueError(f"{shown(job.source)} is in no parquet file: --columns are columns of these")
-        return name, *job.place.texts(self._sources, self._separator)
+        return job.place.texts(self._sources, self._separator)
 
 
 def _default_columns(jobs: Sequence[Job]) -> dict[str, str]:

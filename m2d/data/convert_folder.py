@@ -134,10 +134,7 @@ def convert_wav(
     _check_options(skip, min_length, workers, sr)
     folder = Path(os.path.abspath(_check_output(to_dir, csv, pack, dtype, chunk_clips)))
     min_samples = round((min_length or 0) * PRESETS[sr].sample_rate)
-    if csv is not None:
-        _check_list_place(csv, folder, shard)
-    elif columns is not None:
-        raise ValueError(f"--columns {columns}: of the list that --csv names, which is not given")
+    _check_list_place(csv, columns, folder, shard)
     jobs, broken = plan_jobs(from_dir, folder if pack is None else Path(), suffix)
     chosen = jobs[skip:]
     if not chosen:
@@ -277,7 +274,11 @@ def _check_output(
     return pack
 
 
-def _check_list_place(csv: str | os.PathLike, dest: Path, shard: Shard) -> None:
+def _check_list_place(csv: str | os.PathLike | None, columns: str | None, dest: Path, shard: Shard) -> None:
+    if csv is None:
+        if columns is not None:
+            raise ValueError(f"--columns {columns}: of the list that --csv names, which is not given")
+        return
     if shard.count > 1:
         raise ValueError("--csv lists the files of all shards: give it to the same command without --shard, when all are done")
     if Path(csv).suffix != ".csv":

@@ -159,9 +159,9 @@ class AudioViT(nn.Module):
         Alike blocks are compiled once (see `compiled_block`).
         """
         self._set(Block, "compiled", compiled_block(**options) if on else None)
-        methods = {name: method for name in dir(type(self)) if hasattr(method := getattr(type(self), name), "is_compilable")}
-        compiled = {name: torch.compile(method.__wrapped__, dynamic=False, **options) for name, method in methods.items()}
-        self.compiled = compiled if on else {}
+        names = [name for name in dir(type(self)) if on and hasattr(getattr(type(self), name), "is_compilable")]
+        methods = {name: getattr(type(self), name).__wrapped__ for name in names}
+        self.compiled = {name: torch.compile(method, dynamic=False, **options) for name, method in methods.items()}
 
     def compile_inference(self, on: bool = True, **options) -> None:
         """Compute the blocks outside training by compiled code, compiled on first use, for any number of inputs and frames."""

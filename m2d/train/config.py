@@ -265,7 +265,7 @@ class MachineSettings:
     activation_checkpointing: bool = switch(False, "recompute activations in the backward pass, to save memory")
     recompute_gelu: bool | None = switch(
         None,
-        "recompute the GELUs in the backward pass: a fifth less memory; neither: in compiled code on CUDA, at no cost",
+        "recompute the GELUs in the backward pass: a fifth less memory; neither: in compiled code on CUDA",
         "keep the GELUs' outputs",
     )
     fp8: bool = switch(False, "the blocks' linear layers in float8 by torchao, with --bf16 on GPUs from Ada and Hopper on")

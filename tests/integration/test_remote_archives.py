@@ -14,17 +14,7 @@ from m2d.cli.convert import main as convert
 from m2d.cli.pack import main as pack
 from m2d.utils import remote
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """The folder of the blocks, which are small, so that a member lies in several."""
-    monkeypatch.setenv("M2D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "BLOCK", 5000)
-    monkeypatch.setattr(remote, "_WAIT_SECONDS", 0)
-    yield tmp_path / "cache/blocks"
-    files = fsspec.filesystem("memory")
-    if files.exists("/bucket"):
-        files.rm("/bucket", recursive=True)
+pytestmark = pytest.mark.usefixtures("block_cache")
 
 
 @pytest.fixture
@@ -120,9 +110,9 @@ def test_a_network_that_fails_stops_the_run_which_continues(tmp_path, server, ca
     assert convert(command) == 0 and len(files_in(out)) == 12
 
 
-def test_a_cache_that_cannot_be_written_stops_the_run(tmp_path, server, caplog, cache):
+def test_a_cache_that_cannot_be_written_stops_the_run(tmp_path, server, caplog, block_cache):
     server.answers["/x.tar"] = ranged(archives_of(tmp_path / "local")["x.tar"])
-    cache.parent.mkdir()
-    cache.write_text("a file in its place")
+    block_cache.parent.mkdir()
+    block_cache.write_text("a file in its place")
     assert convert([f"{server.address}/x.tar", str(tmp_path / "out")]) == 2
     assert "the cache cannot be used" in caplog.text and "M2D_CACHE" in caplog.text

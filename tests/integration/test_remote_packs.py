@@ -18,19 +18,7 @@ from m2d.utils import remote
 from m2d.utils.cache import BlockCache
 from m2d.utils.errors import FileError, UserError
 
-pytestmark = pytest.mark.usefixtures("small_workplace")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """The folder of the blocks; they are small, and the cache has room for a few of them."""
-    monkeypatch.setenv("M2D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "BLOCK", 5000)
-    monkeypatch.setattr(remote, "_WAIT_SECONDS", 0)
-    yield tmp_path / "cache/blocks"
-    files = fsspec.filesystem("memory")
-    if files.exists("/bucket"):
-        files.rm("/bucket", recursive=True)
+pytestmark = pytest.mark.usefixtures("small_workplace", "block_cache")
 
 
 def packed(csv: Path) -> Path:
@@ -56,7 +44,7 @@ def used(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_on_remote_packs_is_the_run_on_local_ones(cache, monkeypatch, workers):
+def test_a_run_on_remote_packs_is_the_run_on_local_ones(block_cache, monkeypatch, workers):
     monkeypatch.setenv("M2D_CACHE_GB", "0.0004")  # less than the packs have
     first, second = packed(write_list("a", clips=20)), packed(write_list("b", clips=28, seed=1))
     flags = f"--min_ds_size 0 --num_workers {workers}"
@@ -64,7 +52,7 @@ def test_a_run_on_remote_packs_is_the_run_on_local_ones(cache, monkeypatch, work
     assert used(first) + used(second) > 400_000
     assert weights_of(f"{uploaded(first)}:2,{second} {flags}", "one") == expected
     assert weights_of(f"file://{first}:2,{uploaded(second)} {flags}", "both") == expected
-    assert 0 < used(cache) <= 400_100  # and the file that counts
+    assert 0 < used(block_cache) <= 400_100  # and the file that counts
 
 
 def test_a_run_on_remote_speech_is_the_run_on_local_speech():
@@ -96,15 +84,15 @@ def test_a_pack_that_was_replaced_is_read_from_its_new_files():
     assert after.fingerprint(np.arange(3)) != before.fingerprint(np.arange(3))
 
 
-def test_a_block_of_the_cache_that_is_cut_short_is_fetched_again(cache):
+def test_a_block_of_the_cache_that_is_cut_short_is_fetched_again(block_cache):
     address = uploaded(packed(write_list("a", clips=20)))
     expected = open_store(address, "").read_crops(np.arange(20), np.zeros(20), 20)
-    for path in cache.iterdir():
+    for path in block_cache.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     assert np.array_equal(open_store(address, "").read_crops(np.arange(20), np.zeros(20), 20), expected)
 
 
-def test_threads_and_stores_share_a_small_cache(cache, monkeypatch):
+def test_threads_and_stores_share_a_small_cache(block_cache, monkeypatch):
     monkeypatch.setenv("M2D_CACHE_GB", "0.00033")
     pack = packed(write_list("a", clips=40))
     stores = [open_store(uploaded(pack), ""), open_store(f"file://{pack}", "")]
@@ -113,7 +101,7 @@ def test_threads_and_stores_share_a_small_cache(cache, monkeypatch):
     with ThreadPoolExecutor(8) as pool:
         for crops in pool.map(lambda k: stores[k % 2].read_crops(clips, u, 20), range(24)):
             assert np.array_equal(crops, expected)
-    assert used(cache) <= 330_100
+    assert used(block_cache) <= 330_100
 
 
 def test_the_blocks_that_were_not_used_for_longest_are_removed_first(tmp_path):
@@ -193,21 +181,21 @@ def test_what_comes_short_is_asked_for_again(monkeypatch):
     assert asked[1:3] == [1, 1]
 
 
-def test_a_cache_that_cannot_be_written_is_named(cache):
+def test_a_cache_that_cannot_be_written_is_named(block_cache):
     address = uploaded(packed(write_list("a", clips=20)))
-    cache.parent.mkdir()
-    cache.write_text("a file in its place")
+    block_cache.parent.mkdir()
+    block_cache.write_text("a file in its place")
     with pytest.raises(UserError, match="cache.*M2D_CACHE"):
         open_store(address, "")
 
 
 @pytest.mark.parametrize("command", [check, lambda words: pack_lms(["--verify", *words])])
-def test_a_pack_is_checked_where_it_is(cache, caplog, command):
+def test_a_pack_is_checked_where_it_is(block_cache, caplog, command):
     caplog.set_level("INFO")
     pack = packed(write_list("a", clips=20))
     address = uploaded(pack)
     assert command([address]) == 0 and f"{address}: whole" in caplog.text
-    assert used(cache) < 50_000  # the indices alone: clips are read once, past the cache
+    assert used(block_cache) < 50_000  # the indices alone: clips are read once, past the cache
     content, files = bytearray((pack / "chunk-00001.frames.npy").read_bytes()), fsspec.filesystem("memory")
     content[200] ^= 1
     files.pipe("/bucket/files_a.pack/chunk-00001.frames.npy", bytes(content))

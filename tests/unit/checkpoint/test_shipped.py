@@ -1,4 +1,4 @@
-"""The encoder that comes with the project: its file, its embeddings, and what is said where it is missing."""
+"""The encoder that comes with the project: its file, its embeddings, and the message where it is missing."""
 
 import hashlib
 from pathlib import Path
