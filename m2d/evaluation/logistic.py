@@ -7,7 +7,6 @@ independent of the features' correlations, which for embeddings are strong.
 """
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -73,15 +72,6 @@ class LogisticRegression:
         self.targets = targets.to(device)
         self.classes = classes
         self.multi_label = targets.ndim == 2
-
-    def seconds_per_pass(self) -> float:
-        """How long one evaluation of the loss and its gradient on all clips takes, by trying it on some."""
-        some = self.features[: max(256, len(self.features) // 16)]
-        weights = torch.zeros(self.classes, some.shape[1] + 1, device=some.device)
-        for _ in range(2):  # the first one makes oneDNN's kernels
-            begin = time.perf_counter()
-            self._loss(weights, some, self.targets[: len(some)], 1.0)
-        return (time.perf_counter() - begin) * len(self.features) / len(some)
 
     def path(self, rows: torch.Tensor, strengths: Sequence[float] = STRENGTHS) -> Iterator[Classifier]:
         """One classifier per strength, fitted on the clips `rows` (int64 `[n]`)."""

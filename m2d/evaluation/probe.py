@@ -6,7 +6,6 @@ not beat those has learned nothing that these classes need.
 """
 
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
 
+from ..utils.parallel import Progress
 from .labelled_clips import LabelledClips
 from .logistic import STRENGTHS, LogisticRegression
 from .scores import MULTI_LABEL, SINGLE_LABEL, Metric, interval, resampling_weights
@@ -27,7 +27,6 @@ _INNER_FOLDS = 3
 _MANY_CLIPS = 5000  # of which one inner fold is enough
 _ROWS_AT_ONCE = 2048
 _MOST_FOLD_CLASSES = 1000
-_PASSES_PER_STRENGTH = 30
 
 
 @dataclass(frozen=True)
@@ -109,20 +108,21 @@ class Protocol:
             features: float32 `[N, width]`, finite.
             name: what they are, for the log.
         """
-        begin = time.monotonic()
         x = torch.from_numpy(features)
         solver = LogisticRegression(x, self._targets, len(self.clips.classes), self.device)
-        seconds = time.monotonic() - begin + solver.seconds_per_pass() * self._passes()
-        logger.info("%s: fitting classifiers of %d features takes about %s", name, x.shape[1], duration(seconds))
+        logger.info("%s: fitting classifiers of %d features", name, x.shape[1])
         linear, near, strengths = [], [], []
-        for number, split in enumerate(self.splits, 1):
-            strength = self._choose(solver, split)
-            strengths.append(strength)
-            fitted = np.concatenate([split.train, split.val]) if split.val is not None else split.train
-            classifier = solver.fit(torch.from_numpy(fitted), strength)
-            linear.append(classifier.scores(solver.features[torch.from_numpy(split.test).to(solver.features.device)]).cpu())
-            near.append(neighbour_scores(solver.features, self._targets, len(self.clips.classes), fitted, split.test).cpu())
-            logger.info("%s: fold %d of %d judged, %.0f s", name, number, len(self.splits), time.monotonic() - begin)
+        inner = [self._inner(split) for split in self.splits]
+        with Progress(sum(map(len, inner)) + len(inner), "fit") as progress:
+            for split, parts in zip(self.splits, inner, strict=True):
+                strength = self._choose(solver, parts, progress)
+                strengths.append(strength)
+                fitted = np.concatenate([split.train, split.val]) if split.val is not None else split.train
+                classifier = solver.fit(torch.from_numpy(fitted), strength)
+                held_out = torch.from_numpy(split.test).to(solver.features.device)
+                linear.append(classifier.scores(solver.features[held_out]).cpu())
+                near.append(neighbour_scores(solver.features, self._targets, len(self.clips.classes), fitted, split.test).cpu())
+                progress.update()
         judgement = Judgement(torch.cat(linear).numpy(), torch.cat(near).numpy(), strengths)
         targets = self.clips.targets[self.judged]
         for metric_name, metric in self.metrics.items():
@@ -132,21 +132,16 @@ class Protocol:
                 judgement.figures[f"{kind}/{metric_name}"] = interval(values)
         return judgement
 
-    def _passes(self) -> float:
-        """Passes over all clips that a judgement takes, from experience with features of trained encoders."""
-        folds = len(self.splits)
-        inner = 1 if self.clips.splits is not None or len(self.clips) > _MANY_CLIPS else _INNER_FOLDS
-        fits = inner * len(STRENGTHS) * (1 - 1 / _INNER_FOLDS) + 1
-        return folds * _PASSES_PER_STRENGTH * fits * (1 - 1 / folds)
-
-    def _choose(self, solver: LogisticRegression, split: Split) -> float:
-        """The regularisation that is best on rows that take no part in the judgement: the mean of inner folds."""
-        metric = next(iter(self.metrics.values()))
+    def _inner(self, split: Split) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Rows to fit on and rows to choose the regularisation by, none of which the classifiers are judged by."""
         if split.val is not None:
-            inner = [(split.train, split.val)]
-        else:
-            inner = list(self._folds(split.train, _INNER_FOLDS, self.seed + 1))
-            inner = inner[:1] if len(split.train) > _MANY_CLIPS else inner
+            return [(split.train, split.val)]
+        inner = list(self._folds(split.train, _INNER_FOLDS, self.seed + 1))
+        return inner[:1] if len(split.train) > _MANY_CLIPS else inner
+
+    def _choose(self, solver: LogisticRegression, inner: list[tuple[np.ndarray, np.ndarray]], progress: Progress) -> float:
+        """The regularisation with the best mean score over the inner folds, each of which counts as one step of progress."""
+        metric = next(iter(self.metrics.values()))
         totals = np.zeros(len(STRENGTHS))
         for fitted, held_out in inner:
             once = np.ones((1, len(held_out)))
@@ -154,12 +149,8 @@ class Protocol:
             for i, classifier in enumerate(solver.path(torch.from_numpy(fitted))):
                 scores = classifier.scores(solver.features[rows]).cpu().numpy()
                 totals[i] += np.nan_to_num(metric(scores, self.clips.targets[held_out], once)[0])
+            progress.update()
         return STRENGTHS[int(totals.argmax())]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def neighbour_scores(

@@ -58,7 +58,8 @@ class Progress:
         if self._bar.disable and now - self._reported >= self._every:
             self._reported, rate = now, self._done / (now - self._begin)
             left = f"{math.ceil((self._total - self._done) / rate / 60)} min left" if rate else "the time left is not known yet"
-            logger.info("%d of %d %ss, %.1f a second, %s", self._done, self._total, self._unit, rate, left)
+            speed = f"{rate:.1f} a second" if rate >= 0.1 else f"{60 * rate:.1f} a minute"
+            logger.info("%d of %d %ss, %s, %s", self._done, self._total, self._unit, speed, left)
 
     def __enter__(self) -> "Progress":
         return self

@@ -1,6 +1,8 @@
 """The probe's protocol: groups held out, the regularisation chosen inside, differences paired."""
 
+import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from m2d.evaluation.labelled_clips import LabelledClips
+from m2d.evaluation.logistic import LogisticRegression
 from m2d.evaluation.probe import Protocol, neighbour_scores
+from m2d.utils import parallel
 
 
 def clips_of(targets: np.ndarray, groups: np.ndarray, splits: np.ndarray | None = None) -> LabelledClips:
@@ -95,3 +99,23 @@ def test_the_same_seed_gives_the_same_figures():
     clips = clips_of(rng.integers(0, 2, 60), np.arange(60))
     features = rng.normal(size=(60, 5)).astype(np.float32)
     assert Protocol(clips, seed=3).judge(features).figures == Protocol(clips, seed=3).judge(features).figures
+
+
+def test_the_time_left_is_that_of_the_fits_so_far(monkeypatch, caplog):
+    """Few clips of many classes take far more steps than a pass over the clips tells: only the fits themselves tell."""
+    now = 0.0
+    fit = LogisticRegression.path
+
+    def slow_fit(*args):
+        nonlocal now
+        now += 60
+        return fit(*args)
+
+    monkeypatch.setattr(parallel, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(LogisticRegression, "path", slow_fit)
+    rng = np.random.default_rng(0)
+    with caplog.at_level(logging.INFO, "m2d"):
+        Protocol(clips_of(np.arange(24) % 4, np.arange(24)), folds=2).judge(rng.normal(size=(24, 16)).astype(np.float32), "some")
+    announced, *lines = caplog.messages
+    assert announced == "some: fitting classifiers of 16 features"
+    assert lines[0] == "1 of 8 fits, 1.0 a minute, 7 min left" and lines[-1] == "8 of 8 fits, 1.0 a minute, 0 min left"
