@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..utils.errors import UserError
-from ..utils.hub import quiet_hub
+from ..utils.hub import quiet_hub, unreachable
 from ..utils.read_file import read_json
 from .errors import CheckpointError
 
@@ -68,6 +68,9 @@ def fetch_from_hub(address: str, suffixes: tuple[str, ...]) -> Path:
         _fetch(address, wanted, _CONFIG)  # what the weights do not tell: names of classes
     except _NoSuchFileError:
         pass
+    except CheckpointError:
+        if not _was_missing(wanted, _CONFIG):
+            raise
     return path
 
 
@@ -89,7 +92,18 @@ def _fetch(address: str, wanted: _Address, file: str) -> Path:
     import huggingface_hub
 
     with _explained(address, file):
-        return Path(huggingface_hub.hf_hub_download(wanted.repository, file, revision=wanted.revision))
+        reason = unreachable(wanted.repository, file, wanted.revision)
+        if reason is None:
+            return Path(huggingface_hub.hf_hub_download(wanted.repository, file, revision=wanted.revision))
+    raise CheckpointError(f"{address}: {reason}: check the network, or HF_ENDPOINT")
+
+
+def _was_missing(wanted: _Address, file: str) -> bool:
+    """Whether the repository had no such file when it was last asked for."""
+    import huggingface_hub
+
+    cached = huggingface_hub.try_to_load_from_cache(wanted.repository, file, revision=wanted.revision)
+    return cached is huggingface_hub._CACHED_NO_EXIST
 
 
 def _only_checkpoint(address: str, wanted: _Address, suffixes: tuple[str, ...]) -> str:

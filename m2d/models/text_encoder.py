@@ -186,7 +186,7 @@ def load_text_encoder(
         raise UserError(f"unknown pooling {pooling!r} of a text encoder: choose from {', '.join(POOLINGS)}")
     with _explained(name), quiet_hub("sentence_transformers"):
         for source in {str(tokenizer or name), *((name,) if weights is None else ())}:
-            if reason := unreachable(source):
+            if not Path(source).exists() and (reason := unreachable(source)):
                 raise OSError(reason)
         if pooling == "sentence":
             if weights is not None:

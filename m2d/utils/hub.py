@@ -3,9 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-
-_SECONDS = 10
 
 
 @contextmanager
@@ -24,10 +21,10 @@ def quiet_hub(*others: str) -> Iterator[None]:
             log.setLevel(level)
 
 
-def unreachable(name: str) -> str | None:
-    """Why a repository cannot be had, at once, where the client would ask again and again for a minute: one line.
+def unreachable(repository: str, file: str = "config.json", revision: str | None = None) -> str | None:
+    """Why a file cannot be had, by one request, where the client repeats its own for half a minute and more: one line.
 
-    None where it can be had for all that one request tells: it is a local path, is in the cache, or the Hub answers.
+    None where the file is in the cache, the client is set to work offline, or the Hub answers, be it with an error.
 
     Raises:
         ValueError: no repository can have this name.
@@ -35,13 +32,14 @@ def unreachable(name: str) -> str | None:
     import huggingface_hub
     from huggingface_hub import constants, errors
 
-    if Path(name).exists() or constants.HF_HUB_OFFLINE or huggingface_hub.try_to_load_from_cache(name, "config.json"):
+    cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision)
+    if constants.HF_HUB_OFFLINE or isinstance(cached, str):
         return None
-    url = huggingface_hub.hf_hub_url(name, "config.json")
+    url = huggingface_hub.hf_hub_url(repository, file, revision=revision)
     try:
-        huggingface_hub.get_hf_file_metadata(url, timeout=_SECONDS)
+        huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except errors.HfHubHTTPError:  # an answer, which the caller's library explains
         return None
     except Exception:  # of HTTP clients that differ by version, of the system
-        return f"{constants.ENDPOINT} is not reached, and the cache does not have it"
+        return f"{constants.ENDPOINT} is not reached, and the cache has no {file} of {repository}"
     return None

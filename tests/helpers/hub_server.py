@@ -28,6 +28,8 @@ def refusal(status: int, code: str) -> Answer:
         request.send_response(status)
         request.send_header("X-Error-Code", code)
         request.send_header("X-Error-Message", code)
+        if code == "EntryNotFound":  # of a revision that is there
+            request.send_header("X-Repo-Commit", COMMIT)
         request.send_header("Content-Length", "0")
         request.end_headers()
 

@@ -30,13 +30,15 @@ for address in sys.argv[1:]:
     except (OSError, ValueError) as error:
         print(json.dumps([type(error).__name__, str(error)]))
 """
+REMEDY = "check the network, or HF_ENDPOINT"
+BARE = f"hf:owner/bare-{published_name(size=(80, 32))}"
 
 
-def read(cache, endpoint, *addresses, **variables):
+def read(cache, endpoint, *addresses, program=PROGRAM, **variables):
     """What a fresh process makes of each address."""
     environment = {**os.environ, "HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
     environment |= {"HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_DOWNLOAD_TIMEOUT": "120", **variables}  # a busy machine answers late
-    command = [sys.executable, "-c", PROGRAM, *addresses]
+    command = [sys.executable, "-c", program, *addresses]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -65,6 +67,7 @@ def server(checkpoint, folder):
     add_repository(server, "owner/exported", exported, ("main", "v1", COMMIT))
     add_repository(server, f"owner/{published_name(size=(80, 32))}", {"README.md": b"", "weights.pth": pth})
     add_repository(server, "owner/run", {f"{published_name(size=(80, 32))}/checkpoint-{n}.pth": pth for n in (1, 2)})
+    add_repository(server, f"owner/bare-{published_name(size=(80, 32))}", {"model.safetensors": exported["model.safetensors"]})
     add_repository(server, "owner/text", {"README.md": b"no weights"})
     server.answers["/owner/none/resolve/main/model.safetensors"] = refusal(401, "RepoNotFound")
     server.answers["/owner/gated/resolve/main/model.safetensors"] = refusal(403, "GatedRepo")
@@ -85,6 +88,7 @@ def answers(server, cache):
         "exported": "hf:owner/exported",
         "revision": "hf:owner/exported@v1",
         "sizes in the name": f"hf:owner/{published_name(size=(80, 32))}",
+        "weights alone": BARE,
         "file": f"hf:owner/run/{published_name(size=(80, 32))}/checkpoint-1.pth",
         "several": "hf:owner/run",
         "no weights": "hf:owner/text",
@@ -97,7 +101,7 @@ def answers(server, cache):
     return dict(zip(addresses, read(cache, server.address, *addresses.values()), strict=True))
 
 
-@pytest.mark.parametrize("which", ["exported", "revision", "sizes in the name", "file"])
+@pytest.mark.parametrize("which", ["exported", "revision", "sizes in the name", "weights alone", "file"])
 def test_weights_are_fetched_into_the_cache(which, answers, cache):
     assert len(answers[which]) == 3, answers[which]
     path, sizes, single = answers[which]
@@ -124,8 +128,9 @@ def test_one_line_tells_what_is_wrong(which, words, answers):
 
 def test_offline_the_cache_serves(answers, server, cache):
     asked = len(server.asked)
-    cached, other = read(cache, server.address, "hf:owner/exported", "hf:owner/run", HF_HUB_OFFLINE="1")
-    assert cached == answers["exported"] and len(server.asked) == asked
+    addresses = "hf:owner/exported", BARE, "hf:owner/run"
+    cached, alone, other = read(cache, server.address, *addresses, HF_HUB_OFFLINE="1")
+    assert (cached, alone) == (answers["exported"], answers["weights alone"]) and len(server.asked) == asked
     assert "the cache has no model.safetensors: unset HF_HUB_OFFLINE to fetch it" in other[1]
 
 
@@ -137,14 +142,17 @@ def test_a_full_cache(server, tmp_path):
     assert not left
 
 
-@pytest.mark.slow
-def test_without_a_network(tmp_path):
-    """huggingface_hub tries for half a minute."""
+def test_without_a_network_one_line_says_so_at_once(tmp_path):
+    """huggingface_hub repeats its requests for half a minute, with pauses, none of which may be taken."""
+    no_pauses = "import time\ntime.sleep = lambda seconds: print(f'paused for {seconds} s')"
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
-        ((kind, message),) = read(tmp_path, endpoint, "hf:owner/exported")
-    assert kind == "CheckpointError" and f"{endpoint} is not reached" in message and "check the network" in message
+        addresses = "hf:owner/exported", "hf:owner/run/a.pth@v1"
+        whole, file = read(tmp_path, endpoint, *addresses, program=no_pauses + PROGRAM)
+    reason = f"{endpoint} is not reached, and the cache has no"
+    assert whole == ["CheckpointError", f"hf:owner/exported: {reason} model.safetensors of owner/exported: {REMEDY}"]
+    assert file == ["CheckpointError", f"hf:owner/run/a.pth@v1: {reason} a.pth of owner/run: {REMEDY}"]
 
 
 def test_without_huggingface_hub(monkeypatch, tmp_path, caplog):

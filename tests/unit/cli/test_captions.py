@@ -117,4 +117,4 @@ def test_without_a_network_one_line_says_so(workplace, pooling):
     done = run_module("cli.captions", *arguments, env=environment)
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert f"text encoder google-bert/bert-base-uncased: {endpoint} is not reached, and the cache does not have it" in line
+    assert f"text encoder google-bert/bert-base-uncased: {endpoint} is not reached, and the cache has no config.json of" in line
