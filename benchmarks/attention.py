@@ -17,8 +17,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.testing import do_bench
 
-from m2d.models import short_attention
-from m2d.models.block import attend
+from m2d.models.transformer import short_attention
+from m2d.models.transformer.block import attend
 
 #: (tokens, heads, head width): m2d_vit_base, 80x608, 16x16, mask 0.7.
 SHAPES = {"online": (59, 12, 64), "target": (135, 12, 64), "predictor": (191, 16, 32), "whole clip": (191, 12, 64)}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from m2d.models.onednn import linear
+from m2d.models.transformer.onednn import linear
 from m2d.utils.malloc import keep_freed_memory
 
 #: Tokens of 16 clips, input width, output width: m2d_vit_base, 80x208, 16x16, mask 0.7.

@@ -4,8 +4,8 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from m2d.models.block import Attention
-from m2d.models.onednn import OneDnnLinear
+from m2d.models.transformer.block import Attention
+from m2d.models.transformer.onednn import OneDnnLinear
 
 
 class PlainAttention(nn.Module):

@@ -24,10 +24,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.plain_model import without_fused_attention
 from m2d.models import registry
-from m2d.models.float8 import use_float8
 from m2d.models.m2d_x import M2D_X_ViT
 from m2d.models.masking import MaskPlan, random_plan
-from m2d.models.onednn import use_onednn
+from m2d.models.transformer.float8 import use_float8
+from m2d.models.transformer.onednn import use_onednn
 from m2d.train import cost
 from m2d.train import device as compute
 from m2d.train.config import as_pair, size_pair

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..models.onednn import linear, onednn_is_faster
+from ..models.transformer.onednn import linear, onednn_is_faster
 
 #: Strengths to choose from, strong to weak: each fit starts from the one before.
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)

@@ -14,7 +14,7 @@ from ..audio.logmel_torch import PRESETS, FrontEnd, nnaudio_mel
 from ..checkpoint.hugging_face import source_of
 from ..checkpoint.projectors import load_projectors
 from ..checkpoint.spec import parse_sizes_by_name
-from ..models.onednn import use_onednn_if_faster
+from ..models.transformer.onednn import use_onednn_if_faster
 from .clap import ClapEmbedding
 from .config import Config, flag, get_backbone, given, open_checkpoint
 from .pieces import Cutting

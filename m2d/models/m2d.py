@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .block import LayerNorm, compilable, make_blocks
 from .masked_vit import MaskedPredictorViT
 from .masking import Masking
+from .transformer.block import LayerNorm, compilable, make_blocks
 from .vit import take_tokens
 
 LOSS_TYPES = ("norm_mse", "mse")

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 
-from .block import compilable
 from .masked_vit import MaskedPredictorViT
 from .masking import Masking
+from .transformer.block import compilable
 from .vit import pair, take_tokens
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .block import LayerNorm, compilable, make_blocks
 from .pos_embed import resize_positions, sincos_positions
+from .transformer.block import LayerNorm, compilable, make_blocks
 from .vit import AudioViT, take_tokens
 
 

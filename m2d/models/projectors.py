@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .block import make_blocks
+from .transformer.block import make_blocks
 
 SemanticNorm = partial(nn.LayerNorm, eps=1e-5)
 

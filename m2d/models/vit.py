@@ -11,9 +11,9 @@ from einops import rearrange
 from torch import nn
 
 from ..utils.errors import UserError
-from .block import Attention, Block, FeedForward, LayerNorm, compilable, compiled_block, make_blocks
 from .masking import Masking, MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
 from .pos_embed import resize_positions, sincos_positions
+from .transformer.block import Attention, Block, FeedForward, LayerNorm, compilable, compiled_block, make_blocks
 
 #: Statistics of log-mel spectrograms for checkpoints of 2022, which have none: (mean, std).
 DEFAULT_NORM_STATS = (-7.1, 4.2)

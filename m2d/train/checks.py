@@ -8,7 +8,7 @@ import torch
 
 from ..data.mixture.spec import split_lists
 from ..models import registry
-from ..models.float8 import check_float8
+from ..models.transformer.float8 import check_float8
 from ..utils.addresses import is_address
 from ..utils.errors import UserError
 from .config import INFINITY, Settings

@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from ..models.float8 import use_float8
+from ..models.transformer.float8 import use_float8
 from ..models.vit import AudioViT, has_triton
 from ..utils.cache import cache_folder
 from ..utils.malloc import keep_freed_memory

@@ -22,7 +22,7 @@ from ..data.open import open_store
 from ..data.sampler import EpochSampler, MixedOrder
 from ..models import registry
 from ..models.masked_vit import MaskedPredictorViT
-from ..models.onednn import use_onednn_if_faster
+from ..models.transformer.onednn import use_onednn_if_faster
 from ..utils.errors import UserError
 from .batch_transform import BatchTransform, MaskRule
 from .config import Settings

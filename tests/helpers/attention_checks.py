@@ -6,7 +6,7 @@ As a program, with TRITON_INTERPRET=1, it runs them on the CPU; `-m gpu` tests c
 import torch
 import torch.nn.functional as F
 
-from m2d.models import short_attention
+from m2d.models.transformer import short_attention
 
 #: One block, whole and not; several; one token; the longest. Beside the training's lengths: 59, 135, 191.
 LENGTHS = (1, 5, 59, 64, 65, 135, 191, 192, 256)

@@ -32,7 +32,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from m2d.data.batch import Batch
 from m2d.models import registry as models_mae
-from m2d.models.block import Attention
+from m2d.models.transformer.block import Attention
 from m2d.train import setup as setup_run
 from m2d.train.batch_transform import BatchTransform, MaskRule
 from m2d.train.distributed.launch import Launch

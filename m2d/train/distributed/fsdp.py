@@ -9,8 +9,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ...models.block import Block
 from ...models.masked_vit import MaskedPredictorViT
+from ...models.transformer.block import Block
 from ..optim import make_optimizer
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
-from m2d.models.block import Attention, Block, attend, make_blocks
+from m2d.models.transformer.block import Attention, Block, attend, make_blocks
 
 
 def blocks(width: int = 48, heads: int = 4) -> tuple[Block, nn.Module]:

@@ -7,8 +7,8 @@ import torch
 from small_models import inputs, plan, small_model
 from small_runs import program_of, settings_of
 
-from m2d.models import float8
-from m2d.models.float8 import check_float8, use_float8
+from m2d.models.transformer import float8
+from m2d.models.transformer.float8 import check_float8, use_float8
 from m2d.train.checks import check
 from m2d.utils.errors import UserError
 

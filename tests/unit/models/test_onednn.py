@@ -11,8 +11,8 @@ from small_models import inputs, plan, small_model
 from torch import nn
 from torch.profiler import profile
 
-from m2d.models import onednn
-from m2d.models.onednn import HAS_ONEDNN, OneDnnLinear, linear, onednn_is_faster, use_onednn, use_onednn_if_faster
+from m2d.models.transformer import onednn
+from m2d.models.transformer.onednn import HAS_ONEDNN, OneDnnLinear, linear, onednn_is_faster, use_onednn, use_onednn_if_faster
 
 SIZE = st.integers(1, 40)
 needs_onednn = pytest.mark.skipif(not HAS_ONEDNN, reason="no oneDNN for an x86 CPU in this PyTorch")

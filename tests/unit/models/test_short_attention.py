@@ -75,7 +75,7 @@ def test_the_operator_on_a_gpu():
 @pytest.mark.gpu
 @pytest.mark.parametrize("heads, taken", [(1, True), (2, True), (4, False)])
 def test_a_model_uses_them_where_they_fit(heads, taken, monkeypatch):
-    from m2d.models import short_attention
+    from m2d.models.transformer import short_attention
 
     model, calls = small_model("m2d", embed_dim=64, num_heads=heads).cuda(), []
     original = short_attention.attention

@@ -17,7 +17,7 @@ from benchmarks.train_step import PLAIN, Choices, Step, make_batch
 from m2d.data.batch import Batch
 from m2d.data.loader import on_device
 from m2d.models import registry as models_mae
-from m2d.models.block import Attention, FeedForward
+from m2d.models.transformer.block import Attention, FeedForward
 from m2d.train import device as compute
 from m2d.train.config import MachineSettings
 from m2d.train.cost import blocks_flops, step_flops, step_memory

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from ..utils.errors import UserError
+from ...utils.errors import UserError
 from .block import Block
 
 #: Compute capability of the first GPUs with float8 products: Ada, then Hopper.
