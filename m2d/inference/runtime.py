@@ -53,6 +53,8 @@ def _join(blocks: Iterator[list[torch.Tensor]], rows: int | None) -> list[torch.
         return [torch.cat(parts, dim=1) for parts in zip(*blocks, strict=True)]
     joined, end = [], 0
     for layers in blocks:
+        if layers[0].shape[1] == rows:
+            return [layer.contiguous() for layer in layers]
         joined = joined or [layer.new_empty(layer.shape[0], rows, layer.shape[2]) for layer in layers]
         start, end = end, end + layers[0].shape[1]
         for whole, layer in zip(joined, layers, strict=True):
@@ -249,8 +251,10 @@ class RuntimeM2D(Reconstruction, ClapEmbedding, nn.Module):
         def blocks() -> Iterator[list[torch.Tensor]]:
             for start, stop, piece in self.cutting.groups(frames, pieces_at_once):
                 x = cut(start, min(stop, frames))
-                # The end is padded after normalisation, so with the mean: what released heads were trained with.
-                yield self._encode_pieces(F.pad(x, (0, stop - start - x.shape[-1])), piece, return_layers, per_frame)
+                if missing := stop - start - x.shape[-1]:
+                    # The end is padded after normalisation, so with the mean: what released heads were trained with.
+                    x = F.pad(x, (0, missing))
+                yield self._encode_pieces(x, piece, return_layers, per_frame)
 
         steps = self.cutting.steps(frames)
         length = steps * self.backbone.grid_size()[0] if self.cfg.flat_features and not per_frame else steps

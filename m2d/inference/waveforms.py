@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..audio.logmel_torch import EPS, FrontEnd, pad_short
+from ..audio.logmel_torch import FrontEnd, log_mel_of_frames, to_frames
 from ..utils.device import OnHost
 
 # Kaiser-windowed sinc, 64 zero crossings: aliases and ripple below -80 dB up to 0.9 of the lower rate's band.
@@ -91,8 +91,8 @@ def margin(front_end: FrontEnd) -> int:
 def log_mel(to_spec: Any, audio: torch.Tensor, front_end: FrontEnd, start: int, stop: int) -> torch.Tensor:
     """Frames start to stop of the log-mel spectrogram of `[B, samples]`: `[B, 1, n_mels, stop - start]`.
 
-    `to_spec` is nnAudio's MelSpectrogram. The frames are the same as cut from the whole: the stretch of audio that is
-    transformed is wider by `margin` on each side.
+    `to_spec` is nnAudio's MelSpectrogram, for its buffers. The frames are the same as cut from the whole: the stretch of audio
+    that is framed is wider by `margin` on each side.
     """
     hop, wider = front_end.hop_size, margin(front_end)
     before = min(start, wider)
@@ -100,6 +100,5 @@ def log_mel(to_spec: Any, audio: torch.Tensor, front_end: FrontEnd, start: int, 
     if to_spec.mel_basis.dtype != torch.float32:
         raise ValueError("spectrograms need single precision: keep the runtime in float32, and use torch.autocast for less")
     stretch = audio[:, (start - before) * hop : end].to(to_spec.mel_basis)
-    with torch.autocast(stretch.device.type, enabled=False):
-        mel = to_spec(pad_short(stretch, front_end))
-        return (mel[:, None, :, before : before + stop - start] + EPS).log()
+    frames = to_frames(stretch, front_end)[:, before : before + stop - start]
+    return log_mel_of_frames(to_spec, frames)[:, None]

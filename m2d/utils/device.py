@@ -1,5 +1,8 @@
 """Which device a program computes on, and copies from and to it that the host does not wait for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 
@@ -28,6 +31,23 @@ def no_tf32() -> None:
     """Float32 products and convolutions in float32: TF32 would move the quiet bands of spectrograms."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+@contextmanager
+def float32_products(device: torch.device) -> Iterator[None]:
+    """Within this context float32 products on a device are in float32, whatever the program chose for them elsewhere."""
+    if device.type != "cuda" or torch.compiler.is_compiling():
+        yield
+        return
+    settings = torch.backends.cuda.matmul
+    # Since PyTorch 2.9 there are two names for the setting, and reading the older one fails where the newer one was used.
+    name, exact = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
+    chosen = getattr(settings, name)
+    setattr(settings, name, exact)
+    try:
+        yield
+    finally:
+        setattr(settings, name, chosen)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

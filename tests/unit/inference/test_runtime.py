@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from m2d.checkpoint.weights import CheckpointError, save_atomically
 from m2d.inference import runtime as runtime_audio
+from m2d.inference import waveforms
 from m2d.inference.runtime import Config, RuntimeM2D, get_to_melspec
 from m2d.inference.waveforms import resample
 from m2d.models.pos_embed import resize_positions
@@ -102,17 +103,17 @@ def test_long_waveforms_pass_through_in_bounded_stretches(runtime, monkeypatch):
     audio = torch.randn(1, 40 * 16000) * 0.1
     expected = runtime.encode_lms(runtime.to_normalized_spec(audio))
     largest = {"spectrogram": 0, "encoder": 0}
-    to_spec, encoder = runtime.to_spec.forward, runtime.backbone.forward_encoder
+    to_frames, encoder = waveforms.to_frames, runtime.backbone.forward_encoder
 
-    def spy_spec(x):
+    def spy_frames(x, front_end):
         largest["spectrogram"] = max(largest["spectrogram"], x.shape[-1])
-        return to_spec(x)
+        return to_frames(x, front_end)
 
     def spy_encoder(x, *args, **kwargs):
         largest["encoder"] = max(largest["encoder"], x.shape[0])
         return encoder(x, *args, **kwargs)
 
-    monkeypatch.setattr(runtime.to_spec, "forward", spy_spec)
+    monkeypatch.setattr(waveforms, "to_frames", spy_frames)
     monkeypatch.setattr(runtime.backbone, "forward_encoder", spy_encoder)
     torch.testing.assert_close(runtime(audio), expected, rtol=1e-4, atol=1e-4)
     assert largest == {"spectrogram": 4 * 208 * 160 + 2 * 320, "encoder": 4}
