@@ -1,5 +1,6 @@
 """A checkpoint as an ONNX file: waveforms in, embeddings and logits out, for batches and clips of any length."""
 
+import copy
 import io
 import json
 import logging
@@ -149,6 +150,8 @@ def export_onnx(weights: Weights, dest: Path, classes: Classes | None, half: boo
     size = sum(tensor.nbytes for tensor in runtime.state_dict().values()) // (2 if half else 1)
     if size >= _BYTES:
         raise UserError(f"{weights.path} has {size / 1e9:.1f} GB of weights; an ONNX file holds less than {_BYTES / 1e9:.1f}")
+    reference = copy.deepcopy(runtime)  # in float32, whatever the exported weights become
+    reference.cfg.flat_features = False  # embeddings are stacked, whatever features a classifier takes
     model = onnx.load_from_string(trace(WaveformModel(runtime, half).eval()))
     told = describe(weights) | {"sample_rate": str(runtime.sample_rate), "written_by": f"m2d export of M2D {__version__}"}
     if classes:
@@ -156,7 +159,7 @@ def export_onnx(weights: Weights, dest: Path, classes: Classes | None, half: boo
     onnx.helper.set_model_props(model, told)
     onnx.checker.check_model(model)
     content = model.SerializeToString()
-    difference = compare(content, RuntimeM2D(weight_file=weights.path))
+    difference = compare(content, reference)
     dest.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(dest, content)
     compared = "not compared (onnxruntime is not installed)" if difference is None else f"within {difference:.1e} of the runtime"

@@ -1,5 +1,6 @@
 """The encoder alone: what is kept, what is told, what is warned of."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,9 @@ def test_the_loss_of_the_projectors_is_said(tmp_path, caplog, form):
     pytest.importorskip({"hf": "transformers", "onnx": "onnx"}.get(form, "torch"))
     path = write_clap(tmp_path, mlp_tensors(192))
     dest = tmp_path / {"encoder": "encoder.pth", "hf": "folder", "onnx": "model.onnx"}[form]
-    assert main([str(path), str(dest), "--to", form]) == 0
+    with caplog.at_level(logging.INFO, "m2d"):
+        assert main([str(path), str(dest), "--to", form]) == 0
+    assert len(set(caplog.messages)) == len(caplog.messages), "a line came twice"
     (line,) = (record.message for record in caplog.records if "M2D-CLAP" in record.message)
     assert f"{path} is M2D-CLAP's: {dest} has its encoder alone, which compares no sounds with texts" in line
 
