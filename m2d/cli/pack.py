@@ -30,12 +30,14 @@ from ..data.pack.format import (
     PackInfo,
     chunks_of,
     default_chunk_clips,
+    info_path,
     missing_chunks,
 )
 from ..data.pack.verify import verify
 from ..data.pack.writer import PackedClip, discard_outdated, pack_clip, packing, start_pack, write_chunk
 from ..utils.addresses import is_address, public_name
 from ..utils.names import shown
+from ..utils.outputs import check_writable
 from ..utils.parallel import Progress, map_ahead
 from ..utils.program import ArgumentParser, run_program
 from ..utils.shard import WHOLE, Shard, shard_of
@@ -108,6 +110,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def run_pack(args: argparse.Namespace) -> int:
     """Pack what is missing; returns the exit status."""
+    check_writable(info_path(args.out) if args.out.is_dir() else args.out)
     if find_archives(args.csv) is not None or lists_addresses(args.csv):
         options = dict(dtype=args.dtype, chunk_clips=args.chunk_clips, workers=args.workers, shard=args.shard)
         return convert(dict(from_dir=args.csv, pack=args.out, **options))

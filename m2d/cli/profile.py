@@ -23,6 +23,7 @@ from ..train.metrics import Throughput
 from ..train.programs import PROGRAMS
 from ..train.setup import TrainingBatches, make_sampler, make_trainer, normalisation, open_data
 from ..train.trainer import Trainer
+from ..utils.outputs import check_outputs
 from ..utils.program import run_program
 
 #: Older names of the variants of m2d train.
@@ -123,6 +124,8 @@ def profile_run(argv: Sequence[str] | None = None) -> None:
     settings = Settings.from_args(args)
     check(settings, program.families)
     program.check(settings)
+    if args.trace:
+        check_outputs([args.trace], [settings.data.csv_main], overwrite=True)
     start_console()
     launch = processes.start(settings.machine.device)
     data = open_data(program, settings, launch)

@@ -34,7 +34,7 @@ from ..audio.sources.archive_file import named
 from ..audio.spectrogram_list import SpectrogramList
 from ..utils.atomic_file import remove_leftover
 from ..utils.names import shown
-from ..utils.outputs import check_outputs, has_header
+from ..utils.outputs import check_outputs, check_writable, has_header
 from ..utils.shard import WHOLE, Shard
 
 if TYPE_CHECKING:
@@ -135,11 +135,11 @@ def convert_wav(
     folder = Path(os.path.abspath(_check_output(to_dir, csv, pack, dtype, chunk_clips)))
     min_samples = round((min_length or 0) * PRESETS[sr].sample_rate)
     _check_list_place(csv, columns, folder, shard)
+    _check_failed(folder / failed_name(shard), overwrite, pack is not None)
     jobs, broken = plan_jobs(from_dir, folder if pack is None else Path(), suffix)
     chosen = jobs[skip:]
     if not chosen:
         raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {named(os.fspath(from_dir))}")
-    _check_failed(folder / failed_name(shard), overwrite, pack is not None)
     listing = None if csv is None else SpectrogramList(Path(csv), jobs, columns, separator)
     if listing is not None:
         listing.check(jobs, overwrite)
@@ -284,6 +284,7 @@ def _check_list_place(csv: str | os.PathLike | None, columns: str | None, dest: 
     if Path(csv).suffix != ".csv":
         raise ValueError(f"--csv {shown(csv)}: expected a file name that ends in .csv")
     folder = Path(os.path.abspath(csv)).parent
+    check_writable(Path(csv))
     if not dest.is_relative_to(folder):
         raise ValueError(
             f"--csv {shown(csv)} would list files relative to its own folder, {shown(folder)}, but {shown(dest)} is not below "

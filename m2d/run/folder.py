@@ -18,6 +18,7 @@ from .. import __version__
 from ..checkpoint.file import checkpoints_in, is_whole
 from ..utils.atomic_file import remove_leftovers, write_text
 from ..utils.errors import UserError
+from ..utils.outputs import check_writable
 from ..utils.own_files.lock import LockedError, hold_lock
 from ..utils.read_file import read_json
 
@@ -80,9 +81,11 @@ class RunFolder:
             auto_resume: resume a run that is there.
 
         Raises:
-            UserError: there is a run and `auto_resume` is off, another process holds it, or no checkpoint of it is whole.
+            UserError: there is a run and `auto_resume` is off, another process holds it, or no checkpoint of it is whole;
+                there is none, and `begin` would be refused.
         """
         if not self.holds_run():
+            self._check_new()
             return None
         self._hold()
         if not auto_resume:
@@ -102,7 +105,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             if self._lock is None:
                 if not self.holds_run():
-                    self._refuse_foreign_files()
+                    self._check_new()
                 self._hold()
                 if self.holds_run():
                     raise UserError(f"{self.path}: another run began there in the meantime")
@@ -124,8 +127,11 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"{self.path}: the run's folder cannot be written: {error.strerror}") from error
 
-    def _refuse_foreign_files(self) -> None:
-        """Where no run is recorded, files of a run's names are somebody's: a released checkpoint, the one to start from."""
+    def _check_new(self) -> None:
+        """Check that a new run can write here. Files of a run's names are not its own: a released checkpoint, for example."""
+        check_writable(self.path / RECORD)
+        if not self.path.exists():
+            return
         names = (LAST, PREVIOUS, BEST, "log.txt")
         found = [path for path in map(self.path.joinpath, names) if os.path.lexists(path)] + checkpoints_in(self.path)
         if found:

@@ -13,9 +13,10 @@ from ..run.log import errors_alone, start_console
 from ..run.name import run_name
 from ..run.stop_signal import StopSignal
 from ..utils.errors import ReadError
+from ..utils.outputs import check_writable
 from ..utils.program import EXIT_BAD_NUMBERS, EXIT_INTERRUPTED, EXIT_NOT_SAVED, EXIT_REQUEUE, EXIT_USAGE
 from .checks import check
-from .config import Settings, make_parser
+from .config import OutputSettings, Settings, make_parser
 from .distributed import launch as processes
 from .distributed.agreement import check_same, shared_values
 from .distributed.collectives import from_rank0, run_on_all_ranks
@@ -77,7 +78,7 @@ def pretrain(program: Program, settings: Settings, launch: Launch) -> int:
     if program.is_contrastive:
         metadata["step_batch"] = sampler.per_step
     folder = RunFolder(from_rank0(launch, lambda: _wanted_folder(program, settings, sampler.per_update)))
-    newest = from_rank0(launch, lambda: folder.find_run(settings.output.auto_resume))
+    newest = from_rank0(launch, lambda: _find_run(folder, settings.output))
     checkpoint = None
     if newest is not None:
         logger.info("resuming from %s", newest)
@@ -101,6 +102,13 @@ def _wanted_folder(program: Program, settings: Settings, effective_batch: int) -
     values = settings.as_dict()
     name = run_name(values, effective_batch, program.name_defaults, program.name_has_rate, program.name_has_epochs, date.today())
     return existing_run(Path(name)) if settings.output.auto_resume else Path(name)
+
+
+def _find_run(folder: RunFolder, output: OutputSettings) -> Path | None:
+    """As `RunFolder.find_run`; refuses what cannot be written before the work begins."""
+    if output.log_dir:
+        check_writable(Path(output.log_dir) / "events")
+    return folder.find_run(output.auto_resume)
 
 
 def run(program: Program, state: TrainState, data: DataSets, folder: Path) -> int:

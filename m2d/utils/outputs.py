@@ -32,7 +32,7 @@ def check_outputs(
     existing: list[Path] = []
     seen: dict[str, Path] = {}
     for path in map(Path, outputs):
-        _check_folder(path)
+        check_writable(path)
         other = seen.setdefault(os.path.join(os.path.realpath(path.parent), path.name), path)
         if other is not path:
             raise UserError(f"{path} would be written twice (as {other} too): give one of them another name")
@@ -84,8 +84,12 @@ def drawn_by(path: str | os.PathLike, program: str) -> bool:
         return False
 
 
-def _check_folder(path: Path) -> None:
-    """The folder of an output is there, or can be made, and takes files, which permissions alone do not tell."""
+def check_writable(path: Path) -> None:
+    """Check that a file's folder is there or can be made, and takes files, which permissions alone do not tell.
+
+    Raises:
+        UserError: names the file and the reason.
+    """
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise UserError(f"{path} cannot be written: {folder} is not a folder")

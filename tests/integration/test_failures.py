@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 from contextlib import contextmanager
@@ -99,11 +100,13 @@ def test_logs_on_a_full_disk_end_no_run(tmp_path, capsys):
         assert epochs[0] == 1 and epochs[-1] == 5000 and len(epochs) < 6
 
 
-def test_a_folder_that_cannot_be_made(capsys):
-    write_list(clips=16)
+@pytest.mark.parametrize("place", ["--output_dir file/out", "--log_dir file/out"])
+def test_a_folder_that_cannot_be_made_ends_the_run_before_its_work(capsys, place):
+    csv = write_list(clips=16)
     Path("file").touch()
-    assert run(M2D, f"{LIST} --output_dir file/out") == 2
-    assert "file/out: the run's folder cannot be written: Not a directory" in capsys.readouterr().out
+    assert run(M2D, f"{LIST} {place}") == 2
+    assert re.search(r"file/out/\S+ cannot be written: \S+/file is not a folder", capsys.readouterr().out)
+    assert not list(csv.parent.glob("*.stats.json")), "statistics were computed first"
 
 
 def test_vanished_data_folder(capsys):

@@ -332,7 +332,7 @@ def test_exit_status_2_when_nothing_was_started(src, tmp_path, args):
 @pytest.mark.parametrize("flags", [[], ["--pack"]])
 @pytest.mark.parametrize("below", ["{src}/a.wav/out", "/proc/out"])
 def test_a_destination_that_takes_no_files_is_one_line_before_any_work(src, caplog, below, flags):
-    assert wav_to_lms.main([str(src), *flags, below.format(src=src)]) == 2
+    assert wav_to_lms.main([str(src / "nothing"), *flags, below.format(src=src)]) == 2
     (line,) = [record.message for record in caplog.records if record.levelname == "ERROR"]
     assert "cannot be written" in line
 

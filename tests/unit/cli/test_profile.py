@@ -28,6 +28,14 @@ def test_it_names_every_phase_and_writes_a_trace(flags, tmp_path, capsys):
     assert "phase: predictor" in names
 
 
+def test_a_trace_that_cannot_be_written_is_refused_before_the_work(flags, tmp_path):
+    csv = flags[flags.index("--csv_main") + 1]
+    with pytest.raises(ValueError, match="is an input"):
+        profile_step.profile_run([*flags, "--trace", csv])
+    with pytest.raises(ValueError, match=r"trace\.json cannot be written: .* is not a folder"):
+        profile_step.profile_run([*flags, "--trace", f"{csv}/trace.json"])
+
+
 def test_too_few_steps_are_said(flags):
     with pytest.raises(ValueError, match="lower --batch_size"):
         profile_step.profile_run([*flags, "--batch_size", "16"])

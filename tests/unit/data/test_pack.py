@@ -363,6 +363,13 @@ def test_another_list_or_other_settings_are_not_mixed_in(make_list, tmp_path, ca
     assert pack(csv, csv) == 2
 
 
+def test_a_pack_that_cannot_be_written_is_refused_before_the_work(make_list, tmp_path, caplog):
+    make_list(LENGTHS)
+    (tmp_path / "file").touch()
+    assert pack(tmp_path / "missing.csv", tmp_path / "file" / "x.pack") == 2
+    assert "x.pack cannot be written" in caplog.text and "file is not a folder" in caplog.text
+
+
 def test_too_many_chunks_are_refused(make_list, tmp_path, caplog):
     csv = make_list([5] * 300)
     assert pack(csv, tmp_path / "x.pack", "--chunk_clips", 1) == 2

@@ -13,8 +13,16 @@ from m2d.utils.errors import UserError
 def test_files_of_a_runs_names_without_a_run_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"released weights")
     with pytest.raises(UserError, match=f"holds {name}, which no run of this program wrote"):
+        RunFolder(tmp_path).find_run(auto_resume=True)
+    with pytest.raises(UserError, match=f"holds {name}, which no run of this program wrote"):
         RunFolder(tmp_path).begin({})
     assert os.listdir(tmp_path) == [name]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file/run/run\.json cannot be written: .*/file is not a folder"):
+        RunFolder(tmp_path / "file" / "run").find_run(auto_resume=False)
 
 
 def test_other_files_are_left_alone(tmp_path):
