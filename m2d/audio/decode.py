@@ -183,7 +183,7 @@ class AudioStream:
             if isinstance(self._source, FileView) and self._source.error:
                 raise OSError(f"{self._name} cannot be read: {self._source.error.strerror}")
             if rate:
-                promised = part.frames / rate if part else self._reader.promised_seconds
+                promised = part.frames / rate if part and part.frames else self._reader.promised_seconds
                 missing = promised - samples / rate
                 if missing > _SECONDS_OF_TOLERANCE:
                     self._left_out(f"is damaged: {missing:.1f} s of it are left out", missing)

@@ -45,6 +45,7 @@ _FFMPEG_FORMATS = (
     FfmpegFormat(8, b"WAVE", "wav", "WAV", is_sndfiles=True),
     FfmpegFormat(8, b"AIFC", "aiff", "AIFF", is_sndfiles=True),
 )
+_UNKNOWN_LENGTH = 1 << 36  # samples: more than any header can tell; libsndfile puts its largest number
 _WITHOUT_LENGTH = ("aac", "ac3", "amr")  # FFmpeg guesses it
 _SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63, "flt": 1.0, "dbl": 1.0}
 
@@ -55,12 +56,15 @@ class Reader(Protocol):
     Attributes:
         peak: the largest sample so far, where samples may be beyond full scale.
         damaged: packets of the file that could not be decoded so far.
-        promised_seconds: how long the file is by its header; 0: it does not say, or the decoder sees to it.
     """
 
     peak: float
     damaged: int
-    promised_seconds: float
+
+    @property
+    def promised_seconds(self) -> float:
+        """How long the file is by its header; 0: it does not say."""
+        ...
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """Sampling rates, and the mean of the channels as float32 `[samples]`, never empty.
@@ -104,7 +108,6 @@ class SndfileReader:
     """
 
     damaged = 0
-    promised_seconds = 0.0
 
     def __init__(self, source: str | int | FileView, sample_rate: int):
         self._file = _SoundFile(cast(Any, source), closefd=False)
@@ -115,6 +118,12 @@ class SndfileReader:
     def rate(self) -> int:
         """The header's sampling rate."""
         return self._file.samplerate
+
+    @property
+    def promised_seconds(self) -> float:
+        """As `Reader.promised_seconds`."""
+        known = self._file.frames < _UNKNOWN_LENGTH
+        return self._file.frames / self._file.samplerate if known else 0.0
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         """As `Reader.blocks`."""

@@ -8,7 +8,7 @@ from typing import BinaryIO
 from .view import Layout, Part
 
 _HEADER = struct.Struct("<4sBBqIIIB")
-_BEGINS = 2  # a page's flag: the first of its stream
+_BEGINS, _ENDS = 2, 4  # a page's flags: the first, the last of its stream
 _SEARCHED_AT_ONCE = 1 << 16
 _AUDIO = (b"\x01vorbis", b"OpusHead", b"\x7fFLAC", b"Speex   ")
 
@@ -19,6 +19,7 @@ class _Stream:
 
     is_audio: bool
     pages: list[range] = field(default_factory=list)
+    ended: bool = False
 
     def add(self, page: range) -> None:
         if self.pages and self.pages[-1].stop == page.start:
@@ -26,11 +27,12 @@ class _Stream:
         self.pages.append(page)
 
 
-def ogg_layout(file: BinaryIO) -> Layout:
+def ogg_layout(file: BinaryIO, size: int) -> Layout:
     """A part for each audio stream of a chained or multiplexed file; none for a file of one stream."""
     links: list[dict[int, _Stream]] = []
     beginning = False  # among the first pages of a link's streams
-    for page, begins, serial, content in _pages(file):
+    for page, flags, serial, content in _pages(file):
+        begins = bool(flags & _BEGINS)
         if begins and not beginning:
             links.append({})
         beginning = begins
@@ -38,14 +40,15 @@ def ogg_layout(file: BinaryIO) -> Layout:
             links[-1][serial] = _Stream(content.startswith(_AUDIO))
         if links and serial in links[-1]:
             links[-1][serial].add(page)
+            links[-1][serial].ended |= bool(flags & _ENDS) and page.stop <= size
     streams = [stream for link in links for stream in link.values()]
-    if len(streams) <= 1:
-        return Layout()
-    return Layout(tuple(Part(tuple(stream.pages)) for stream in streams if stream.is_audio))
+    cut = any(stream.is_audio and not stream.ended for stream in streams)
+    parts = tuple(Part(tuple(stream.pages)) for stream in streams if stream.is_audio) if len(streams) > 1 else ()
+    return Layout(parts, "is cut short: its last page is missing" if cut else "")
 
 
-def _pages(file: BinaryIO) -> Iterator[tuple[range, bool, int, bytes]]:
-    """Of each page: its bytes' range, whether it begins a stream, the stream's number, and its content's first bytes."""
+def _pages(file: BinaryIO) -> Iterator[tuple[range, int, int, bytes]]:
+    """Of each page: its bytes' range, its flags, the stream's number, and the first bytes of one that begins a stream."""
     position = 0
     while True:
         file.seek(position)
@@ -57,9 +60,8 @@ def _pages(file: BinaryIO) -> Iterator[tuple[range, bool, int, bytes]]:
             position = _next_page(file, position + 1)
             continue
         size = sum(file.read(segments))
-        begins = bool(flags & _BEGINS)
         page = range(position, position + _HEADER.size + segments + size)
-        yield page, begins, serial, file.read(8) if begins else b""
+        yield page, flags, serial, file.read(8) if flags & _BEGINS else b""
         position = page.stop
 
 

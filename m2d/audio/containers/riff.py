@@ -1,29 +1,24 @@
 """WAV: sizes that a recorder never completed, several chunks of samples, files that end before their header says so."""
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO
 
+from .chunks import RIFF, chunks, lost
 from .view import Layout, Part
-
-_CHUNK_HEADER = 8
-# Programs that write to a pipe cannot know the length, and put a number near one of these limits.
-_PLACEHOLDER_BYTES = 0x7FFF0000
 
 
 def wav_layout(file: BinaryIO, size: int) -> Layout:
     """One part in the place of a file whose samples libsndfile would not find; a warning for those that are lost."""
-    chunks = list(_chunks(file, size))
-    data = [content for name, content in chunks if name == b"data"]
-    formats = [content for name, content in chunks if name == b"fmt "]
+    found = list(chunks(file, size, RIFF))
+    data = [content for name, content in found if name == b"data"]
+    formats = [content for name, content in found if name == b"fmt "]
     if not data or not formats:
         return Layout()
     promised = len(data[-1])
     if data[-1].stop > size:
-        there = size - data[-1].start
-        cut = f"is cut short: {there} of the {promised} bytes that its header promises are there"
-        return Layout(warning=cut if promised < _PLACEHOLDER_BYTES else "")
-    behind = size - data[-1].stop - promised % 2 if chunks[-1][0] == b"data" else 0
+        return Layout(warning=lost(data[-1], size))
+    behind = size - data[-1].stop - promised % 2 if found[-1][0] == b"data" else 0
     if behind > 0 and not promised:
         data[-1], behind = range(data[-1].start, size), 0
     elif len(data) == 1 and behind <= 0:
@@ -33,19 +28,6 @@ def wav_layout(file: BinaryIO, size: int) -> Layout:
     seconds = max(0, behind) / max(1, int.from_bytes(form[8:12], "little"))
     warning = f"has {seconds:.1f} s more than its header says: they are left out" if seconds else ""
     return Layout((_as_one_chunk(form, data),), warning, seconds)
-
-
-def _chunks(file: BinaryIO, size: int) -> Iterator[tuple[bytes, range]]:
-    """Names and contents of the chunks; of `data` alone also one that goes beyond the end of the file."""
-    position = 12
-    while position + _CHUNK_HEADER <= size:
-        file.seek(position)
-        name, length = struct.unpack("<4sI", file.read(_CHUNK_HEADER))
-        content = range(position + _CHUNK_HEADER, position + _CHUNK_HEADER + length)
-        if not name.isascii() or not name.decode().isprintable() or (content.stop > size and name != b"data"):
-            return
-        yield name, content
-        position = content.stop + length % 2
 
 
 def _as_one_chunk(form: bytes, data: Sequence[range]) -> Part:
