@@ -31,7 +31,7 @@ ZIP_ERRORS = (
     OSError,
     ValueError,
 )
-_JSON_BYTES = 1 << 24
+MOST_JSON_BYTES = 1 << 24
 
 
 def open_regular(path: str | os.PathLike) -> int:
@@ -77,9 +77,9 @@ def read_json(path: str | os.PathLike, kind: type[Kind], made_by: str) -> Kind:
     """
     try:
         with open(open_regular(path), "rb") as file:
-            content = file.read(_JSON_BYTES + 1)
-        if len(content) > _JSON_BYTES:
-            raise ValueError(f"larger than {_JSON_BYTES >> 20} MiB")
+            content = file.read(MOST_JSON_BYTES + 1)
+        if len(content) > MOST_JSON_BYTES:
+            raise ValueError(f"larger than {MOST_JSON_BYTES >> 20} MiB")
         return msgspec.json.decode(content, type=kind)
     except FileNotFoundError:
         raise

@@ -1,5 +1,6 @@
 """Files at addresses (s3, https and what else fsspec reads): read in blocks, by ranges, through a cache of bounded size."""
 
+import asyncio
 import hashlib
 import io
 import json
@@ -7,14 +8,17 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from http import HTTPStatus
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from .addresses import public_name, public_reason
 from .cache import BlockCache, cache_folder
 from .errors import FileError, UserError
 
 if TYPE_CHECKING:
+    from aiohttp import ClientSession
     from fsspec import AbstractFileSystem
+    from fsspec.implementations.http import HTTPFileSystem
 
 BLOCK = 1 << 20  # bytes that are fetched and kept together
 AT_ONCE = 32  # blocks
@@ -71,6 +75,21 @@ def file_system(address: str) -> "tuple[AbstractFileSystem, str]":
 
     fs, path = url_to_fs(address)
     return fs, path.rstrip("/")
+
+
+def read_whole(address: str, most: int) -> bytes | None:
+    """A file, read as it comes: from web servers without ranges too. None where it has more than `most` bytes.
+
+    Raises:
+        Exception: it cannot be read; each file system has its own.
+    """
+    fs, path = file_system(address)
+    options = {"block_size": 0} if _is_web(address) else {}
+    content = bytearray()
+    with cast(BinaryIO, fs.open(path, "rb", **options)) as file:
+        while len(content) <= most and (part := file.read(most + 1 - len(content))):  # a web file gives what has arrived
+            content += part
+    return bytes(content) if len(content) <= most else None
 
 
 def look_at(address: str) -> RemoteFile | None:
@@ -168,6 +187,8 @@ def _fetch(blocks: Sequence[_Block]) -> dict[_Block, bytes]:
 def _ask(blocks: Sequence[_Block]) -> Sequence[bytes | Exception]:
     places = [file_system(block.file.address) for block in blocks]
     try:
+        if _is_web(blocks[0].file.address):
+            return _ask_web(cast("HTTPFileSystem", places[0][0]), blocks)
         return places[0][0].cat_ranges(
             [path for _, path in places],
             [block.begin for block in blocks],
@@ -176,6 +197,37 @@ def _ask(blocks: Sequence[_Block]) -> Sequence[bytes | Exception]:
         )
     except Exception as error:  # each file system has its own
         return [error] * len(blocks)
+
+
+def _is_web(address: str) -> bool:
+    return address.lower().startswith(("http://", "https://"))
+
+
+def _ask_web(fs: "HTTPFileSystem", blocks: Sequence[_Block]) -> list[bytes | Exception]:
+    """Blocks of files on the web. fsspec would hold whatever a server sends, be it the whole file for each block."""
+    from fsspec.asyn import sync
+
+    async def ask() -> list[bytes | Exception]:
+        session = await fs.set_session()
+        return await asyncio.gather(*(_read_web(fs, session, block) for block in blocks))
+
+    return cast(list, sync(fs.loop, ask))
+
+
+async def _read_web(fs: "HTTPFileSystem", session: "ClientSession", block: _Block) -> bytes | Exception:
+    span = f"bytes={block.begin}-{block.begin + block.size - 1}"
+    options = {**fs.kwargs, "headers": {**fs.kwargs.get("headers", {}), "Range": span}}
+    content = bytearray()
+    try:
+        async with session.get(fs.encode_url(block.file.address), **options) as reply:
+            reply.raise_for_status()
+            if reply.status != HTTPStatus.PARTIAL_CONTENT and block.size < block.file.size:
+                raise OSError("its server sends the whole file where a part is asked for")
+            while len(content) <= block.size and (part := await reply.content.readany()):
+                content += part
+    except Exception as error:  # of aiohttp, of the system
+        return error
+    return bytes(content)
 
 
 class RemoteStream(io.RawIOBase):

@@ -127,6 +127,21 @@ def breaking(body: bytes, after: int, tag: str = '"1"') -> Answer:
     return answer
 
 
+def endless(sent: list[int], status: int = 200, length: int = 1 << 40) -> Answer:
+    """A file that never ends, whatever part is asked for; `sent` gets the bytes of each block that was sent."""
+    block = bytes(1 << 20)
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(status)
+        request.send_header("Content-Length", str(length))
+        request.end_headers()
+        while request.command == "GET":
+            request.wfile.write(block)
+            sent.append(len(block))
+
+    return answer
+
+
 def redirect(to: str) -> Answer:
     """A redirect."""
 

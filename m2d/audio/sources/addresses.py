@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 from ...utils.addresses import check_protocols, public_name, public_reason
 from ...utils.errors import FileError
 from ...utils.names import shown
+from ...utils.remote import read_whole
 from .member import MOST_BYTES, Contents, plain_name
 
 LIST_SUFFIXES = (".csv", ".txt")
@@ -24,18 +25,13 @@ class Address(NamedTuple):
 
     def read(self) -> bytes:
         """As `Place.read`."""
-        import fsspec
-
         try:
-            # Without a block size, files on the web are read as they come, from servers without ranges too.
-            options = {"block_size": 0} if self.path.startswith("http") else {}
-            with fsspec.open(self.path, "rb", **options) as file:
-                content = file.read(MOST_BYTES + 1)
+            content = read_whole(self.path, MOST_BYTES)
         except FileNotFoundError:
             raise FileNotFoundError(0, "there is no such file") from None
         except Exception as error:  # each file system has its own
             raise OSError(0, public_reason(error, self.path)) from None
-        if len(content) > MOST_BYTES:
+        if content is None:
             raise ValueError(f"has more than {MOST_BYTES >> 20} MiB, which are not read from an address")
         return content
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import PurePosixPath
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 8
 _MOST_GROUP_BYTES = 1 << 32
+_MOST_FOOTER_BYTES = 1 << 28
+_TAIL = struct.Struct("<I4s")  # the footer's size, and the mark of the file's end
 
 
 class ParquetRow(NamedTuple):
@@ -188,10 +192,21 @@ def _opened(path: str) -> "pq.ParquetFile":
         raise UserError(f"{named(path)}: reading parquet files needs Arrow: pip install 'm2d-audio[train]'") from None
     file = io.BufferedReader(open_archive(path))
     try:
+        _check_footer(file)
         return pq.ParquetFile(pa.PythonFile(file, "r"), pre_buffer=False, buffer_size=1 << 20)
     except (pa.ArrowException, OSError, ValueError) as error:
         file.close()
         raise not_readable(path, f"no parquet file, or damaged, or cut short ({_one_line(error)})") from None
+
+
+def _check_footer(file: io.BufferedReader) -> None:
+    """Refuse a footer that Arrow would fill the memory with."""
+    file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL.size))
+    tail = file.read(_TAIL.size)
+    size = _TAIL.unpack(tail)[0] if len(tail) == _TAIL.size else 0
+    if size > _MOST_FOOTER_BYTES and tail.endswith(b"PAR1"):
+        raise ValueError(f"a footer of {size >> 20} MiB, at most {_MOST_FOOTER_BYTES >> 20} are read")
+    file.seek(0)
 
 
 def _names(file: "pq.ParquetFile", group: int, column: str | None, rows: range) -> list[str]:

@@ -13,6 +13,16 @@ from .member import Contents, not_readable
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _ENCRYPTED = 1
+_MOST_DIRECTORY_BYTES = 1 << 30  # of some ten million members
+
+
+class _DirectoryFile(io.BufferedReader):
+    """A zip archive of which zipfile reads the directory, in one piece."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MOST_DIRECTORY_BYTES:
+            raise zipfile.BadZipFile(f"a directory of {size >> 20} MiB, at most {_MOST_DIRECTORY_BYTES >> 20} are read")
+        return super().read(size)
 
 
 class ZipMember(NamedTuple):
@@ -61,7 +71,7 @@ def zip_contents(path: str, is_audio: Callable[[str], bool]) -> Contents:
     contents = Contents()
     with open_archive(path) as file:
         try:
-            members = zipfile.ZipFile(io.BufferedReader(file)).infolist()
+            members = zipfile.ZipFile(_DirectoryFile(file)).infolist()
         except ZIP_ERRORS as error:
             raise not_readable(path, f"no zip archive, or damaged, or cut short ({error})") from None
     for member in members:

@@ -13,11 +13,13 @@ import numpy as np
 
 from ...utils.addresses import check_protocols, is_address, public_name, public_reason
 from ...utils.errors import FileError
-from ...utils.remote import AT_ONCE, BlockReader, RemoteFile, RemoteStream, block_cache, file_system, look_at
+from ...utils.read_file import MOST_JSON_BYTES
+from ...utils.remote import AT_ONCE, BlockReader, RemoteFile, RemoteStream, block_cache, look_at, read_whole
 from .files import LocalPack, PackFiles, Piece
 from .format import PackInfo, chunk_path, info_path, read_info
 
 _COPIED = 8 << 20  # bytes of an index at a time
+_INDEX_BYTES, _TEXT_BYTES = 1 << 20, 1 << 16  # of an index without clips; of a clip's text in a column: at most
 
 logger = logging.getLogger("m2d")
 
@@ -59,13 +61,15 @@ class RemotePack(PackFiles):
                 raise FileError(str(error).replace(name, self.source)) from error
 
     def _pack_json(self) -> bytes:
-        fs, root = file_system(self._address)
         try:
-            return bytes(fs.cat_file(f"{root}/{info_path('')}"))
+            content = read_whole(f"{self._address}/{info_path('')}", MOST_JSON_BYTES)
         except FileNotFoundError:
             raise FileNotFoundError(f"{self.source}: no pack (a folder with a pack.json, which m2d pack writes)") from None
         except Exception as error:  # each file system has its own
             raise FileError(f"{self.source} cannot be fetched ({public_reason(error, self._address)})") from error
+        if content is None:
+            raise FileError(f"{self.source}: its pack.json has more than {MOST_JSON_BYTES >> 20} MiB: not what m2d pack writes")
+        return content
 
     def _fetch_indices(self, folder: Path, info: PackInfo) -> None:
         parts = ["index.npz", "frames.npy", *(["features.npy"] if info.feature_width else [])]
@@ -82,8 +86,10 @@ class RemotePack(PackFiles):
                 self.cache.folder,
                 self.cache.max_bytes / 1e9,
             )
-        for name, file in self._files.items():
-            if name.endswith("index.npz"):
+        for chunk in range(info.chunks):
+            name = str(chunk_path("", chunk, "index.npz"))
+            if file := self._files.get(name):
+                _check_index_size(file, info, chunk)
                 with RemoteStream(file, self._reader) as stream, (folder / name).open("wb") as copy:
                     shutil.copyfileobj(stream, copy, _COPIED)
 
@@ -107,6 +113,13 @@ class RemotePack(PackFiles):
     def open(self, chunk: int, part: str) -> BinaryIO:
         """As `PackFiles.open`, past the cache: a file that is read once would replace what training reads again."""
         return cast(BinaryIO, RemoteStream(self._files[str(chunk_path("", chunk, part))], BlockReader(cache=None)))
+
+
+def _check_index_size(file: RemoteFile, info: PackInfo, chunk: int) -> None:
+    """Refuse an index that is too large for its clips, before it is copied."""
+    clips = len(info.clips_in(chunk))
+    if file.size > _INDEX_BYTES + clips * (1 + len(info.columns)) * _TEXT_BYTES:
+        raise FileError(f"{file.name}: {file.size} bytes for {clips} clips: not what m2d pack writes")
 
 
 def files_of(pack: str | Path) -> PackFiles:

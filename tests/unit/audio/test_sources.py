@@ -4,10 +4,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from archives import write_tar, write_zip
+from archives import write_parquet, write_tar, write_zip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m2d.audio.sources import parquet, zip_archive
 from m2d.audio.sources.archive_file import read_range
 from m2d.audio.sources.find import find_archives, list_members
 from m2d.audio.sources.member import MOST_BYTES, plain_name
@@ -71,6 +72,17 @@ def test_a_deflated_member_takes_no_more_memory_than_is_allowed(tmp_path):
     archive.write_bytes(content.replace((1000).to_bytes(4, "little"), (MOST_BYTES + 1).to_bytes(4, "little")))
     found = list_members([str(archive)], (".wav",))
     assert not found.members and "at most 1024 are read" in found.left_out["a.wav"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "parquet"])
+def test_a_directory_or_a_footer_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch, kind):
+    path = tmp_path / f"x.{kind}"
+    write_zip(path, FILES) if kind == "zip" else write_parquet(path, list(FILES.items()))
+    assert len(list_members([str(path)], (".wav", ".flac", ".ogg")).members) == 3
+    monkeypatch.setattr(zip_archive, "_MOST_DIRECTORY_BYTES", 100)
+    monkeypatch.setattr(parquet, "_MOST_FOOTER_BYTES", 100)
+    with pytest.raises(FileError, match=r"a (directory|footer) of .* are read"):
+        list_members([str(path)], (".wav", ".flac", ".ogg"))
 
 
 @pytest.mark.parametrize("begin", [-1, 1 << 63])
