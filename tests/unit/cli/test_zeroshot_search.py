@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 from checkpoint_files import semantic_tensors, write_checkpoint, write_clap
+from matplotlib.colors import to_rgb
 from recordings import melody
 
 from m2d.cli.search import main as search
@@ -249,3 +250,11 @@ def test_long_names_leave_room_for_the_picture(tmp_path):
     files = [f"recordings/{'a rather long name ' * 5}{n}.wav" for n in range(3)]
     draw_scores(tmp_path / "scores.png", np.eye(3), files, ["dog", "rain on a roof for hours and hours", "a voice"])
     assert (tmp_path / "scores.png").stat().st_size > 0
+
+
+def test_the_mark_of_the_nearest_class_is_seen_in_the_legend(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("m2d.cli.zeroshot.write_figure", lambda path, figure, program: drawn.append(figure))
+    draw_scores(tmp_path / "scores.png", np.eye(3), ["a.wav", "b.wav", "c.wav"], ["dog", "rain", "voice"])
+    (mark,) = drawn[0].axes[0].get_legend().get_lines()
+    assert to_rgb(mark.get_markeredgecolor()) != to_rgb(drawn[0].get_facecolor())
