@@ -25,27 +25,21 @@ class SpectrogramList:
         columns: of parquet files, such as "label=category,group=fold": names in the list and there, which may be the same
             ("label"). None: label, where a file has a column of that name or `labels`.
         separator: between several values of a row.
+        overwrite: replace a list that is there and that no conversion of these files wrote; never an input.
 
     Raises:
-        ValueError: the columns make no sense, or are not there.
+        ValueError: the columns make no sense, or are not there; a list or an input would be replaced.
     """
 
-    def __init__(self, path: Path, jobs: Sequence[Job], columns: str | None, separator: str):
+    def __init__(self, path: Path, jobs: Sequence[Job], columns: str | None, separator: str, overwrite: bool):
         self.path, self._folder, self._separator = path, Path(os.path.abspath(path)).parent, separator
         chosen = _default_columns(jobs) if columns is None else _parsed(columns)
         self._sources = list(chosen.values())
         self.header = ("file_name", *chosen)
         # Read once, and what cannot be read is told before hours of work.
         self._texts = {job.name: self._texts_of(job) for job in jobs} if self._sources else {}
-
-    def check(self, jobs: Sequence[Job], overwrite: bool) -> None:
-        """Refuse to replace a list that no conversion of these files wrote, or an input.
-
-        Raises:
-            UserError: it is one.
-        """
         inputs = (job.source for job in jobs if job.source.endswith(".csv"))
-        check_outputs([self.path], inputs, overwrite, lambda path: lists_only(path, self.header, set(map(self._row, jobs))))
+        check_outputs([path], inputs, overwrite, lambda path: lists_only(path, self.header, set(map(self._row, jobs))))
 
     def write(self, jobs: Iterable[Job]) -> None:
         """Write the list of these."""

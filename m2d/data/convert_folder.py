@@ -8,10 +8,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -36,9 +35,6 @@ from ..utils.atomic_file import remove_leftover
 from ..utils.names import shown
 from ..utils.outputs import check_outputs, check_writable, has_header
 from ..utils.shard import WHOLE, Shard
-
-if TYPE_CHECKING:
-    from .pack.from_audio import AudioPack
 
 PACK_DTYPE = "float16"
 
@@ -127,77 +123,119 @@ def convert_wav(
 
     Raises:
         ValueError, FileNotFoundError, NotADirectoryError: an argument cannot be used; nothing was started.
-        OSError: the run was stopped: the disk is full, or a folder is not writable.
-        RuntimeError: the run was stopped: a worker died.
+        OSError, RuntimeError: the run was stopped: the disk is full, a folder is not writable, or a worker died.
     """
     started = time.perf_counter()
     _check_options(skip, min_length, workers, sr)
     folder = Path(os.path.abspath(_check_output(to_dir, csv, pack, dtype, chunk_clips)))
-    min_samples = round((min_length or 0) * PRESETS[sr].sample_rate)
     _check_list_place(csv, columns, folder, shard)
     _check_failed(folder / failed_name(shard), overwrite, pack is not None)
     jobs, broken = plan_jobs(from_dir, folder if pack is None else Path(), suffix)
     chosen = jobs[skip:]
     if not chosen:
         raise ValueError(f"--skip {skip} leaves none of the {len(jobs)} files in {named(os.fspath(from_dir))}")
-    listing = None if csv is None else SpectrogramList(Path(csv), jobs, columns, separator)
-    if listing is not None:
-        listing.check(jobs, overwrite)
-    converter = Converter(PRESETS[sr], min_samples, npy_sink if pack is None else _pack_sink(dtype), decode_only=device != "cpu")
-    finish = None if device == "cpu" else DeviceMel(converter, device)
-    report = Report(failed=broken if shard.number == 1 else {})
-    for reason in report.failed.values():
-        logger.warning("failed: %s", reason)
-    existing: set[str] = set()
-    audio_pack = None
-    if pack is None:
-        existing = _existing_targets(folder)
-        chosen = [chosen[i] for i in shard.of(len(chosen))]
-        report.found = len(chosen) + len(report.failed)
-        to_do = [job for job in chosen if job.target not in existing]
-    else:
-        audio_pack = _open_pack(folder, chosen, converter, dtype or PACK_DTYPE, chunk_clips, report, shard)
-        to_do = audio_pack.jobs_left()
-    report.existing = report.found - len(to_do) - len(report.failed)
-    workers = min(workers or _cpu_count(), max(1, len(to_do)))
-    try:
-        with closing(_converted(to_do, converter, finish, workers, verbose, report, in_order=pack is not None)) as outcomes:
-            if audio_pack is None:
-                deque(outcomes, maxlen=0)
-            else:
-                _write_pack(audio_pack, outcomes)
-    finally:
-        report.seconds = time.perf_counter() - started
-        if pack is None:
-            write_failed(folder, shard, report.failed)
-        logger.info("%s%s", report, f": see {shown(folder / failed_name(shard))}" if report.failed else "")
+    listing = None if csv is None else SpectrogramList(Path(csv), jobs, columns, separator, overwrite)
+    converter, finish = _make_converter(sr, min_length, npy_sink if pack is None else _pack_sink(dtype), device)
+    report = _first_report(broken, shard)
+    conversion = _Conversion(folder, chosen, shard, converter, finish, workers, verbose, report, started)
+    if pack is not None:
+        conversion.into_pack(dtype or PACK_DTYPE, chunk_clips)
+        return report
+    existing = conversion.into_files()
     if listing is not None:
         listing.write(job for job in jobs if job.target in existing or job.name in report.converted)
     return report
 
 
-def _converted(
-    jobs: list[Job],
-    converter: Converter,
-    finish: DeviceMel | None,
-    workers: int,
-    verbose: bool,
-    report: Report,
-    in_order: bool,
-) -> Generator[Outcome, None, None]:
-    """The outcomes of jobs, each in the report, the log and the progress bar."""
-    with (
-        closing(convert_all(jobs, converter, workers, in_order)) as chunks,
-        tqdm(total=len(jobs), unit="file", disable=None) as bar,
-    ):
-        for outcomes in chunks:
-            for outcome in finish(outcomes) if finish else outcomes:
-                if outcome.fatal:
-                    raise OSError(f"{outcome.error}. Stopped: files written are whole, and the same command continues from here")
-                report.add(outcome)
-                _log(outcome, verbose)
-                yield outcome
-            bar.update(len(outcomes))
+@dataclass(frozen=True)
+class _Conversion:
+    """A shard of files, how they are converted, and the report of it, which grows; `workers` None: as many as CPU cores."""
+
+    folder: Path
+    jobs: list[Job]
+    shard: Shard
+    converter: Converter
+    finish: DeviceMel | None
+    workers: int | None
+    verbose: bool
+    report: Report
+    started: float
+
+    def into_files(self) -> set[str]:
+        """Write the .npy files that are missing, and failed.csv; returns the targets that were there before."""
+        existing = _existing_targets(self.folder)
+        jobs = [self.jobs[i] for i in self.shard.of(len(self.jobs))]
+        self.report.found = len(jobs) + len(self.report.failed)
+        try:
+            with self._outcomes([job for job in jobs if job.target not in existing], in_order=False) as outcomes:
+                deque(outcomes, maxlen=0)
+        finally:
+            write_failed(self.folder, self.shard, self.report.failed)
+        return existing
+
+    def into_pack(self, dtype: str, chunk_clips: int | None) -> None:
+        """Write the chunks that are missing; files that earlier runs left out count as failed."""
+        from .pack.from_audio import AudioPack
+
+        pack = AudioPack(self.folder, self.jobs, self.converter, dtype, chunk_clips, self.report.failed, self.shard)
+        self.report.found = pack.files + len(self.report.failed)
+        self.report.failed.update(pack.left_out)
+        try:
+            with self._outcomes(pack.jobs_left(), in_order=True) as outcomes:
+                pack.write(outcomes)
+        except OSError as error:
+            if error.errno is None:  # it is explained already
+                raise
+            raise OSError(
+                f"{shown(self.folder)} cannot be written: {error.strerror}. "
+                "Stopped: its chunks are whole, and the same command continues with those that are missing"
+            ) from None
+
+    @contextmanager
+    def _outcomes(self, jobs: list[Job], in_order: bool) -> Iterator[Iterator[Outcome]]:
+        """The outcomes of jobs; logs the report at the end, however that comes."""
+        report = self.report
+        report.existing = report.found - len(jobs) - len(report.failed)
+        workers = min(self.workers or _cpu_count(), max(1, len(jobs)))
+        try:
+            with closing(self._converted(jobs, workers, in_order)) as outcomes:
+                yield outcomes
+        finally:
+            report.seconds = time.perf_counter() - self.started
+            see = f": see {shown(self.folder / failed_name(self.shard))}" if report.failed else ""
+            logger.info("%s%s", report, see)
+
+    def _converted(self, jobs: list[Job], workers: int, in_order: bool) -> Generator[Outcome, None, None]:
+        """The outcomes of jobs, each in the report, the log and the progress bar."""
+        with (
+            closing(convert_all(jobs, self.converter, workers, in_order)) as chunks,
+            tqdm(total=len(jobs), unit="file", disable=None) as bar,
+        ):
+            for outcomes in chunks:
+                for outcome in self.finish(outcomes) if self.finish else outcomes:
+                    if outcome.fatal:
+                        raise OSError(
+                            f"{outcome.error}. Stopped: files written are whole, and the same command continues from here"
+                        )
+                    self.report.add(outcome)
+                    _log(outcome, self.verbose)
+                    yield outcome
+                bar.update(len(outcomes))
+
+
+def _make_converter(sr: str, min_length: float | None, sink: Sink, device: str) -> tuple[Converter, DeviceMel | None]:
+    """What workers do with a file, and what computes the spectrograms of those that they decoded, on another device."""
+    min_samples = round((min_length or 0) * PRESETS[sr].sample_rate)
+    converter = Converter(PRESETS[sr], min_samples, sink, decode_only=device != "cpu")
+    return converter, None if device == "cpu" else DeviceMel(converter, device)
+
+
+def _first_report(broken: dict[str, str], shard: Shard) -> Report:
+    """The report before the work: what cannot be listed has failed, in the first shard."""
+    report = Report(failed=broken if shard.number == 1 else {})
+    for reason in report.failed.values():
+        logger.warning("failed: %s", reason)
+    return report
 
 
 def _log(outcome: Outcome, verbose: bool) -> None:
@@ -214,30 +252,6 @@ def _pack_sink(dtype: str | None) -> Sink:
     from .pack.from_audio import PackSink  # reads lists with Arrow, which takes a moment to import
 
     return PackSink(dtype or PACK_DTYPE)
-
-
-def _open_pack(
-    folder: Path, jobs: list[Job], converter: Converter, dtype: str, chunk_clips: int | None, report: Report, shard: Shard
-) -> "AudioPack":
-    """Begin a pack, or go on with it; what earlier runs had to leave out counts as failed."""
-    from .pack.from_audio import AudioPack
-
-    audio_pack = AudioPack(folder, jobs, converter, dtype, chunk_clips, report.failed, shard)
-    report.found = audio_pack.files + len(report.failed)
-    report.failed.update(audio_pack.left_out)
-    return audio_pack
-
-
-def _write_pack(audio_pack: "AudioPack", outcomes: Iterator[Outcome]) -> None:
-    try:
-        audio_pack.write(outcomes)
-    except OSError as error:
-        if error.errno is None:  # it is explained already
-            raise
-        raise OSError(
-            f"{shown(audio_pack.folder)} cannot be written: {error.strerror}. "
-            "Stopped: its chunks are whole, and the same command continues with those that are missing"
-        ) from None
 
 
 def _check_options(skip: int, min_length: float | None, workers: int | None, sr: str) -> None:
