@@ -1,11 +1,15 @@
 """Audio files for the tests of reading and converting, good and bad, and what a conversion left."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from m2d.utils.atomic_file import is_temporary
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def sound(samples: int, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -38,3 +42,9 @@ def bad_file(folder: Path, kind: str) -> Path:
     elif kind in content:
         path.write_bytes(content[kind])
     return path
+
+
+def program(*args: object, **options) -> subprocess.CompletedProcess:
+    """A run of wav_to_lms.py as a program."""
+    command = [sys.executable, ROOT / "wav_to_lms.py", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)

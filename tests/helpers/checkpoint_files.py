@@ -7,6 +7,10 @@ import torch
 from m2d.models import registry as models_mae
 from m2d.models.projectors import SemanticProjector
 
+SMALL = dict(img_size=(80, 64), patch_size=(16, 16), embed_dim=32, depth=2, num_heads=2)
+FULL = dict(SMALL, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2)
+NAME = "m2d_vit_tiny-80x64p16x16-261122-x"
+
 
 def published_name(model="m2d_vit_tiny", size=(80, 208), patch=(16, 16), rate=""):
     """A folder's name that tells the sizes."""
@@ -69,3 +73,14 @@ def write_clap(root, projectors, extras="p16k", prefix="", text=None, model="m2d
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"model": state, "optimizer": {}, "epoch": 1, "args": argparse.Namespace(seed=0)}, path)
     return path
+
+
+def training_checkpoint(model, epoch=1, args=None):
+    """What training saves of a model."""
+    return {"model": model.state_dict(), "optimizer": {"state": {}}, "epoch": epoch, "scaler": {}, "args": args or {"seed": 0}}
+
+
+def assert_same(state, expected):
+    """Two models' tensors are the same, by name."""
+    assert set(state) == set(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)

@@ -22,11 +22,14 @@ import numpy as np
 import pytest
 import torch
 
+from m2d.data.dataset import AudioDataset
 from m2d.models import registry as models_mae
 from m2d.train import programs
+from m2d.train import setup as setup_run
 from m2d.train.config import Settings, make_parser
-from m2d.train.distributed.launch import exit_process
+from m2d.train.distributed.launch import Launch, exit_process
 from m2d.train.pretrain import main
+from m2d.train.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -280,6 +283,21 @@ def digest(path: Path) -> str:
 def log_lines(folder: Path) -> list[dict]:
     """log.txt, one dict an epoch."""
     return [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+
+
+def trained(flags: str = "", program: str = M2D, out: str = "out") -> dict:
+    """A run's last checkpoint."""
+    assert run(program, f"--output_dir {out} {flags}") == 0
+    return load(Path(out) / "last.pth")
+
+
+def trainer_of(flags: str, program: str = M2D) -> tuple[Trainer, AudioDataset]:
+    """A trainer as a run makes it, and its data."""
+    settings = settings_of(program, flags_of(program, flags))
+    launch = Launch(0, 1, 0, torch.device("cpu"))
+    data = setup_run.open_data(program_of(program), settings, launch).train
+    sampler = setup_run.make_sampler(settings, data, launch)
+    return setup_run.make_trainer(settings, data, sampler, *setup_run.normalisation(settings, data, launch), launch), data
 
 
 def step_losses(text: str) -> list[str]:

@@ -20,13 +20,6 @@ from wav_to_lms import convert_wav
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def src(tmp_path) -> Path:
-    for name in ("b.wav", "a.wav", "sub/c.wav"):
-        write(tmp_path / "src" / name)
-    return tmp_path / "src"
-
-
 def test_a_full_disk_is_recognised(src, tmp_path):
     """A limit on file size stands in for a full disk."""
     with file_size_limit(5000):

@@ -1,7 +1,5 @@
-"""Packs: the same samples as from the files, written whole or not at all, and damage that is found."""
+"""Packs: the same samples as from the files, written whole or not at all."""
 
-import json
-import logging
 import pickle
 import subprocess
 import sys
@@ -12,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packs import LENGTHS, pack, verify
 
 from m2d.cli.pack import main
 from m2d.data.dataset import AudioDataset
@@ -30,34 +29,6 @@ from m2d.utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.fixture
-def make_list(tmp_path):
-    """Write clips of these lengths, not in the order of their names, and their CSV."""
-
-    def make(lengths, kind="npy"):
-        rng = np.random.default_rng(len(lengths))
-        rows = ["file_name,label,weight"]
-        for i, length in enumerate(lengths):
-            name = f"{(i * 5) % 7}/{i}.{kind}"
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            lms = rng.normal(-7, 4, (1, 80, length)).astype(np.float32)
-            if kind == "npy":
-                np.save(tmp_path / name, lms)
-            else:
-                features = rng.normal(size=(1, length // 2, 6)).astype(np.float32)
-                np.savez(tmp_path / name, lms, features, max(1, length // 2 - i))
-            rows.append(f'{name},"c{i % 3},c{i % 2}",{i + 1}')
-        csv = tmp_path / "clips.csv"
-        csv.write_text("\n".join(rows) + "\n")
-        return csv
-
-    return make
-
-
-def pack(csv, out, *options):
-    return main([str(csv), "--data_path", str(csv.parent), "--out", str(out), "--workers", "2", *map(str, options)])
-
-
 def batches(data, epochs=2, batch_size=4):
     plan = EpochSampler(len(data), batch_size, seed=data.seed)
     return [data.__getitems__(keys) for epoch in range(epochs) for keys in plan.batches(epoch)]
@@ -70,9 +41,6 @@ def assert_same(mine, theirs, names=None):
         assert a.keys() == b.keys()
         for name in names or a:
             assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
-
-
-LENGTHS = [30, 12, 45, 20, 21, 8, 60, 33, 20, 19, 50]
 
 
 @pytest.mark.parametrize("sort", [True, False])
@@ -236,118 +204,6 @@ def test_a_bad_clip_is_named_and_its_chunk_not_written(make_list, tmp_path, capl
     (tmp_path / name).unlink()
     assert pack(csv, tmp_path / "x.pack", "--chunk_clips", 3) == 2
     assert f"row 6: {name}" in caplog.text
-
-
-@pytest.fixture
-def packed(make_list, tmp_path):
-    csv = make_list([40, 52, 61, 16, 33], kind="npz")
-    assert pack(csv, tmp_path / "x.pack", "--chunk_clips", 2) == 0
-    return tmp_path / "x.pack"
-
-
-def verify(folder):
-    return main(["--verify", str(folder)])
-
-
-def test_a_whole_pack_verifies(packed, caplog):
-    caplog.set_level(logging.INFO)
-    assert verify(packed) == 0
-    assert "x.pack: whole" in caplog.text
-
-
-@pytest.mark.parametrize("part", ["frames.npy", "features.npy"])
-@pytest.mark.parametrize("where", [0.001, 0.3, 0.9999])
-def test_a_flipped_byte_is_found(packed, caplog, part, where):
-    path = chunk_path(packed, 1, part)
-    data = bytearray(path.read_bytes())
-    data[int(where * len(data))] ^= 1
-    path.write_bytes(data)
-    assert verify(packed) == 1
-    assert str(path) in caplog.text and "damaged in 1 places" in caplog.text
-
-
-def test_the_damaged_clip_is_named(packed, caplog, tmp_path):
-    path = chunk_path(packed, 1, "frames.npy")
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 128
-    path.write_bytes(data)
-    assert verify(packed) == 1
-    name = (tmp_path / "clips.csv").read_text().splitlines()[4].split(",")[0]
-    assert f"{path}: {name}" in caplog.text
-
-
-def test_a_flipped_byte_of_an_index_is_found(packed, caplog):
-    path = chunk_path(packed, 0, "index.npz")
-    data = bytearray(path.read_bytes())
-    place = data.find(b"\x28\x00\x00\x00\x00\x00\x00\x00")  # the first clip's length, 40
-    data[place] ^= 1
-    path.write_bytes(data)
-    assert verify(packed) == 1
-    assert "index.npz: damaged" in caplog.text
-    with pytest.raises(ValueError, match=r"chunk-00000\.index\.npz: damaged.*pack the list again"):
-        open_features(packed, ".")
-
-
-@pytest.mark.parametrize("part", ["frames.npy", "features.npy"])
-@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b""])
-def test_a_pack_cut_short_or_longer_is_refused_at_once(packed, caplog, part, change):
-    path = chunk_path(packed, 2, part)
-    path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(ValueError, match=rf"chunk-00002\.{part}: \d+ bytes, its index says \d+: cut short"):
-        open_features(packed, ".")
-    assert verify(packed) == 1
-    path.unlink()
-    with pytest.raises(ValueError, match=r"0 bytes, its index says"):
-        open_features(packed, ".")
-    assert verify(packed) == 1
-
-
-def test_a_lacking_chunk_is_refused_and_written_again(packed, tmp_path, caplog):
-    chunk_path(packed, 1, "index.npz").unlink()
-    with pytest.raises(ValueError, match=r"1 of its 3 chunks are not there \(the first is 1\): run m2d pack again"):
-        open_store(packed, ".")
-    assert verify(packed) == 1
-    assert pack(tmp_path / "clips.csv", packed, "--chunk_clips", 2) == 0
-    assert verify(packed) == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda info: "{", r"pack\.json: not what m2d pack writes"),
-        (lambda info: "[]", r"pack\.json: not what"),
-        (lambda info: json.dumps(info | {"version": 2}), "a pack of version 2; this program reads version 1"),
-        (lambda info: json.dumps(info | {"format": "zip"}), "not what"),
-        (lambda info: json.dumps(info | {"more": 1}), "not what"),
-    ],
-)
-def test_an_unreadable_pack_json_is_refused(packed, change, message):
-    path = packed / "pack.json"
-    path.write_text(change(json.loads(path.read_text())))
-    with pytest.raises(ValueError, match=message):
-        open_store(packed, ".")
-
-
-def test_what_a_pack_lacks_is_said(make_list, tmp_path):
-    csv = make_list(LENGTHS)
-    csv.write_text("\n".join(line.split(",")[0] for line in csv.read_text().splitlines()))
-    pack(csv, tmp_path / "x.pack")
-    with pytest.raises(ValueError, match=r"no column label \(its columns: file_name\): pack a list that has it"):
-        open_store(tmp_path / "x.pack", ".", columns=("file_name", "label"))
-    with pytest.raises(ValueError, match=r"x\.pack: no features in it: pack a list of \.npz files"):
-        open_features(tmp_path / "x.pack", ".")
-    with pytest.raises(ValueError, match=r"x\.pack: 80 mel bands where the model takes 64"):
-        open_store(tmp_path / "x.pack", ".", n_mels=64)
-
-
-def test_where_names_the_clip(make_list, tmp_path):
-    csv = make_list(LENGTHS)
-    pack(csv, tmp_path / "x.pack", "--chunk_clips", 3)
-    names = [line.split(",")[0] for line in csv.read_text().splitlines()[1:]]
-    store = open_store(tmp_path / "x.pack", ".")
-    for i, name in enumerate(sorted(names)):
-        assert store.where(i) == f"{tmp_path / 'x.pack'} clip {names.index(name) + 1}: {name}"
-    assert open_store(tmp_path / "x.pack", ".", sort=False).where(4).endswith(f"x.pack clip 5: {names[4]}")
 
 
 def test_another_list_or_other_settings_are_not_mixed_in(make_list, tmp_path, caplog):

@@ -1,10 +1,13 @@
-"""Weights and recordings that the tests of embedding and tagging share."""
+"""Weights, runtimes and recordings that the tests of embedding and tagging share."""
 
 import numpy as np
 import pytest
 import soundfile
-from checkpoint_files import write_checkpoint
+import torch
+from checkpoint_files import write_checkpoint, write_fine_tuned
 from recordings import melody
+
+from m2d.inference.runtime import RuntimeM2D
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +29,27 @@ def recordings(tmp_path_factory):
     soundfile.write(folder / "long.ogg", melody(20, 16000), 16000)
     (folder / "notes.txt").write_text("no audio")
     return folder
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Checkpoints by what they are, each written once."""
+    root, made = tmp_path_factory.mktemp("weights"), {}
+
+    def get(kind="plain", **sizes):
+        key = (kind, *sorted(sizes.items()))
+        if key not in made:
+            torch.manual_seed(1)
+            folder = root / str(len(made))
+            if kind == "plain":
+                made[key] = write_checkpoint(folder, **sizes)
+            else:
+                made[key] = write_fine_tuned(folder, **sizes)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def runtime(files):
+    return RuntimeM2D(weight_file=files())
