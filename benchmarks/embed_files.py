@@ -75,12 +75,13 @@ def decode(paths: Sequence[Path], rate: int, workers: int) -> None:
 
 def encode(runtime: RuntimeM2D, paths: Sequence[Path], args: argparse.Namespace) -> None:
     """Encode as many clips of one waveform."""
-    audio = soundfile.read(paths[0], dtype="float32")[0]
     encoder = StreamEncoder(runtime, args.batch_size, Means(paths))
+    audio = list(encoder.cut([soundfile.read(paths[0], dtype="float32")[0]]))
     with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16):
         for _ in paths:
             encoder.start()
-            encoder.add(audio)
+            for segment in audio:
+                encoder.add(segment)
             encoder.end()
         encoder.flush()
 

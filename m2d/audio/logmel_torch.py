@@ -51,7 +51,12 @@ def log_mel_of_frames(to_spec: Any, frames: torch.Tensor) -> torch.Tensor:
 
     The window is even and begins with 0, so the samples on either side of the frame's middle are added, or subtracted, before
     they are multiplied: two products of half the length, where nnAudio's module convolves twice. Always in true float32.
+
+    Raises:
+        ValueError: the buffers are in half precision.
     """
+    if to_spec.mel_basis.dtype != torch.float32:
+        raise ValueError("spectrograms need single precision: keep the runtime in float32, and use torch.autocast for less")
     half = frames.shape[-1] // 2
     left, right = frames[..., 1 : half + 1], frames[..., half:].flip(-1)
     cosines, sines = to_spec.stft.wcos[:, 0, 1 : half + 1].clone(), to_spec.stft.wsin[:, 0, 1 : half + 1]

@@ -7,9 +7,10 @@ import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -20,8 +21,13 @@ from ..utils.names import shown
 
 logger = logging.getLogger("m2d")
 
-# Samples that a thread hands over at a time. A thread whose last stretch was not taken yet waits.
+Item = TypeVar("Item")
+Cut: TypeAlias = Callable[[Iterator[np.ndarray]], Iterator[Item]]
+
+# Samples that are decoded at a time. A thread waits until all that it made of a file's earlier ones was taken.
 _STRETCH = 1 << 18
+# Files a thread that are decoded, or wait for it.
+_CLIPS_AHEAD = 2
 _POLL_SECONDS = 0.2
 
 
@@ -58,8 +64,7 @@ def list_clips(sources: Sequence[str | Path]) -> list[Path]:
 
 def name_in_list(path: str | Path, folder: Path) -> str:
     """A file's name in a list that is in `folder`: relative to it where the file is below it, else absolute."""
-    absolute, start = os.path.abspath(path), os.path.abspath(folder)
-    return os.path.relpath(absolute, start) if os.path.commonpath([start, absolute]) == start else absolute
+    return os.path.abspath(path).removeprefix(os.path.join(os.path.abspath(folder), ""))
 
 
 def _listed(path: Path) -> Iterable[str]:
@@ -86,8 +91,8 @@ def parse_with_audio(parser: argparse.ArgumentParser, argv: Sequence[str] | None
     return args
 
 
-class DecodedClip:
-    """An audio file that a thread decodes: iterate once for its waveform in stretches, float32 `[samples]`.
+class DecodedClip(Generic[Item]):
+    """An audio file that a thread decodes: iterate once for what `cut` makes of its stretches, float32 `[samples]`.
 
     Where decoding fails, the last item is the exception. What is wrong with a file that could be read is logged at its end.
 
@@ -95,19 +100,20 @@ class DecodedClip:
         warnings, seconds_left_out: as of `AudioStream`, complete after the iteration.
     """
 
-    def __init__(self, path: Path, stopped: threading.Event):
+    def __init__(self, path: Path, cut: Cut[Item], stopped: threading.Event):
         self.path = path
         self.warnings: list[str] = []
         self.seconds_left_out = 0.0
-        self._stopped = stopped
-        self._stretches: queue.Queue = queue.Queue(maxsize=1)
+        self._cut, self._stopped = cut, stopped
+        self._items: queue.SimpleQueue[Item | Exception | None] = queue.SimpleQueue()
+        self._room = threading.Semaphore()
 
-    def __iter__(self) -> Iterator[np.ndarray | Exception]:
-        while isinstance(stretch := self._stretches.get(), np.ndarray):
-            yield stretch
-        if isinstance(stretch, Exception):
-            yield stretch
-            return
+    def __iter__(self) -> Iterator[Item | Exception]:
+        while (item := self._items.get()) is not None:
+            self._room.release()
+            yield item
+            if isinstance(item, Exception):
+                return
         for warning in self.warnings:
             logger.warning("%s", warning)
 
@@ -115,44 +121,67 @@ class DecodedClip:
         """The thread's work."""
         try:
             with open_audio(self.path, sample_rate) as stream:
-                waiting: list[np.ndarray] = []
-                for block in stream:
-                    waiting.append(block)
-                    if sum(map(len, waiting)) >= _STRETCH:
-                        if not self._put(np.concatenate(waiting)):
+                for item in self._cut(_stretches(stream)):
+                    while not self._room.acquire(timeout=_POLL_SECONDS):
+                        if self._stopped.is_set():
                             return
-                        waiting = []
-                if waiting:
-                    self._put(np.concatenate(waiting))
+                    self._items.put(item)
             self.warnings, self.seconds_left_out = stream.warnings, stream.seconds_left_out
-            self._put(None)
+            self._items.put(None)
         except Exception as error:  # of whatever kind, it costs this file alone
-            self._put(error)
-
-    def _put(self, item: np.ndarray | Exception | None) -> bool:
-        while not self._stopped.is_set():
-            try:
-                self._stretches.put(item, timeout=_POLL_SECONDS)
-                return True
-            except queue.Full:
-                continue
-        return False
+            self._items.put(error)
 
 
-def decode_ahead(paths: Sequence[Path], sample_rate: int, workers: int) -> Iterator[DecodedClip]:
-    """Each file, in order, while threads decode it and the next ones. Iterate over each to its end before the next."""
+def _stretches(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Blocks joined to stretches of `_STRETCH` samples or more, but for the last one."""
+    waiting: list[np.ndarray] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(map(len, waiting)) >= _STRETCH:
+            yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+
+
+def decode_ahead(paths: Sequence[Path], sample_rate: int, workers: int, cut: Cut[Item] = iter) -> Iterator[DecodedClip[Item]]:
+    """Each file, in order, while threads decode it and the next ones. Iterate over each to its end before the next.
+
+    Args:
+        paths: the files.
+        sample_rate: of their waveforms, in Hz.
+        workers: threads.
+        cut: makes of a file's stretches what is to be handed over; called in the threads.
+    """
     stopped = threading.Event()
+    todo: queue.SimpleQueue[DecodedClip | None] = queue.SimpleQueue()
     waiting: deque[DecodedClip] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for path in paths:
-                clip = DecodedClip(path, stopped)
-                pool.submit(clip.decode, sample_rate)
-                waiting.append(clip)
-                if len(waiting) > workers + 1:
-                    yield waiting.popleft()
-            while waiting:
+    # Threads that stay, in place of a pool: its bookkeeping for each file costs as much as decoding a short one.
+    threads: list[threading.Thread] = []
+    try:
+        for _ in range(min(workers, len(paths))):
+            thread = threading.Thread(target=_decode_all, args=(todo, sample_rate), daemon=True)
+            thread.start()
+            threads.append(thread)
+        for path in paths:
+            waiting.append(DecodedClip(path, cut, stopped))
+            todo.put(waiting[-1])
+            if len(waiting) > _CLIPS_AHEAD * workers:
                 yield waiting.popleft()
-        finally:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        stopped.set()
+        with suppress(queue.Empty):
+            while True:
+                todo.get_nowait()
+        for _ in threads:
+            todo.put(None)
+        for thread in threads:
+            thread.join()
+
+
+def _decode_all(clips: queue.SimpleQueue, sample_rate: int) -> None:
+    """A thread's work, until a None comes."""
+    while (clip := clips.get()) is not None:
+        clip.decode(sample_rate)

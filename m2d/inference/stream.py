@@ -4,8 +4,10 @@ import argparse
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
@@ -15,19 +17,19 @@ import torch
 import torch.nn.functional as F
 
 from ..audio.decode import WarningCount
+from ..audio.framing import Segment, segments
+from ..audio.logmel_torch import log_mel_of_frames
 from ..models.vit import has_triton
 from ..utils.device import OnHost, to_device
 from ..utils.names import shown
 from ..utils.parallel import Progress
 from .clips import decode_ahead
 from .runtime import RuntimeM2D
-from .waveforms import frame_count, margin
 
 logger = logging.getLogger("m2d")
 
 BATCH_SIZE_HELP = "pieces of the model's input length encoded at a time; none: 8, on CUDA as many as fill it"
 _BATCH_SIZE = 8
-_NO_AUDIO = np.empty(0, np.float32)
 
 # Pieces that wait for others of their length, in batches, before the most numerous are encoded as they are.
 _WAITING_BATCHES = 4
@@ -69,64 +71,48 @@ class Sink(ABC):
         logger.error("left out: %s", reason)
 
 
-class LogMelStream:
-    """The normalised log-mel of a waveform that comes in stretches: the frames are those of the whole."""
+def log_mel_of(parts: Sequence[Segment], runtime: RuntimeM2D) -> tuple[torch.Tensor, list[int]]:
+    """The log-mel of segments, one after the other, with some frames in between that are none of theirs.
 
-    def __init__(self, runtime: RuntimeM2D):
-        self._runtime = runtime
-        self._audio = _NO_AUDIO
-        self._first = 0  # frame of the first sample held
-        self.frames = 0
-        self.samples = 0
-
-    def add(self, audio: np.ndarray) -> torch.Tensor:
-        """The frames `[1, 1, n_mels, n]`, possibly none, that a further stretch `[samples]` completes."""
-        self._append(audio)
-        front_end = self._runtime.front_end
-        stop = self._first + len(self._audio) // front_end.hop_size - margin(front_end)
-        lms = self._cut(max(stop, self.frames))
-        keep = max(0, self.frames - margin(front_end))
-        self._audio = self._audio[(keep - self._first) * front_end.hop_size :]
-        self._first = keep
-        return lms
-
-    def _append(self, audio: np.ndarray) -> None:
-        self._audio = np.concatenate([self._audio, audio]) if len(self._audio) else audio
-        self.samples += len(audio)
-
-    def finish(self, audio: np.ndarray = _NO_AUDIO) -> torch.Tensor:
-        """The frames that remain, with those of a last stretch `[samples]`."""
-        self._append(audio)
-        return self._cut(self._first + frame_count(len(self._audio), self._runtime.front_end))
-
-    def _cut(self, stop: int) -> torch.Tensor:
-        start, self.frames = self.frames, stop
-        if stop == start:
-            return torch.empty(1, 1, self._runtime.front_end.n_mels, 0, device=self._runtime.backbone.cls_token.device)
-        audio = to_device(torch.from_numpy(self._audio)[None], self._runtime.backbone.cls_token.device)
-        return self._runtime.normalize_batch(self._runtime.log_mel(audio, start - self._first, stop - self._first))
+    Returns:
+        `[n_mels, frames]`, and where the frames of each segment begin.
+    """
+    hop, n_fft = runtime.front_end.hop_size, runtime.front_end.n_fft
+    *starts, end = accumulate((-(-len(segment.audio) // hop) for segment in parts), initial=0)
+    audio = torch.zeros(end * hop + n_fft - hop, device=runtime.backbone.cls_token.device)
+    for segment, start in zip(parts, starts, strict=True):
+        audio[start * hop : start * hop + len(segment.audio)].copy_(segment.audio, non_blocking=audio.is_cuda)
+    return log_mel_of_frames(runtime.to_spec, audio.unfold(0, n_fft, hop)), starts
 
 
 @dataclass
 class _Clip:
-    """A clip that is not complete: its pieces and time steps, pieces that wait to be encoded, its size once it has ended."""
+    """A clip that is not complete: its size so far, its pieces and time steps, pieces that wait to be encoded."""
 
+    samples: int = 0
+    frames: int = 0
     pieces: int = 0
     steps: int = 0
     waiting: int = 0
-    size: tuple[int, int] | None = None
+    ended: bool = False
     finite: bool = True
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Piece:
+    """A piece of a clip: its first time step, and its frames, of one of the segments that are held."""
+
     clip: int
     step: int
-    lms: torch.Tensor
+    segment: int
+    start: int
+    length: int
 
 
 class StreamEncoder:
     """Encodes clips of any lengths together: pieces of equal length share a batch, whichever clip they are of.
+
+    Spectrograms are computed for a batch of pieces at a time, whatever their lengths.
 
     Args:
         runtime: the model, in evaluation.
@@ -138,88 +124,94 @@ class StreamEncoder:
     def __init__(self, runtime: RuntimeM2D, batch_size: int, sink: Sink, ahead: int | None = None):
         self.runtime, self.batch_size, self.sink = runtime, batch_size, sink
         self.ahead = int(runtime.backbone.cls_token.is_cuda) if ahead is None else ahead
-        self._encoded: deque[tuple[list[_Piece], OnHost]] = deque()
+        self._encoded: deque[tuple[Sequence[_Piece], OnHost]] = deque()
         self._clips: dict[int, _Clip] = {}
         self._number = -1
-        self._waiting: dict[int, list[_Piece]] = {}
+        self._segments: list[Segment] = []
+        self._untransformed: list[_Piece] = []
+        self._waiting: dict[int, list[tuple[_Piece, torch.Tensor]]] = {}
+
+    def cut(self, stretches: Iterable[np.ndarray]) -> Iterator[Segment]:
+        """What `add` takes, of a clip that comes in stretches `[samples]` at the model's rate; in any thread."""
+        pinned = self.runtime.backbone.cls_token.is_cuda
+        return segments(stretches, self.runtime.front_end, self.runtime.cutting.unit, pinned)
 
     def start(self) -> None:
         """Begin the next clip."""
         self._number += 1
         self._clips[self._number] = _Clip()
-        self._log_mel = LogMelStream(self.runtime)
-        self._last = _NO_AUDIO
-        self._lms: list[torch.Tensor] = []
 
-    @torch.no_grad()
-    def add(self, audio: np.ndarray) -> None:
-        """Take a further stretch `[samples]` of the clip, at the model's rate.
+    def add(self, segment: Segment) -> None:
+        """Take the next segment of the clip."""
+        clip, cutting = self._clips[self._number], self.runtime.cutting
+        clip.samples, clip.frames = clip.samples + segment.samples, clip.frames + segment.frames
+        lengths = cutting.lengths(clip.frames)[clip.pieces :]
+        for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
+            self._untransformed.append(_Piece(self._number, clip.steps, len(self._segments), start, length))
+            clip.steps += length // cutting.patch
+        clip.pieces, clip.waiting = clip.pieces + len(lengths), clip.waiting + len(lengths)
+        if lengths:
+            self._segments.append(segment)
+        if len(self._untransformed) >= self.batch_size:
+            self._transform()
 
-        It is transformed when the next one comes: a clip that comes in one stretch is transformed at once, in `end`.
-        """
-        previous, self._last = self._last, audio
-        if not len(previous):
-            return
-        self._lms.append(self._log_mel.add(previous))
-        unit = self.runtime.cutting.unit
-        if sum(lms.shape[-1] for lms in self._lms) >= unit:
-            *whole, rest = torch.cat(self._lms, dim=-1).split(unit, dim=-1)
-            if rest.shape[-1] == unit:
-                whole, rest = [*whole, rest], rest[..., :0]
-            self._lms = [rest.clone()]
-            for piece in whole:
-                self._take(piece)
-
-    @torch.no_grad()
     def end(self) -> None:
         """The clip is at its end."""
-        rest = torch.cat([*self._lms, self._log_mel.finish(self._last)], dim=-1)
-        clip, frames = self._clips[self._number], self._log_mel.frames
-        lengths = self.runtime.cutting.lengths(frames)[clip.pieces :]
-        # The end is padded after normalisation, so with the mean, as the runtime does it.
-        padded = F.pad(rest, (0, max(0, sum(lengths) - rest.shape[-1])))
-        for piece in padded[..., : sum(lengths)].split(lengths, dim=-1) if lengths else ():
-            self._take(piece)
-        clip.size = self._log_mel.samples, frames
+        self._clips[self._number].ended = True
         self._complete_if_done(self._number)
 
     def abandon(self, reason: str) -> None:
         """The clip cannot be read to its end: discard it."""
-        self._waiting = {
-            frames: kept
-            for frames, pieces in self._waiting.items()
-            if (kept := [piece for piece in pieces if piece.clip != self._number])
-        }
         del self._clips[self._number]
         self.sink.discard(self._number, reason)
 
     def flush(self) -> None:
         """Encode what waits, and hand over all that is encoded."""
+        self._transform()
         for frames in list(self._waiting):
             self._encode(frames)
         self._hand_over(0)
 
-    def _take(self, lms: torch.Tensor) -> None:
-        """Queue a piece `[1, 1, n_mels, frames]` of the current clip, and encode the batch that it completes."""
-        frames, clip = lms.shape[-1], self._clips[self._number]
-        self._waiting.setdefault(frames, []).append(_Piece(self._number, clip.steps, lms[0]))
-        clip.pieces, clip.waiting = clip.pieces + 1, clip.waiting + 1
-        clip.steps += frames // self.runtime.cutting.patch
-        if len(self._waiting[frames]) == self.batch_size:
-            self._encode(frames)
+    @torch.no_grad()
+    def _transform(self) -> None:
+        """Compute the spectrograms of the segments held, and queue their pieces to be encoded."""
+        held, pieces = self._segments, self._untransformed
+        self._segments, self._untransformed = [], []
+        if not pieces:
+            return
+        with _out_of_memory(len(pieces)):
+            ready = list(self._spectrograms(held, pieces))
+        for piece, lms in ready:
+            self._take(piece, lms)
+
+    def _spectrograms(self, held: list[Segment], pieces: list[_Piece]) -> Iterator[tuple[_Piece, torch.Tensor]]:
+        """Pieces and their normalised spectrograms `[n_mels, frames]`, those of the same length together."""
+        lms, starts = log_mel_of(held, self.runtime)
+        # A column of zeros: the end is padded after normalisation, so with the mean, as the runtime does it.
+        lms = F.pad(self.runtime.normalize_batch(lms), (0, 1))
+        for length in dict.fromkeys(piece.length for piece in pieces):
+            alike = [piece for piece in pieces if piece.length == length]
+            begin = np.array([[starts[piece.segment] + piece.start] for piece in alike])
+            end = np.array([[starts[piece.segment] + held[piece.segment].frames] for piece in alike])
+            columns = begin + np.arange(length)
+            columns[columns >= end] = lms.shape[1] - 1
+            taken = lms.index_select(1, to_device(torch.from_numpy(columns.ravel()), lms.device))
+            yield from zip(alike, taken.unflatten(1, columns.shape).unbind(1), strict=True)
+
+    def _take(self, piece: _Piece, lms: torch.Tensor) -> None:
+        """Queue a piece, and encode the batch that it completes."""
+        self._waiting.setdefault(piece.length, []).append((piece, lms))
+        if len(self._waiting[piece.length]) == self.batch_size:
+            self._encode(piece.length)
         while sum(map(len, self._waiting.values())) > _WAITING_BATCHES * self.batch_size:
             self._encode(max(self._waiting, key=lambda length: len(self._waiting[length])))
 
     @torch.no_grad()
-    def _encode(self, frames: int) -> None:
-        pieces = self._waiting.pop(frames)
-        lms = torch.stack([piece.lms for piece in pieces])
-        try:
+    def _encode(self, length: int) -> None:
+        pieces, parts = zip(*self._waiting.pop(length), strict=True)
+        with _out_of_memory(len(pieces)):
+            lms = torch.stack(parts)[:, None]
             encoded = cast(torch.Tensor, self.runtime.encode_lms(lms, average_per_time_frame=True)).float()
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
-                raise
-            raise ValueError(f"out of memory while encoding {len(pieces)} pieces at a time: lower --batch_size") from error
         self._encoded.append((pieces, OnHost(self.sink.condense(encoded if encoded.is_cuda else encoded.cpu()))))
         self._hand_over(self.ahead)
 
@@ -227,25 +219,38 @@ class StreamEncoder:
         """Give the sink the oldest batches, but for so many that may still be under way."""
         while len(self._encoded) > left:
             pieces, encoded = self._encoded.popleft()
-            for piece, embeddings in zip(pieces, encoded.get(), strict=True):
+            values = encoded.get()
+            finite = values.isfinite().flatten(1).all(dim=1).tolist()
+            for piece, embeddings, is_finite in zip(pieces, values, finite, strict=True):
                 clip = self._clips.get(piece.clip)
                 if clip is None:  # abandoned meanwhile
                     continue
                 clip.waiting -= 1
-                clip.finite = clip.finite and bool(embeddings.isfinite().all())
+                clip.finite = clip.finite and is_finite
                 if clip.finite:
                     self.sink.put(piece.clip, piece.step, embeddings)
                 self._complete_if_done(piece.clip)
 
     def _complete_if_done(self, number: int) -> None:
         clip = self._clips[number]
-        if clip.size is None or clip.waiting:
+        if not clip.ended or clip.waiting:
             return
         del self._clips[number]
         if clip.finite:
-            self.sink.complete(number, *clip.size)
+            self.sink.complete(number, clip.samples, clip.frames)
         else:
             self.sink.discard(number, f"{shown(self.sink.paths[number])}: its embeddings are not finite numbers")
+
+
+@contextmanager
+def _out_of_memory(pieces: int) -> Iterator[None]:
+    """Name the flag where the device has too little memory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise ValueError(f"out of memory while encoding {pieces} pieces at a time: lower --batch_size") from error
 
 
 class _FileProgress:
@@ -298,15 +303,15 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
     runtime.backbone.use_short_attention(has_triton())
     encoder = StreamEncoder(runtime, batch_size, sink)
     with Progress(len(sink.paths), "file") as progress:
-        for clip in decode_ahead(sink.paths, runtime.sample_rate, workers):
+        for clip in decode_ahead(sink.paths, runtime.sample_rate, workers, encoder.cut):
             encoder.start()
             counted = _FileProgress(progress, clip.path)
-            for stretch in clip:
-                if isinstance(stretch, Exception):
-                    encoder.abandon(_reason(clip.path, stretch))
+            for segment in clip:
+                if isinstance(segment, Exception):
+                    encoder.abandon(_reason(clip.path, segment))
                     break
-                encoder.add(stretch)
-                counted.add(len(stretch) / runtime.sample_rate)
+                encoder.add(segment)
+                counted.add(segment.samples / runtime.sample_rate)
             else:
                 encoder.end()
                 sink.warned.add(clip.warnings, clip.seconds_left_out)

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from ..audio.decode import open_audio
+from ..audio.framing import segments
 from ..audio.logmel import FrontEnd, band_edges
 from ..utils.atomic_file import write_figure
 from ..utils.names import shown
 from .runtime import RuntimeM2D
-from .stream import LogMelStream
+from .stream import log_mel_of
 
 #: In the pictures' metadata.
 PROGRAM = "m2d tag"
@@ -32,16 +33,14 @@ def read_log_mel(path: Path, runtime: RuntimeM2D, frames: int) -> np.ndarray:
         rest = rest[:, whole:]
     if rest.shape[1]:
         columns.append(rest.mean(axis=1, keepdims=True))
-    return (np.concatenate(columns, axis=1) * runtime.cfg.std + runtime.cfg.mean) * _DB_PER_NEPER
+    return np.concatenate(columns, axis=1) * _DB_PER_NEPER
 
 
 def _parts(path: Path, runtime: RuntimeM2D) -> Iterator[np.ndarray]:
-    """The normalised log-mel, stretch by stretch."""
-    log_mel = LogMelStream(runtime)
+    """The log-mel, stretch by stretch."""
     with open_audio(path, runtime.sample_rate) as blocks:
-        for block in blocks:
-            yield log_mel.add(block)[0, 0].cpu().numpy()
-    yield log_mel.finish()[0, 0].cpu().numpy()
+        for segment in segments(blocks, runtime.front_end):
+            yield log_mel_of([segment], runtime)[0][:, : segment.frames].cpu().numpy()
 
 
 def draw_tags(

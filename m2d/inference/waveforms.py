@@ -97,8 +97,6 @@ def log_mel(to_spec: Any, audio: torch.Tensor, front_end: FrontEnd, start: int, 
     hop, wider = front_end.hop_size, margin(front_end)
     before = min(start, wider)
     end = audio.shape[1] if stop + wider >= frame_count(audio.shape[1], front_end) else (stop + wider) * hop
-    if to_spec.mel_basis.dtype != torch.float32:
-        raise ValueError("spectrograms need single precision: keep the runtime in float32, and use torch.autocast for less")
-    stretch = audio[:, (start - before) * hop : end].to(to_spec.mel_basis)
+    stretch = audio[:, (start - before) * hop : end].to(to_spec.mel_basis.device, torch.float32)
     frames = to_frames(stretch, front_end)[:, before : before + stop - start]
     return log_mel_of_frames(to_spec, frames)[:, None]

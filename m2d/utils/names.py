@@ -5,7 +5,8 @@ import os
 
 def shown(path: str | os.PathLike) -> str:
     r"""A path on one line without what a terminal would obey: control characters as \x1b, bytes that are not UTF-8 as \xff."""
-    return "".join(_escaped(character) for character in os.fspath(path))
+    text = os.fspath(path)
+    return text if text.isprintable() else "".join(map(_escaped, text))
 
 
 def counted(number: int, thing: str) -> str:

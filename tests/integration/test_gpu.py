@@ -18,6 +18,7 @@ from m2d.data.loader import on_device
 from m2d.data.sampler import EpochSampler
 from m2d.inference.embed import main as embed
 from m2d.inference.runtime import RuntimeM2D
+from m2d.inference.stream import Sink, StreamEncoder
 from m2d.models import registry
 from m2d.train.batch_transform import BatchTransform, MaskRule
 from m2d.train.config import OptimSettings, Settings
@@ -185,6 +186,69 @@ def test_embedding_does_not_wait_for_the_device(device, weights):
     finally:
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
+
+
+class Kept(Sink):
+    """Keeps the mean of each piece, as it comes from `condense`."""
+
+    def __init__(self, files: int):
+        super().__init__([Path(str(i)) for i in range(files)])
+        self.pieces = {}
+
+    def condense(self, embeddings):
+        return embeddings.sum(dim=1, dtype=torch.float64)
+
+    def put(self, clip, step, embeddings):
+        self.pieces[clip, step] = embeddings.clone()
+
+    def complete(self, clip, samples, frames):
+        pass
+
+
+def encode_sounds(runtime: RuntimeM2D) -> Kept:
+    """Sounds of many lengths in batches of three pieces."""
+    sink = Kept(7)
+    encoder = StreamEncoder(runtime, 3, sink, ahead=1)
+    for seconds in (1, 2.08, 2.5, 0.1, 5, 2.5, 2.5):
+        encoder.start()
+        for segment in encoder.cut([melody(seconds, 16000)]):
+            encoder.add(segment)
+        encoder.end()
+    encoder.flush()
+    return sink
+
+
+def test_encoding_files_waits_for_no_kernel(device, weights):
+    """From the decoded files on: on CUDA the host waits for copies of results alone."""
+    runtime = RuntimeM2D(weight_file=weights)
+    expected = encode_sounds(runtime).pieces
+    runtime = runtime.to(device)
+    encode_sounds(runtime)
+    if device.type == "cuda":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        with NoScalarReads():
+            found = encode_sounds(runtime).pieces
+    finally:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+    assert found.keys() == expected.keys() and len(found) == 13
+    for key, values in found.items():
+        torch.testing.assert_close(values, expected[key], rtol=1e-3, atol=1e-2)
+
+
+def test_log_mels_are_in_true_float32_where_tf32_is_allowed(device, weights):
+    """A tone beside silence: TF32 would move the quiet bands by whole units."""
+    runtime = RuntimeM2D(weight_file=weights)
+    audio = torch.sin(torch.arange(16000) * 0.2)[None]
+    expected = runtime.to_feature(audio)
+    chosen = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        found = runtime.to(device).to_feature(audio.to(device))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = chosen
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=5e-3)
 
 
 def test_waveforms_that_are_not_finite_are_refused(device, weights):

@@ -1,5 +1,8 @@
 """Encoding in bounded memory: spectrograms without seams, pieces of many clips in one batch, errors that cost one file."""
 
+import threading
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import melody
 
+from m2d.audio.framing import segments
 from m2d.inference import clips as clips_module
 from m2d.inference import stream
 from m2d.inference.runtime import RuntimeM2D
-from m2d.inference.stream import LogMelStream, Sink, StreamEncoder, check_finite, encode_files
+from m2d.inference.stream import Sink, StreamEncoder, check_finite, encode_files, log_mel_of
+
+# Seconds until a thread that never comes fails a test.
+TIMEOUT = 60
 
 
 class Collected(Sink):
@@ -39,19 +46,30 @@ def runtime(weights):
     return RuntimeM2D(weight_file=weights)
 
 
+def add_clip(encoder, stretches):
+    """The next clip, from its beginning to its end."""
+    encoder.start()
+    for segment in encoder.cut(stretches):
+        encoder.add(segment)
+    encoder.end()
+
+
 def in_stretches(audio, cuts):
     return np.split(audio, sorted(cut for cut in set(cuts) if 0 < cut < len(audio)))
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 40_000), st.lists(st.integers(1, 40_000), max_size=8))
-def test_a_spectrogram_made_of_stretches_is_that_of_the_whole(runtime, samples, cuts):
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 40_000), st.lists(st.integers(1, 40_000), max_size=8), st.sampled_from([1, 3, 48]))
+def test_a_spectrogram_made_of_stretches_is_that_of_the_whole(runtime, samples, cuts, unit):
     audio = melody(3, 16000)[:samples]
-    log_mel = LogMelStream(runtime)
-    parts = [log_mel.add(part) for part in in_stretches(audio, cuts)] + [log_mel.finish()]
-    expected = runtime.to_normalized_spec(torch.from_numpy(audio)[None])
-    torch.testing.assert_close(torch.cat(parts, dim=-1), expected, rtol=1e-4, atol=1e-4)
-    assert (log_mel.samples, log_mel.frames) == (samples, expected.shape[-1])
+    parts = list(segments(in_stretches(audio, cuts), runtime.front_end, unit))
+    lms, starts = log_mel_of(parts, runtime)
+    found = torch.cat([lms[:, start : start + part.frames] for start, part in zip(starts, parts, strict=True)], dim=1)
+    expected = runtime.to_feature(torch.from_numpy(audio)[None])[0, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert sum(part.samples for part in parts) == samples
+    assert all(part.frames % unit == 0 for part in parts[:-1])
+    assert len(parts) == 1 or len(in_stretches(audio, cuts)) > 1
 
 
 @settings(max_examples=12, deadline=None)
@@ -62,10 +80,7 @@ def test_clips_in_stretches_have_the_runtimes_embeddings(runtime, clips):
     encoder = StreamEncoder(runtime, 3, sink)
     sounds = [melody(5, 16000)[:samples] for samples, _ in clips]
     for audio, (_, cuts) in zip(sounds, clips, strict=True):
-        encoder.start()
-        for part in in_stretches(audio, cuts):
-            encoder.add(part)
-        encoder.end()
+        add_clip(encoder, in_stretches(audio, cuts))
     encoder.flush()
     for i, audio in enumerate(sounds):
         expected = runtime(torch.from_numpy(audio)[None])[0]
@@ -79,9 +94,7 @@ def test_streams_follow_the_rule_of_dur_frames(weights, samples):
     runtime = RuntimeM2D(weight_file=weights, dur_frames=101)
     sink = Collected([Path("x")])
     encoder = StreamEncoder(runtime, 3, sink)
-    encoder.start()
-    encoder.add(melody(2, 16000)[:samples])
-    encoder.end()
+    add_clip(encoder, [melody(2, 16000)[:samples]])
     encoder.flush()
     expected = runtime(torch.from_numpy(melody(2, 16000)[:samples])[None])[0]
     torch.testing.assert_close(sink.embeddings(0), expected, rtol=1e-3, atol=1e-3)
@@ -90,9 +103,7 @@ def test_streams_follow_the_rule_of_dur_frames(weights, samples):
 def encode_all(runtime, lengths, batch_size):
     encoder = StreamEncoder(runtime, batch_size, Collected([Path("x")] * len(lengths)))
     for seconds in lengths:
-        encoder.start()
-        encoder.add(melody(seconds, 16000))
-        encoder.end()
+        add_clip(encoder, [melody(seconds, 16000)])
         yield encoder
     encoder.flush()
 
@@ -117,9 +128,7 @@ def test_a_device_that_works_ahead_gives_the_same_embeddings(runtime, ahead):
         sinks.append(Collected([Path("x")] * 6))
         encoder = StreamEncoder(runtime, 2, sinks[-1], ahead=batches)
         for seconds in (2.5, 0.3, 5, 2.5, 2.6, 2.5):
-            encoder.start()
-            encoder.add(melody(seconds, 16000))
-            encoder.end()
+            add_clip(encoder, [melody(seconds, 16000)])
         encoder.flush()
     there, ahead_of_it = sinks
     assert there.sizes == ahead_of_it.sizes and len(there.sizes) == 6
@@ -133,9 +142,7 @@ def test_the_next_batch_is_encoded_before_the_last_ones_embeddings_are_waited_fo
     monkeypatch.setattr(sink, "put", lambda clip, *_: events.append(f"take {clip}"))
     encoder = StreamEncoder(runtime, 1, sink, ahead=1)
     for _ in range(3):
-        encoder.start()
-        encoder.add(melody(2.08, 16000))
-        encoder.end()
+        add_clip(encoder, [melody(2.08, 16000)])
     encoder.flush()
     assert events[:3] == ["encode", "encode", "take 0"]
     assert events[-1] == "take 2"
@@ -144,14 +151,11 @@ def test_the_next_batch_is_encoded_before_the_last_ones_embeddings_are_waited_fo
 def test_pieces_of_a_file_that_fails_are_dropped_when_they_come_back(runtime):
     sink = Collected([Path("good"), Path("bad"), Path("fine")])
     encoder = StreamEncoder(runtime, 1, sink, ahead=8)
-    for clip in range(3):
-        encoder.start()
-        encoder.add(melody(5, 16000))
-        if clip == 1:
-            encoder.add(melody(5, 16000))
-            encoder.abandon("it is broken")
-        else:
-            encoder.end()
+    add_clip(encoder, [melody(5, 16000)])
+    encoder.start()
+    encoder.add(next(encoder.cut([melody(5, 16000)] * 2)))
+    encoder.abandon("it is broken")
+    add_clip(encoder, [melody(5, 16000)])
     assert not sink.parts
     encoder.flush()
     assert sorted(sink.sizes) == sorted(sink.parts) == [0, 2] and sink.left_out == [Path("bad")]
@@ -231,6 +235,72 @@ def test_decoding_stays_few_stretches_ahead(tmp_path, monkeypatch):
     for count, _ in enumerate(next(decoded), 1):
         assert len(read) <= 3 * 3 + count
     decoded.close()
+
+
+def test_a_thread_decodes_the_next_file_before_a_short_one_is_taken(tmp_path, monkeypatch):
+    opened, reached = clips_module.open_audio, threading.Event()
+
+    def open_audio(path, rate):
+        if path.name == "1.wav":
+            reached.set()
+        return opened(path, rate)
+
+    monkeypatch.setattr(clips_module, "open_audio", open_audio)
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", melody(0.1, 16000), 16000)
+    decoded = clips_module.decode_ahead([tmp_path / f"{i}.wav" for i in range(3)], 16000, workers=1)
+    first = next(decoded)
+    assert reached.wait(TIMEOUT)
+    assert [len(stretch) for clip in chain([first], decoded) for stretch in clip] == [1600] * 3
+
+
+def test_an_error_while_a_file_is_cut_comes_in_its_place(tmp_path):
+    def cut(stretches):
+        for stretch in stretches:
+            if len(stretch) == 3200:
+                raise MemoryError("no memory to lock")
+            yield len(stretch)
+
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", np.zeros(1600 * (i + 1)), 16000)
+    clips = clips_module.decode_ahead([tmp_path / f"{i}.wav" for i in range(3)], 16000, 2, cut)
+    assert [str(item) for clip in clips for item in clip] == ["1600", "no memory to lock", "4800"]
+
+
+def test_decoding_encoding_and_writing_overlap(runtime, tmp_path, monkeypatch):
+    """While the host waits for a batch, the device has the next one and files are decoded; results are written meanwhile."""
+    files, waits, launched, events = 8, threading.Event(), [], []
+    decoded_meanwhile, opened = threading.Event(), clips_module.open_audio
+
+    def open_audio(path, rate):
+        if path.name == "7.wav":  # decoded only once the host waits for the device, which is not done before
+            assert waits.wait(TIMEOUT)
+            decoded_meanwhile.set()
+        return opened(path, rate)
+
+    class OnDevice:
+        def __init__(self, tensor):
+            self.batch, self.tensor = len(launched), tensor
+            launched.append(self)
+
+        def get(self):
+            events.append(f"wait for {self.batch} of {len(launched)}")
+            waits.set()
+            assert decoded_meanwhile.wait(TIMEOUT)
+            return self.tensor
+
+    monkeypatch.setattr(clips_module, "open_audio", open_audio)
+    monkeypatch.setattr(stream, "OnHost", OnDevice)
+    monkeypatch.setattr(stream, "StreamEncoder", partial(StreamEncoder, ahead=1))
+    for i in range(files):
+        soundfile.write(tmp_path / f"{i}.wav", melody(2.07, 16000), 16000)
+    sink = Collected([tmp_path / f"{i}.wav" for i in range(files)])
+    monkeypatch.setattr(sink, "put", lambda clip, *_: events.append(f"write {clip}"))
+    encode_files(runtime, sink, batch_size=2, workers=4)
+    assert events == [
+        *["wait for 0 of 2", "write 0", "write 1", "wait for 1 of 3", "write 2", "write 3"],
+        *["wait for 2 of 4", "write 4", "write 5", "wait for 3 of 4", "write 6", "write 7"],
+    ]
 
 
 @pytest.mark.parametrize("name", ["blocks.3.mlp.fc1.weight", "pos_embed"])
