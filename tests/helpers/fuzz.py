@@ -1,11 +1,13 @@
 """Changed copies of good files, for the readers' fuzz tests."""
 
-import resource
+import gc
+import time
 from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from memory import peak_growth, resident_mib
 
 #: A fuzz test runs for seconds by default, the same inputs each time; for minutes, with new ones, under `-m slow`.
 BUDGETS = pytest.mark.parametrize("examples", [100, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(0)])])
@@ -63,8 +65,9 @@ def run_fuzz(
     examples: int,
     most_mib: int = 150,
 ) -> None:
-    """Use each input: only `errors` may come out, each in one line, and the process may grow by `most_mib` at its peak."""
-    count, before = 0, resource.getrusage(resource.RUSAGE_SELF)
+    """Use each input: only `errors` may come out, each in one line; none may take, or all leave behind, `most_mib` of memory."""
+    gc.collect()
+    count, peak, began, before = 0, 0.0, time.process_time(), resident_mib()
 
     @settings(
         max_examples=examples,
@@ -76,18 +79,18 @@ def run_fuzz(
     )
     @given(inputs)
     def check(each: object) -> None:
-        nonlocal count
+        nonlocal count, peak
         count += 1
-        try:
-            use(each)
-        except errors as error:
-            assert "\n" not in str(error) and len(str(error)) < 2000, str(error)
+        with peak_growth() as grown:
+            try:
+                use(each)
+            except errors as error:
+                assert "\n" not in str(error) and len(str(error)) < 2000, str(error)
+        peak = max(peak, *grown)
+        assert peak < most_mib
 
     check()
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    seconds, grown = (
-        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-        (after.ru_maxrss - before.ru_maxrss) / 1024,
-    )
-    print(f"{count} inputs, {count / seconds:.0f} a second of CPU time, {grown:.0f} MiB more at the peak")
-    assert grown < most_mib
+    gc.collect()
+    left, rate = resident_mib() - before, count / (time.process_time() - began)
+    print(f"{count} inputs, {rate:.0f} a second of CPU time, {peak:.0f} MiB more at the peak of one, {left:.0f} MiB after all")
+    assert left < most_mib
