@@ -13,13 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
+from ..audio.listing import FFMPEG_SUFFIXES, SNDFILE_SUFFIXES
 from ..audio.sources.find import ARCHIVE_SUFFIXES
 from ..utils.errors import FileError
 
 _OTHER_ENCODINGS = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 _OTHER_SEPARATORS = {";": "';'", "\t": "tabs"}
+_CLIPS = (".npy", ".npz", *SNDFILE_SUFFIXES, *FFMPEG_SUFFIXES)
 _EMPTY = "the list is empty, there is no clip below its header"
-_WHO_WRITES = {"label": ": util/make_as_weighted_list.py writes one", "weight": ": util/make_as_weighted_list.py writes one"}
+_WHO_WRITES = {
+    "label": "; labelled lists begin with file_name,label[,split][,group]; util/make_as_weighted_list.py writes AudioSet's",
+    "weight": ": util/make_as_weighted_list.py writes one",
+}
 
 
 class TextColumn:
@@ -139,13 +144,19 @@ class ClipList:
         return ClipList(self.source, {name: column.take(order) for name, column in self.columns.items()}, self.rows[order])
 
 
-def read_list(csv_path: str | Path, columns: Sequence[str] = ("file_name",), optional: Sequence[str] = ()) -> ClipList:
+def read_list(
+    csv_path: str | Path,
+    columns: Sequence[str] = ("file_name",),
+    optional: Sequence[str] = (),
+    valued: Sequence[str] | None = None,
+) -> ClipList:
     """Read a list of clips in the order of its CSV.
 
     Args:
         csv_path: a CSV (UTF-8) with a header. Blank lines are skipped.
-        columns: columns it must have, with a value in every row: one or more.
+        columns: columns it must have: one or more.
         optional: columns that are read where the list has them.
+        valued: those of `columns` that must have a value in every row; by default all.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -162,7 +173,7 @@ def read_list(csv_path: str | Path, columns: Sequence[str] = ("file_name",), opt
     texts = {name: TextColumn.join([part.pop(name) for part in parts]) for name in wanted}
     rows = np.arange(2, 2 + len(texts[wanted[0]]), dtype=np.int32)
     pa.default_memory_pool().release_unused()
-    return _without_empty_rows(ClipList(path, texts, rows), columns)
+    return _without_empty_rows(ClipList(path, texts, rows), columns if valued is None else valued)
 
 
 def read_header(csv_path: str | Path) -> list[str]:
@@ -238,7 +249,7 @@ def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None
             if column in header[0].split(separator):
                 raise FileError(f"{path}: columns separated by {name}: save it as a CSV with commas")
         close = difflib.get_close_matches(column, header, n=1, cutoff=0.5)
-        if any(name.endswith((".npy", ".npz")) for name in header):
+        if any(name.lower().endswith(_CLIPS) for name in header):
             hint = f": its first line is a clip already; put the line {','.join(columns)} above it"
         elif close:
             hint = f": rename {close[0]!r}?"

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..audio.listing import list_audio, readable_suffixes, words_of_others
+from ..data.clip_list import read_list
 from ..utils.errors import UserError
 from ..utils.names import counted, shown
 
@@ -50,7 +51,8 @@ class LabelledClips:
             UserError: none of the files is there, or the splits make no sense.
         """
         _check_present(source, paths)
-        groups = _numbered(table["group"] if "group" in table else table["file_name"])
+        own = "\0" + table["file_name"]  # no group's name
+        groups = _numbered(table["group"].where(table["group"] != "", own) if "group" in table else own)
         splits = _splits(source, table)
         if splits is not None:
             _warn_of_shared_groups(source, groups, splits)
@@ -114,31 +116,25 @@ def _from_folder(folder: Path) -> LabelledClips:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A list as text, one row per line.
+    """A list as text: the columns file_name and label, and of split, group, onset and offset those that it has.
+
+    The index is the line of each row; blank lines are left out, and so is space around values other than names of files.
 
     Raises:
-        UserError: not a CSV with the columns file_name and label, or an empty one.
+        FileError: not a CSV with the columns file_name and label, or an empty one.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, pd.errors.ParserError) as error:
-        raise UserError(f"{shown(path)}: not a CSV in UTF-8 ({error})") from None
-    for column in ("file_name", "label"):
-        if column not in table:
-            raise UserError(
-                f"{shown(path)}: no column {column!r}; a list begins with the line file_name,label[,split][,group] "
-                f"(this one: {some_names(table.columns)})"
-            )
-    if table.empty:
-        raise UserError(f"{shown(path)}: no clips")
+    clips = read_list(path, ("file_name", "label"), ("split", "group", "onset", "offset"), valued=("file_name",))
+    table = pd.DataFrame({name: list(column) for name, column in clips.columns.items()}, index=clips.rows)
+    for name in table.columns.drop("file_name"):
+        table[name] = table[name].str.strip()
     return table
 
 
 def _from_list(path: Path, separator: str, folder: Path) -> LabelledClips:
     table = read_table(path)
-    unlabelled = table.index[table["label"].str.strip() == ""]
+    unlabelled = table.index[table["label"] == ""]
     if len(unlabelled):
-        raise UserError(f"{shown(path)}, line {unlabelled[0] + 2}: no label")
+        raise UserError(f"{shown(path)}, line {unlabelled[0]}: no label")
     labels = [[part.strip() for part in text.split(separator) if part.strip()] for text in table["label"]]
     classes = sorted({label for row in labels for label in row})
     index = {name: i for i, name in enumerate(classes)}
@@ -166,15 +162,13 @@ def _check_present(path: Path, paths: Sequence[Path]) -> None:
 def _splits(path: Path, table: pd.DataFrame) -> np.ndarray | None:
     if "split" not in table:
         return None
-    names = table["split"].str.strip().str.lower()
+    names = table["split"].str.lower()
+    if (names == "").any():
+        raise UserError(f"{shown(path)}, line {names.index[names == ''][0]}: no split; expected train, val or test")
     unknown = sorted(set(names) - SPLITS.keys())
     if unknown:
         raise UserError(f"{shown(path)}: the column split holds {some_names(unknown)}; expected train, val or test")
-    splits = names.map(SPLITS).to_numpy()
-    for split in ("train", "test"):
-        if not (splits == split).any():
-            raise UserError(f"{shown(path)}: no clip has the split {split}")
-    return splits
+    return names.map(SPLITS).to_numpy()
 
 
 def _warn_of_shared_groups(path: Path, groups: np.ndarray, splits: np.ndarray) -> None:
@@ -195,8 +189,10 @@ def judgeable(clips: LabelledClips) -> LabelledClips:
     What is left out is logged.
 
     Raises:
-        UserError: fewer than two classes remain.
+        UserError: fewer than two classes remain, or one of the splits train and test has no clip.
     """
+    if clips.splits is not None:
+        require_splits(clips.splits, "train", "test")
     member = clips.targets if clips.multi_label else np.eye(len(clips.classes), dtype=bool)[clips.targets]
     if clips.splits is not None:
         kept = member[clips.splits == "train"].any(axis=0) & member[clips.splits == "test"].any(axis=0)
@@ -215,6 +211,13 @@ def judgeable(clips: LabelledClips) -> LabelledClips:
         targets = targets.argmax(axis=1)
     subset = clips[rows]
     return LabelledClips(subset.paths, np.array(clips.classes)[kept].tolist(), targets, subset.groups, subset.splits)
+
+
+def require_splits(splits: np.ndarray, *needed: str) -> None:
+    """Raise UserError where a split that is needed has no clip."""
+    for split in needed:
+        if not (splits == split).any():
+            raise UserError(f"the list's column split: no clip has the split {split}; {' and '.join(needed)} are needed")
 
 
 def class_counts(clips: LabelledClips) -> dict[str, int]:

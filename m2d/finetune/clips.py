@@ -15,7 +15,7 @@ from ..audio.decode import read_audio
 from ..audio.logmel import PRESETS, SILENCE, NumpyLogMel
 from ..data.rng import Purpose, choice, uniform
 from ..data.sampler import SampleKey
-from ..evaluation.labelled_clips import LabelledClips, some_names
+from ..evaluation.labelled_clips import LabelledClips, require_splits, some_names
 from ..utils.errors import ReadError, UserError
 from ..utils.names import counted, shown
 from ..utils.parallel import Progress, map_ahead
@@ -70,11 +70,12 @@ def split_clips(clips: LabelledClips, seed: int) -> tuple[np.ndarray, np.ndarray
     """Rows to train on and rows to validate on: by the list's column split, else whole groups drawn at random.
 
     Raises:
-        UserError: a class would have no clip to train on, or all clips are of one group.
+        UserError: a class would have no clip to train on, a split that is needed has none, or all clips are of one group.
     """
     if clips.splits is not None:
+        held_out = "test" if (clips.splits == "test").any() and not (clips.splits == "val").any() else "val"
+        require_splits(clips.splits, "train", held_out)
         train = np.flatnonzero(clips.splits == "train")
-        held_out = "val" if (clips.splits == "val").any() else "test"
         validation = np.flatnonzero(clips.splits == held_out)
     else:
         if len(np.unique(clips.groups)) < 2:
@@ -277,7 +278,7 @@ class FineTuneSet:
 
 
 def read_events(table: pd.DataFrame, folder: Path, where: str) -> tuple[list[Path], list[Events], list[str], pd.DataFrame]:
-    """Recordings with events, from a list with the columns file_name, onset, offset (s) and label.
+    """Recordings with events, from a list with the columns file_name, onset, offset (s) and label (`read_table`).
 
     A row without a label names a recording in which nothing happens.
 
@@ -297,7 +298,7 @@ def read_events(table: pd.DataFrame, folder: Path, where: str) -> tuple[list[Pat
     if bad.any():
         row = bad.idxmax()
         raise UserError(
-            f"{where}, line {row + 2}: onset {table['onset'][row]!r} and offset {table['offset'][row]!r} "
+            f"{where}, line {row}: onset {table['onset'][row]!r} and offset {table['offset'][row]!r} "
             "are not seconds with 0 <= onset < offset"
         )
     paths, events, firsts = [], [], []

@@ -83,7 +83,7 @@ def test_two_processes(labelled):
     [
         ("--keep_best", "--keep_best needs --probe"),
         ("--probe data/none.csv", "none.csv"),
-        ("--probe data/files_main.csv", "no column 'label'"),
+        ("--probe data/files_main.csv", "no column label"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_training(labelled, flags, message, caplog):

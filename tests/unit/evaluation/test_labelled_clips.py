@@ -43,14 +43,24 @@ def test_a_list_with_groups_splits_and_several_labels(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("label,file\ndog,a.wav\n", r"no column 'file_name'.*file_name,label\[,split\]\[,group\].*label, file"),
+        ("label,file\ndog,a.wav\n", r"no column file_name .its columns: label, file"),
+        ("file_name\na.wav\n", r"no column label .*file_name,label\[,split\]\[,group\]"),
+        ("file_name;label\na.wav;dog\n", "separated by ';': save it as a CSV with commas"),
+        ("file_name\tlabel\na.wav\tdog\n", "separated by tabs"),
+        ("file_name, label\na.wav, dog\n", "no column label .*rename ' label'"),
+        ("a.wav,dog\nb.wav,cat\n", "its first line is a clip already; put the line file_name,label above it"),
+        ("file_name,label\na.wav,dog,\nb.wav,cat,\n", "Row #2: Expected 2 columns, got 3"),
+        ("file_name,label\na.wav,dog,extra\nb.wav,cat\n", "Row #2: Expected 2 columns, got 3"),
+        ("file_name,label\na.wav\nb.wav,cat\n", "Row #2: Expected 2 columns, got 1"),
+        ("file_name,label\n\na.wav,dog\n\nb.wav, \n", "line 5: no label"),
+        ("file_name,label\na.wav,dog\nb.wav,c\0t\n", "zero bytes in it"),
         ("file_name,label\ndog,a.wav\ncat,b.wav\n", r"none of its 2 files is there \(the first: .*dog\); --data_path"),
         ("file_name,label\na.wav,dog\nb.wav,\n", "line 3: no label"),
         ("file_name,label\na.wav,dog\nb.wav,dog\n", "at least two classes are needed; there is dog"),
-        ("file_name,label\n", "no clips"),
+        ("file_name,label\n", "no clip below its header"),
         ("file_name,label,split\na.wav,dog,train\nb.wav,cat,holdout\n", "holds holdout; expected train, val or test"),
-        ("file_name,label,split\na.wav,dog,train\nb.wav,cat,val\n", "no clip has the split test"),
-        ('file_name,label\n"a.wav,dog\n', "not a CSV"),
+        ("file_name,label,split\na.wav,dog,train\nb.wav,cat,\n", "line 3: no split; expected train, val or test"),
+        ('file_name,label\n"a.wav,dog\n', "cannot be read as a CSV"),
     ],
 )
 def test_unfit_lists_are_refused_in_one_line(tmp_path, text, message):
@@ -58,6 +68,28 @@ def test_unfit_lists_are_refused_in_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as error:
         read_labelled(listed(tmp_path, text))
     assert "\n" not in str(error.value)
+
+
+def test_every_text_is_a_label_as_it_is_written(tmp_path):
+    names = ["01", "1", "1.0", "NA", "None", "True", "nan", "null"]
+    write(tmp_path, *(f"{name}.wav" for name in names))
+    clips = read_labelled(listed(tmp_path, "file_name,label\n" + "".join(f"{name}.wav, {name} \n" for name in names)))
+    assert clips.classes == names and clips.targets.tolist() == list(range(len(names)))
+
+
+def test_a_clip_without_a_group_is_a_group_of_its_own(tmp_path):
+    write(tmp_path, "a.wav", "b.wav", "c.wav", "d.wav")
+    rows = "a.wav,dog,k\nb.wav,cat,\nc.wav,dog,k\nd.wav,cat,\n"
+    assert read_labelled(listed(tmp_path, f"file_name,label,group\n{rows}")).groups.tolist() == [0, 1, 0, 2]
+
+
+@pytest.mark.parametrize("lacking", ["train", "test"])
+def test_a_probe_needs_clips_to_learn_from_and_to_judge_by(tmp_path, lacking):
+    write(tmp_path, "a.wav", "b.wav")
+    other = {"train": "test", "test": "train"}[lacking]
+    clips = read_labelled(listed(tmp_path, f"file_name,label,split\na.wav,dog,val\nb.wav,cat,{other}\n"))
+    with pytest.raises(UserError, match=f"no clip has the split {lacking}"):
+        judgeable(clips)
 
 
 def test_a_class_that_cannot_be_held_out_is_left_out_and_named(tmp_path, caplog):

@@ -9,7 +9,7 @@ import soundfile
 
 from m2d.audio.logmel import SILENCE
 from m2d.data.sampler import SampleKey
-from m2d.evaluation.labelled_clips import LabelledClips
+from m2d.evaluation.labelled_clips import LabelledClips, read_labelled, read_table
 from m2d.finetune.clips import Events, FineTuneSet, class_weights, clip_seconds, read_events, split_clips, warn_of_unjudged
 from m2d.utils.errors import ReadError, UserError
 
@@ -99,13 +99,11 @@ def test_a_list_of_events(tmp_path):
     assert [e.spans.tolist() for e in events] == [[[0, 2.5, 0]], [[0.5, 1, 1], [0.1, 0.2, 0]], []]
 
 
-@pytest.mark.parametrize("times", [("1", "1"), ("2", "1"), ("-1", "1"), ("x", "1"), ("", "1")])
-def test_times_that_make_no_sense_are_named_by_line(times):
-    table = pd.DataFrame(
-        [("a.wav", "0", "1", "dog"), ("b.wav", *times, "dog")], columns=["file_name", "onset", "offset", "label"]
-    )
-    with pytest.raises(UserError, match="list.csv, line 3: onset"):
-        read_events(table, Path(), "list.csv")
+@pytest.mark.parametrize("times", ["1,1", "2,1", "-1,1", "x,1", ",1"])
+def test_times_that_make_no_sense_are_named_by_line(tmp_path, times):
+    (tmp_path / "list.csv").write_text(f"file_name,onset,offset,label\n\na.wav,0,1,dog\nb.wav,{times},dog\n")
+    with pytest.raises(UserError, match="list.csv, line 4: onset"):
+        read_events(read_table(tmp_path / "list.csv"), Path(), "list.csv")
 
 
 @pytest.mark.parametrize("values", [np.zeros((80, 50)), np.zeros((1, 64, 50)), np.full((1, 80, 50), np.nan)])
@@ -113,6 +111,22 @@ def test_unfit_log_mels_are_named(tmp_path, values):
     np.save(tmp_path / "x.npy", values)
     with pytest.raises(ReadError, match=r"x\.npy: expected a finite log-mel \[1, 80, frames\]"):
         FineTuneSet([tmp_path / "x.npy"], np.eye(1), 1, "16k", 64, 16).read(0)
+
+
+@pytest.mark.parametrize("held_out", ["val", "test"])
+def test_a_list_with_clips_to_train_on_and_to_validate_by_is_enough(tmp_path, held_out):
+    for name in "abcd":
+        (tmp_path / f"{name}.wav").touch()
+    rows = f"a.wav,dog,train\nb.wav,cat,train\nc.wav,dog,{held_out}\nd.wav,cat,{held_out}\n"
+    (tmp_path / "list.csv").write_text(f"file_name,label,split\n{rows}")
+    train, validation = split_clips(read_labelled(tmp_path / "list.csv"), seed=0)
+    assert train.tolist() == [0, 1] and validation.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(("splits", "message"), [(["train", "train"], "the split val"), (["val", "test"], "the split train")])
+def test_splits_without_clips_to_train_on_or_to_validate_by_are_refused(splits, message):
+    with pytest.raises(UserError, match=message):
+        split_clips(labelled([0, 1], splits=np.array(splits)), seed=0)
 
 
 def test_clips_of_one_group_cannot_be_split():
