@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From audio to a pre-trained encoder in one command: sets up, converts, pre-trains for a few minutes, and shows what was
-# learned, beside what the untrained encoder and the spectrogram's statistics already tell.
+# learned, beside the untrained encoder and the spectrogram's statistics.
 #
 #   bash quickstart.sh              a masked autoencoder from scratch, on 600 sounds of ten classes, synthesised here
 #   bash quickstart.sh AUDIO_DIR    on your recordings of any format (data/README.md), in folders or not: M2D-X from the encoder
@@ -16,7 +16,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 source "$ROOT/util/setup_venv.sh"
 
 # docs/learning.md says what was tried: from scratch, in minutes, M2D's own target collapses, and reconstruction holds its ground.
-# Nothing from scratch is worth its minutes on every task; M2D-X from the encoder that comes along is.
+# Nothing from scratch is worth its minutes on every task; M2D-X from the encoder that comes with the project is.
 SCRATCH=(mae --patch_size 16x16 --decoder_depth 1 --mask_ratio 0.75 --norm_pix_loss --lr 1e-3)
 SCRATCH_ON_CPU=(--model mae_vit_mini --input_size 80x96 --batch_size 64)
 SCRATCH_ON_GPU=(--model mae_vit_small --input_size 80x208 --batch_size 256) # not measured
@@ -27,7 +27,7 @@ FURTHER_ON_GPU=(--batch_size 256)                     # not measured
 SCRATCH_CLIPS=128000 SCRATCH_CLIPS_ON_GPU=600000      # seen over the whole run
 FURTHER_CLIPS=24000 FURTHER_CLIPS_ON_GPU=100000
 LEAST_CLIPS=200  # of an epoch: the clips of a smaller folder are repeated
-MOST_CLIPS=12000 # of a larger folder, so many evenly spread ones are trained on
+MOST_CLIPS=12000 # of a larger folder, train on this many, evenly spread
 
 has_gpu() { "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; }
 
@@ -116,7 +116,7 @@ main() {
   step "Done in $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s. Your encoder: $run/checkpoint-$epochs.pth"
   echo "README.md continues from here: embed audio with it, or pre-train on more data."
   if [ $# -eq 0 ]; then
-    echo "Where folders are classes, compare it with the encoder that comes along (weights/README.md):"
+    echo "Where folders are classes, compare it with the encoder that comes with the project (weights/README.md):"
   else
     echo "It began as the encoder tiny (weights/README.md). Where folders are classes, compare the two:"
   fi

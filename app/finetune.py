@@ -150,7 +150,7 @@ class SegmentTuning(FineTuning):
             save_classifier(self.model.runtime, self.folder / CHECKPOINT)
 
     def resume(self) -> None:
-        """A run starts anew."""
+        """A run starts from the beginning."""
         if self.launch.is_main:
             (self.folder / LOG).write_text("")
 

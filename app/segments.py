@@ -72,10 +72,10 @@ def read_segments(path: Path) -> pd.DataFrame:
         columns file_name; start and end in seconds; label; split (train, valid, test); unit, what is scored as one.
 
     Raises:
-        FileNotFoundError, ValueError: no such list, a column is missing, or a row makes no sense.
+        FileNotFoundError, ValueError: no such list, a column is missing, or a row is invalid.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such list. The README in app/ tells how to make one")
+        raise FileNotFoundError(f"{path}: there is no such list. The README in app/ says how to make one")
     table = pd.read_csv(path, dtype={"label": str, "unit": str, "file_name": str, "split": str}, keep_default_na=False)
     missing = [column for column in COLUMNS if column not in table]
     if missing:

@@ -19,7 +19,7 @@ from scipy import signal
 from write_midi import DRUM_CHANNEL, SCALE, TICKS_PER_QUARTER, TICKS_PER_SECOND, variable_length
 
 SOUNDFONT = "TimGM6mb.sf2"
-SPOKEN = 3000  # clips of espeak-ng, and so many more once effects are made of the others
+SPOKEN = 3000  # clips of espeak-ng, and as many again with effects
 MORE_SPOKEN = 7000
 NOTES, PHRASES = 14, 18  # of each General MIDI program
 PROGRAMS = 128

@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=65520)
     parser.add_argument("--features", type=int, default=768)
-    parser.add_argument("--repeats", type=int, default=3, help="the best of so many runs counts")
+    parser.add_argument("--repeats", type=int, default=3, help="take the best of this many runs")
     parser.add_argument("--cpu_time", action="store_true", help="of all threads, where other programs disturb the clock")
     args = parser.parse_args()
     if args.cpu_time:

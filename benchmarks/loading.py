@@ -5,7 +5,7 @@
 The data are random log-mels of 10 s (M2D-S: 7 s with features), from the page cache unless --cold. The plain loader is
 what one writes first: numpy.load, crop, mix and normalise in __getitem__, torch's own collate. Ours reads in the worker
 and leaves mixing and normalisation to the device ('prepare' says what that costs on this CPU).
-Beside the rate stands the CPU time of a worker's work alone, which other programs on the machine disturb less; it leaves
+The CPU time of a worker's work alone is printed too: other programs on the machine disturb it less. It leaves
 out what the plain loader spends on handing batches from process to process.
 """
 

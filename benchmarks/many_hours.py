@@ -30,7 +30,7 @@ MELS, FRAMES_A_MINUTE, NAME = 80, 6000, 20
 
 
 def make_pack(folder: Path, number: int, clips: int, frames: int) -> None:
-    """A pack of so many clips of so many frames, all holes."""
+    """A pack of `clips` clips of `frames` frames, as sparse files."""
     folder.mkdir()
     info = PackInfo("simulated", clips, default_chunk_clips(clips), "float16", MELS, 0, ("file_name",))
     write_text(info_path(folder), info.to_json())

@@ -29,7 +29,7 @@ class FirstBatch(BaseException):
 
 
 def make_data(folder: Path, clips: int) -> Path:
-    """A list of so many paths, in no order; returns it."""
+    """Write a list of `clips` paths, unsorted; returns it."""
     real = folder / "real"
     real.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)

@@ -80,7 +80,7 @@ def site_link(image: str, text: str, target: str, source: str, here: str) -> str
     Args:
         image: `!` for an image, else empty.
         text, target: of the link.
-        source, here: the file that it stands in, in the repository and on the site.
+        source, here: the file that has it, in the repository and on the site.
     """
     path, hash_sign, anchor = target.partition("#")
     if not path or "://" in path or here.startswith("api/") or here == "commands.md":

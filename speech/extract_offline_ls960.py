@@ -136,7 +136,7 @@ def is_whole(path: Path) -> bool:
 
 
 def duration(source: Path) -> float:
-    """Length of a file in seconds, from its header; 0 where it cannot be read (reading it tells why)."""
+    """Length of a file in seconds, from its header; 0 where it cannot be read (reading it gives the reason)."""
     try:
         return soundfile.info(str(source)).duration
     except (OSError, RuntimeError):

@@ -23,7 +23,7 @@ for file in __init__.py expert.py hubconf.py; do
 done
 ln -sfn -- "$root" "$package/upstream/m2d/m2d"
 
-# s3prl imports what later torchaudio, huggingface_hub and torch lack before anything else.
+# s3prl imports names that later torchaudio, huggingface_hub and torch no longer have.
 ln -sfn -- "$root/superb/upstream/m2d/compat.py" "$package/m2d_compat.py"
 line='from . import m2d_compat  # by M2D'
 if ! grep -qxF "$line" "$package/__init__.py"; then

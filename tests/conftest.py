@@ -40,7 +40,7 @@ def own_logger():
 
 @pytest.fixture
 def small_workplace(tmp_path, monkeypatch):
-    """A working folder, and the small models in the place of the tiny ones."""
+    """A working folder, and the small models in place of the tiny ones."""
     monkeypatch.chdir(tmp_path)
     for name, builder in small_builders().items():
         monkeypatch.setitem(models_mae.BUILDERS, name, builder)

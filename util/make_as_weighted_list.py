@@ -39,7 +39,7 @@ MAX_BYTES = 1e9  # of a list; the largest has 101 MB
 def check_file(path: Path) -> None:
     """Raise ValueError where a file is not the whole AudioSet file that its name says.
 
-    A segment list tells in its second line how many segments it holds (`# num_ytids=…, num_segs=…`).
+    The second line of a segment list gives its number of segments (`# num_ytids=…, num_segs=…`).
     """
     with path.open(encoding="utf-8") as lines:
         head = [lines.readline() for _ in range(3)]
@@ -74,7 +74,7 @@ def fetch_lists(base_url: str, folder: Path) -> Path:
 def read_segments(folder: Path) -> pd.Series:
     """The labels of AudioSet's clips: comma-separated class ids (`/m/…`), indexed by the clip's YouTube id.
 
-    An id that stands in the lists twice keeps its first row.
+    An id that is in the lists twice keeps its first row.
     """
     tables = []
     for name in SEGMENT_FILES:

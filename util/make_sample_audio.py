@@ -266,7 +266,7 @@ def _rain(rng: Rng, samples: int) -> np.ndarray:
 
 
 def _clock(rng: Rng, samples: int) -> np.ndarray:
-    """The same bursts in strict time, two kinds in turn."""
+    """The same bursts in strict time, two kinds alternating."""
     kinds = [_burst(rng, rng.uniform(500, 6000)) for _ in range(2)]
     onsets = _onsets(rng, samples, (0.1, 0.35), 0.0)
     return _sequence(samples, onsets[::2], lambda: kinds[0]) + _sequence(samples, onsets[1::2], lambda: kinds[1])

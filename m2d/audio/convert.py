@@ -88,7 +88,7 @@ def npy_sink(target: str, lms: np.ndarray) -> None:
     os.makedirs(os.path.dirname(target), exist_ok=True)
     lms = np.ascontiguousarray(lms[None])
     with open_atomic(target, durable=False) as file:
-        # np.save would write by C's stdio, whose errors do not tell a full disk from others.
+        # np.save would write by C's stdio, whose errors do not distinguish a full disk.
         npy_format.write_array_header_1_0(file, npy_format.header_data_from_array_1_0(lms))
         file.write(lms.data)
 
@@ -239,7 +239,7 @@ def convert_all(
 
 
 def _with_content(job: Job) -> Job:
-    """A job with its file's bytes, where these are to be read by one process, in turn."""
+    """A job with its file's bytes, where one process must read them in order."""
     if job.place is None or not job.place.in_turn:
         return job
     try:

@@ -96,7 +96,7 @@ def open_audio(audio: Audio, sample_rate: int, name: str = "") -> "AudioStream":
 
     Any format that libsndfile reads (WAV, FLAC, Ogg, MP3, AIFF …) and, where PyAV is installed, MPEG-4, AAC, Windows Media,
     WebM and others; soxr's high quality resampling. Files put one after the other, chained Ogg, and streams whose length
-    their header does not tell are read whole, changes of the rate or the channels included.
+    their header does not give are read whole, changes of the rate or the channels included.
 
     Args:
         audio: a path; or the bytes of an audio file, or a file to read and to seek in, which is left open.
@@ -120,7 +120,7 @@ class AudioStream:
         sample_rate: of the blocks, in Hz.
         warnings: complete after the iteration. A line, with the file's name, for each thing that is wrong with a file
             that could be read all the same: cut short, beyond full scale.
-        seconds_left_out: of the file's sound, where a warning tells of some.
+        seconds_left_out: of the file's sound, where a warning reports some.
 
     Raises:
         ValueError: while iterating. The file is damaged, holds no samples, or some that are NaN, infinite or beyond any scale.
@@ -233,7 +233,7 @@ class AudioStream:
             raise
 
     def _other_reader(self, error: soundfile.LibsndfileError) -> Reader:
-        """What reads the source in the place of libsndfile, which refused it."""
+        """What reads the source in place of libsndfile, which refused it."""
         self._source.seek(behind_id3(self._source, 0))
         head = self._source.read(12)
         if not head:

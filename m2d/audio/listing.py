@@ -20,7 +20,7 @@ FFMPEG_SUFFIXES = (
 
 
 def readable_suffixes() -> tuple[str, ...]:
-    """Suffixes of all formats that can be read here: what every program takes of a folder, unless it is told otherwise."""
+    """Suffixes of all formats that can be read here: what every program takes of a folder, unless a flag says otherwise."""
     return SNDFILE_SUFFIXES + (FFMPEG_SUFFIXES if has_ffmpeg() else ())
 
 

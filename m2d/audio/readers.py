@@ -17,7 +17,7 @@ _BEYOND_ANY_SCALE = 1e15
 
 
 class FfmpegFormat(NamedTuple):
-    """A format that FFmpeg reads: the bytes `magic` at `place` tell it.
+    """A format that FFmpeg reads: the bytes `magic` at `place` identify it.
 
     `name`: FFmpeg's. `words`: ours. `is_sndfiles`: libsndfile reads it too, but not with every codec.
     """
@@ -45,7 +45,7 @@ _FFMPEG_FORMATS = (
     FfmpegFormat(8, b"WAVE", "wav", "WAV", is_sndfiles=True),
     FfmpegFormat(8, b"AIFC", "aiff", "AIFF", is_sndfiles=True),
 )
-_UNKNOWN_LENGTH = 1 << 36  # samples: more than any header can tell; libsndfile puts its largest number
+_UNKNOWN_LENGTH = 1 << 36  # samples: more than any header can state; libsndfile puts its largest number
 _WITHOUT_LENGTH = ("aac", "ac3", "amr")  # FFmpeg guesses it
 _SCALES = {"u8": 2.0**-7, "s16": 2.0**-15, "s32": 2.0**-31, "s64": 2.0**-63, "flt": 1.0, "dbl": 1.0}
 
@@ -80,7 +80,7 @@ class Reader(Protocol):
 
 
 def ffmpeg_format(head: bytes) -> FfmpegFormat | None:
-    """The format that a file's first 12 bytes tell; None: none that FFmpeg should be asked for."""
+    """The format that a file's first 12 bytes identify; None: none that FFmpeg should read."""
     return next((known for known in _FFMPEG_FORMATS if head.startswith(known.magic, known.place)), None)
 
 

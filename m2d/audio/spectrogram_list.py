@@ -28,7 +28,7 @@ class SpectrogramList:
         overwrite: replace a list that is there and that no conversion of these files wrote; never an input.
 
     Raises:
-        ValueError: the columns make no sense, or are not there; a list or an input would be replaced.
+        ValueError: the columns are invalid, or are not there; a list or an input would be replaced.
     """
 
     def __init__(self, path: Path, jobs: Sequence[Job], columns: str | None, separator: str, overwrite: bool):
@@ -36,7 +36,7 @@ class SpectrogramList:
         chosen = _default_columns(jobs) if columns is None else _parsed(columns)
         self._sources = list(chosen.values())
         self.header = ("file_name", *chosen)
-        # Read once, and what cannot be read is told before hours of work.
+        # Read once, and before hours of work, so that errors come early.
         self._texts = {job.name: self._texts_of(job) for job in jobs} if self._sources else {}
         inputs = (job.source for job in jobs if job.source.endswith(".csv"))
         check_outputs([path], inputs, overwrite, lambda path: lists_only(path, self.header, set(map(self._row, jobs))))

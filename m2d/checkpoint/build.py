@@ -26,13 +26,13 @@ def is_random(weight_file: str | Path) -> bool:
 def no_sizes(weight_file: str | Path) -> CheckpointError:
     """The error for a checkpoint whose sizes are neither in its name nor in the file."""
     return CheckpointError(
-        f"{weight_file}: neither the folder's name, nor the file's, nor the file itself tells the model's sizes. "
+        f"{weight_file}: neither the folder's name, nor the file's, nor the file itself gives the model's sizes. "
         f"Put it into a folder named {PATTERN}, such as {EXAMPLE}"
     )
 
 
 def _fit_positions(state: Mapping[str, torch.Tensor], sizes: ModelSpec, frames: int) -> dict[str, torch.Tensor]:
-    """Stored positions (published ones where none is stored), fitted to an input of so many frames."""
+    """Stored positions (published ones where none is stored), fitted to an input of `frames` frames."""
     rows, columns = (size // patch for size, patch in zip(sizes.input_size, sizes.patch_size, strict=True))
     stored = {name: tensor for name, tensor in state.items() if name in ("pos_embed", "decoder_pos_embed")}
     for name, positions in stored.items():
@@ -47,7 +47,7 @@ def _fit_positions(state: Mapping[str, torch.Tensor], sizes: ModelSpec, frames: 
 
 
 def _options(sizes: ModelSpec, state: Mapping[str, torch.Tensor], frames: int) -> dict:
-    """Builder options that a checkpoint's sizes and tensors tell."""
+    """Builder options that follow from a checkpoint's sizes and tensors."""
     options = dict(img_size=[sizes.input_size[0], frames], patch_size=sizes.patch_size)
     options["decoder_depth"] = block_count(state, "decoder_blocks") or DEFAULT_DECODER_DEPTH
     if "offline_predictor.weight" in state:

@@ -32,7 +32,7 @@ def fetch(address: str, check: Callable[[Path], None]) -> Path:
 
 
 def _cached_path(address: str) -> Path:
-    """Keeps the folder's and the file's name, which tell the model's sizes; a hash tells addresses apart."""
+    """Keeps the folder's and the file's name, which give the model's sizes; a hash distinguishes addresses."""
     parts = [urllib.parse.unquote(part) for part in urllib.parse.urlsplit(address).path.split("/") if part]
     names = [re.sub(r"[^\w.+-]", "_", part).lstrip(".") or "_" for part in parts[-2:]]
     return cache_folder().joinpath(hashlib.sha256(address.encode()).hexdigest()[:12], *(names or ["checkpoint"]))

@@ -172,7 +172,7 @@ _PATH_CLASSES = [name for name in pathlib.__all__ if name.endswith("Path")]
 
 
 def _complaint(path: Path) -> str | None:
-    """What is wrong with a file, as far as its size and its first bytes tell."""
+    """What is wrong with a file, judged by its size and its first bytes."""
     if not path.is_file():
         return "is not a regular file but a pipe, a socket or a device"
     size = path.stat().st_size
@@ -224,7 +224,7 @@ def _rewriting_command(path: Path) -> str:
 
 
 def _pickle_protocol(path: Path) -> int:
-    """The protocol of a file's pickle; 0 where its first bytes do not tell."""
+    """The protocol of a file's pickle; 0 where its first bytes do not say."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if name.endswith("data.pkl")]
@@ -266,7 +266,7 @@ def _load_torch(path: Path, mmap: bool) -> tuple[object, bool]:
 
 
 def _load_safetensors(path: Path) -> dict:
-    """Tensors under `model`, the metadata as `args`; what a config.json beside them tells."""
+    """Tensors under `model`, the metadata as `args`; and what a config.json beside them adds."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -334,7 +334,7 @@ def _save(obj: object, file: BinaryIO) -> None:
 
 
 def save_atomically(obj: object, path: str | Path) -> None:
-    """`torch.save` aside, then in the place of `path`: readers see the old file or the whole new one, on the disk.
+    """`torch.save` to a temporary file, then rename it to `path`: readers see the old file or the whole new one, on the disk.
 
     Raises:
         OSError: the disk is full, or the folder is not writable; nothing is left behind.

@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face Hub, and what the folders that transformers writes tell beside their weights."""
+"""Checkpoints of the Hugging Face Hub, and the config.json beside exported weights."""
 
 import errno
 import re
@@ -65,7 +65,7 @@ def fetch_from_hub(address: str, suffixes: tuple[str, ...]) -> Path:
     except _NoSuchFileError:
         return _fetch(address, wanted, _only_checkpoint(address, wanted, suffixes))
     try:
-        _fetch(address, wanted, _CONFIG)  # what the weights do not tell: names of classes
+        _fetch(address, wanted, _CONFIG)  # names of classes, which the weights do not have
     except _NoSuchFileError:
         pass
     except CheckpointError:
@@ -168,7 +168,7 @@ class _Config(msgspec.Struct):
 
 
 def told_beside(weights: Path) -> dict[str, Any]:
-    """What the config.json beside an exported model.safetensors tells: `args` with the sizes, `classes`, `single_label`.
+    """What the config.json beside an exported model.safetensors holds: `args` with the sizes, `classes`, `single_label`.
 
     Nothing where there is none, or one of another model.
 

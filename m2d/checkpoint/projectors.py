@@ -1,4 +1,4 @@
-"""M2D-CLAP's projectors out of a checkpoint: which they are, its tensors tell."""
+"""M2D-CLAP's projectors from a checkpoint; its tensors' names and shapes identify their kind."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

@@ -10,7 +10,7 @@ from .errors import CheckpointError
 PATTERN = "{model}-{mel bands}x{frames}p{patch bands}x{patch frames}[p{rate}k][p{text encoder}[pTI]]-…"
 EXAMPLE = "m2d_vit_base-80x608p16x16-221006"
 _NAME = re.compile(r"(?<![A-Za-z0-9_])([A-Za-z]\w*)-(\d+)x(\d+)p(\d+)x(\d+)(?:p(\d+k))?((?:p[A-Z]+)*)(?![A-Za-z0-9])")
-#: The text encoder of M2D-CLAP where a name tells none.
+#: The text encoder of M2D-CLAP where a name has no letter for one.
 DEFAULT_TEXT_ENCODER = "A"
 _MOST_PATCHES = 1 << 17  # of a model's input; the published ones have some hundreds
 
@@ -39,11 +39,11 @@ def parse_sizes_by_name(name: str) -> ModelSpec:
     """Sizes from a name such as `m2d_vit_base-80x608p16x16p32k-240413`, found anywhere in it; 16k where the name has no rate.
 
     Raises:
-        ValueError: the name does not tell, or has sizes that no model has.
+        ValueError: the name has no sizes, or sizes that no model has.
     """
     found = _NAME.search(str(name))
     if not found:
-        raise ValueError(f"the name {str(name)!r} does not tell the model's sizes: expected {PATTERN}, such as {EXAMPLE}")
+        raise ValueError(f"the name {str(name)!r} does not give the model's sizes: expected {PATTERN}, such as {EXAMPLE}")
     model, rate = found[1], found[6]
     try:
         mels, frames, height, width = map(int, found.groups()[1:5])
@@ -54,7 +54,7 @@ def parse_sizes_by_name(name: str) -> ModelSpec:
 
 
 def _telling_name(path: str | Path) -> str | None:
-    """The folder's name, the file's own or the repository's in the Hugging Face cache, whichever tells sizes first."""
+    """The folder's name, the file's own or the repository's in the Hugging Face cache, whichever has sizes first."""
     path = Path(path).absolute()
     repository = path.parents[2].name if path.parent.parent.name == "snapshots" else ""
     return next(filter(_NAME.search, (path.parent.name, path.name, repository)), None)
@@ -75,7 +75,7 @@ def spec_of_path(path: str | Path) -> ModelSpec | None:
 def text_encoder_of_path(path: str | Path) -> str:
     """The letter of M2D-CLAP's text encoder in a checkpoint's name, such as B in `m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025`.
 
-    A where the name tells none.
+    A where the name has none.
     """
     found = _NAME.search(_telling_name(path) or "")
     letters = found[7].split("p")[1:] if found else []

@@ -91,7 +91,7 @@ def open_list(args: argparse.Namespace) -> tuple[ClipList, FileStore]:
 
 
 def in_words(store: FileStore, trouble: np.void, record: np.void, input_frames: int) -> str:
-    """What is wrong with a clip, in detail; what the record does not tell is told by looking at the file once more."""
+    """What is wrong with a clip, in detail; the file is read again for what the record does not say."""
     problem = Problem(int(trouble["problem"]))
     if problem in (Problem.LISTED_TWICE, Problem.SAME_CONTENT):
         return f"as {store.where(int(trouble['other']))}"

@@ -14,7 +14,7 @@ Archives may lie at addresses (https://host/7.tar, 's3://bucket/*.parquet', and 
 the cache of remote packs. A .csv with a column file_name, or a .txt, lists addresses, of archives or of audio files; the latter
 are named by their addresses' paths below the folder that all share. pip install 'm2d-audio[remote]'.
 
-With --pack OUT.pack in the place of DEST, all go into a few large files, which training takes as --csv_main OUT.pack. The
+With --pack OUT.pack in place of DEST, all go into a few large files, which training takes as --csv_main OUT.pack. The
 same command continues with the chunks that are missing. Files that cannot be converted are left out, and listed in
 OUT.pack/failed.csv; to try them again, remove the chunk-N.* files that it names.
 
@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--separator", default=";", help="in the list, between several labels of a clip")
     parser.add_argument("--sr", choices=PRESETS, default="16k", help="sample rate (16k)")
     parser.add_argument("--device", default="cpu", help="where the spectrograms are computed: cpu (the default), cuda or mps")
-    parser.add_argument("--pack", metavar="OUT.pack", help="the pack to write, a folder, in the place of DEST")
+    parser.add_argument("--pack", metavar="OUT.pack", help="the pack to write, a folder, in place of DEST")
     parser.add_argument(
         "--dtype",
         choices=("float16", "float32"),

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the page to write (.html); default: beside the embeddings")
     parser.add_argument("--clusters", type=int, help=f"how many, 2 to {MOST_GROUPS}; default: those that are most apart")
     parser.add_argument("--audio", type=Path, metavar="FOLDER", help="where the files are, if they have moved")
-    parser.add_argument("--sounds", type=int, default=200, help="hold the sound of up to so many files; of more, link to them")
+    parser.add_argument("--sounds", type=int, default=200, help="include the sound of up to this many files; link to the others")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)

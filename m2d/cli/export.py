@@ -9,7 +9,7 @@
 SRC is a file, a folder (its newest checkpoint), an https address, or hf:owner/name[@revision]. What is written:
 
     encoder  a file (.pth or .safetensors) with the online encoder and norm_stats, at a third of the size or less, which
-             tells its sizes from inside too: under `args` in a .pth, in the metadata of a .safetensors
+             holds its sizes inside too: under `args` in a .pth, in the metadata of a .safetensors
     hf       a folder for Hugging Face's transformers: config.json, model.safetensors, modeling_m2d.py, a feature extractor
              and a model card, with the classifier of a fine-tuned checkpoint. Every --weights takes the folder too
     onnx     an ONNX file: waveforms in; clip and frame embeddings out, and logits of a fine-tuned checkpoint. Batches and

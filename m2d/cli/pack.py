@@ -6,7 +6,7 @@
 
 The pack replaces the list: --csv_main data/audioset.pack (and --csv_bg_noise, --csv_val). A list of .npz files
 (speech/extract_offline_ls960.py) gives a pack with features. Columns `label` and `weight` come along.
-A .tar, .zip or .parquet of audio, its address, a pattern of these in quotes, or a list of addresses, in the place of the list
+A .tar, .zip or .parquet of audio, its address, a pattern of these in quotes, or a list of addresses, in place of the list
 is the same as m2d convert ARCHIVE --pack OUT.pack.
 A run that was stopped continues where it was when it is started again. --shard 2/4 writes the second of four parts,
 so that machines that share a disk do it together; on disks of their own, copy the parts into one folder after it.
@@ -72,7 +72,7 @@ def read_clip(store: FileStore, i: int, dtype: str) -> PackedClip:
 
 
 def pack(store: FileStore, clips: ClipList, out: Path, info: PackInfo, shard: Shard, workers: int) -> int:
-    """Write the chunks of a shard that lack. Returns how many clips were written."""
+    """Write the missing chunks of a shard. Returns how many clips were written."""
     start_pack(out, info)
     with packing(out, shard):
         discard_outdated(out, info, chunks_of(info, shard), store.path)

@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
         default="mean_std",
         help="statistics over a clip's time steps; mean: what m2d embed gives; layers: mean_std of the middle block too",
     )
-    parser.add_argument("--max_clips", type=int, default=0, help="judge with so many clips, drawn at random; 0: all")
+    parser.add_argument("--max_clips", type=int, default=0, help="judge with this many clips, drawn at random; 0: all")
     parser.add_argument("--seed", type=int, default=0, help="of folds, untrained weights and --max_clips")
     parser.add_argument("--cache", type=Path, default=_cache_folder(), help="folder that keeps features by the clips' content")
     parser.add_argument("--no_cache", dest="cache", action="store_const", const=None, help="keep no features")
@@ -167,7 +167,7 @@ def warn_of_silence(statistics: np.ndarray) -> None:
 
 
 def _short_names(weights: Sequence[str]) -> list[str]:
-    """A name for each checkpoint: its file's, with as many of its folders as tell it from the others."""
+    """A name for each checkpoint: its file's, with as many of its folders as distinguish it."""
     parts = [Path(w).parts for w in weights]
     longest = max(map(len, parts))
     for depth in range(2, max(longest, 2) + 1):

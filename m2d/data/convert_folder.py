@@ -113,7 +113,7 @@ def convert_wav(
         csv: also write the list of the spectrograms (column file_name, relative to the list's own folder).
         sr: sample rate, 16k or 32k.
         device: where the spectrograms are computed: cpu, cuda or mps.
-        pack: the pack to write, a folder, in the place of DEST.
+        pack: the pack to write, a folder, in place of DEST.
         dtype: of a pack's values: float16 (half the size, rounded by at most 0.004; the default) or float32.
         chunk_clips: clips per file of a pack: 8192, or more where there were too many files.
         overwrite: replace a list (csv) or failed.csv that is there and that no conversion of these files wrote.
@@ -188,7 +188,7 @@ class _Conversion:
                 raise
             raise OSError(
                 f"{shown(self.folder)} cannot be written: {error.strerror}. "
-                "Stopped: its chunks are whole, and the same command continues with those that are missing"
+                "Stopped: its chunks are whole, and the same command continues with the missing ones"
             ) from None
 
     @contextmanager

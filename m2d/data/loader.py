@@ -34,7 +34,7 @@ class BatchLoader:
         """The batches that these lists of keys ask for.
 
         Raises:
-            FileNotFoundError, FileError: as the data set's reading, in the place of the batch.
+            FileNotFoundError, FileError: as reading the data set does; raised instead of returning the batch.
         """
         if self._pool is None:
             yield from map(self._read, keys)

@@ -52,7 +52,7 @@ def measure_stats(
     Args:
         store: the clips.
         input_frames: length of a crop; shorter clips are completed as the training does it.
-        n_files: at most so many clips are read.
+        n_files: read at most this many clips.
         repeat: complete shorter clips by repeating them (background noise), not by silence.
         skip_bad: take the next clip in place of one that cannot be read or holds NaN.
 
@@ -101,7 +101,7 @@ def cached_stats(
     """`measure_stats`, kept in `<list>.stats.json` beside the list; of a pack at an address, in the user's cache.
 
     Measured again when the list, a measured file's size or time, or a setting has changed. Where the folder cannot
-    be written, or somebody else's file has that name, a warning says so and nothing is kept.
+    be written, or a file of another program has that name, a warning says so and nothing is kept.
     """
     path = _cache_path(store.source)
     settings = {"input_frames": input_frames, "n_files": n_files, "repeat": repeat}  # their text is part of the key
@@ -139,7 +139,7 @@ def _read_cache(path: Path) -> dict[str, _Entry]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file is JSON of somebody else's: its entries are not under keys of this cache. A torn cache is none."""
+    """Whether a file is JSON of another program: its entries have other keys than this cache's. A truncated cache is not."""
     try:
         return not all(_KEY.fullmatch(name) for name in read_json(path, dict[str, Any], "training"))
     except (FileNotFoundError, FileError):

@@ -50,11 +50,11 @@ def _parse(head: bytes) -> ArrayHeader:
     try:
         shape, fortran, dtype = readers[version](stream)
     except Exception:  # NumPy evaluates the header's text as Python literals, which may raise anything
-        raise ValueError("a .npy header that makes no sense") from None
+        raise ValueError("an invalid .npy header") from None
     if dtype.kind not in _KINDS:
         raise ValueError(f"values of type {dtype}, expected numbers")
     if min(shape, default=0) < 0 or math.prod(shape) > _MOST_VALUES:
-        raise ValueError("a .npy header of a shape that makes no sense")
+        raise ValueError("a .npy header with an invalid shape")
     return ArrayHeader(shape, dtype, fortran, stream.tell())
 
 
@@ -79,7 +79,7 @@ def _header_size(head: bytes) -> int:
     wide = head[6] > 1
     size = int.from_bytes(head[8 : 12 if wide else 10], "little") + (12 if wide else 10)
     if size > _LONGEST_HEADER:
-        raise ValueError("a .npy header that makes no sense")
+        raise ValueError("an invalid .npy header")
     return size
 
 

@@ -105,7 +105,7 @@ class EpochSampler:
         rank, world_size: this process among the processes of the run.
         seed: the run's seed.
         weights: sampling weights `[samples]`; given, every epoch draws with replacement in proportion to them.
-        mixed: the order of several lists with weights of their own, in the place of a permutation of all samples.
+        mixed: the order of several lists with weights of their own, in place of a permutation of all samples.
 
     Raises:
         UserError: there is not one whole update in an epoch.

@@ -50,7 +50,7 @@ class EncoderFeatures:
     Args:
         runtime: the model, in evaluation, on its device.
         pooling: a name of POOLINGS.
-        key: tells this encoder from all others, for the cache.
+        key: identifies this encoder in the cache.
     """
 
     def __init__(self, runtime: RuntimeM2D, pooling: str, key: str):
@@ -71,7 +71,7 @@ class EncoderFeatures:
 
 
 class LogMelFeatures:
-    """Mean and standard deviation over time of each mel band: what can be had without any encoder."""
+    """Mean and standard deviation over time of each mel band: a baseline without an encoder."""
 
     def __init__(self, rate: str):
         self.rate, self.key = rate, f"logmel-{rate}"
@@ -96,7 +96,7 @@ class FeatureSource(Protocol):
 
     Attributes:
         rate: the sampling rate that it takes, by the name of a preset.
-        key: tells it from all other sources, for the cache.
+        key: identifies the source in the cache.
     """
 
     rate: str

@@ -170,7 +170,7 @@ class _Metric:
 
     Attributes:
         directions: `[D, R]`, orthonormal.
-        variances: `[R]`, falling; the last one stands for those of all other directions.
+        variances: `[R]`, falling; the last one is used for all other directions.
     """
 
     directions: torch.Tensor
@@ -215,7 +215,7 @@ def _direction(at: _Value, steps: list[_Step], metric: _Metric, strength: float)
         removed.append(_product(step.weights, direction) / _product(step.weights, step.gradient))
         direction -= removed[-1] * step.gradient
     direction = metric.solve(direction, at.undecided, strength)
-    if steps:  # the last step tells how far the metric is from the Hessian by now
+    if steps:  # scale the metric to the curvature of the last step
         last = steps[-1]
         expected = _product(last.gradient, metric.solve(last.gradient, at.undecided, strength))
         direction *= _product(last.weights, last.gradient) / expected

@@ -1,4 +1,4 @@
-"""Pictures of a probe: which classes are taken for which, and how well each is named."""
+"""Pictures of a probe: which classes are confused, and how well each is named."""
 
 from pathlib import Path
 

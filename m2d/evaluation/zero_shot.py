@@ -77,7 +77,7 @@ def class_names(source: str) -> list[str]:
 
 
 def prompts(names: Sequence[str], prompt: str = DEFAULT_PROMPT) -> list[str]:
-    """The text of each class: its name, with spaces for underscores, in the place of `{}`.
+    """The text of each class: its name, with spaces for underscores, in place of `{}`.
 
     Raises:
         UserError: the prompt has no such place.

@@ -286,7 +286,7 @@ def read_events(table: pd.DataFrame, folder: Path, where: str) -> tuple[list[Pat
         paths, events of each, class names, and the first row of each recording (for its split and group).
 
     Raises:
-        UserError: a row makes no sense; names the line.
+        UserError: a row is invalid; names the line.
     """
     classes = sorted(set(table["label"]) - {""})
     if not classes:

@@ -63,7 +63,7 @@ class Settings:
     rrc: bool = field(default=True, metadata={"help": "random resize crop (clip labels only)"})
     balanced: bool = field(default=False, metadata={"help": "draw every class equally often"})
     dur_frames: int | None = field(default=None, metadata={"help": "frames of the model's input, in place of the checkpoint's"})
-    patience: int = field(default=0, metadata={"help": "end after so many epochs without a better validation score; 0: never"})
+    patience: int = field(default=0, metadata={"help": "end after this many epochs without a better validation score; 0: never"})
     bf16: bool = field(default=False, metadata={"help": "compute in bfloat16 where it is safe"})
     seed: int = field(default=0, metadata={"help": "a run is a function of data, settings and seed"})
 
@@ -121,7 +121,7 @@ def parameter_groups(model: ClipClassifier, settings: Settings) -> list[dict]:
 
 
 def default_optimizer(clips: int) -> str:
-    """The name of the optimizer for so many clips to train on."""
+    """The name of the optimizer for `clips` clips to train on."""
     return "sgd" if clips >= _MANY_CLIPS else "adamw"
 
 
@@ -134,7 +134,7 @@ def make_optimizer(model: ClipClassifier, settings: Settings, name: str) -> torc
 
 
 def default_peak(optim: str, clips: int) -> float:
-    """The peak learning rate for steps of so many clips, all processes together."""
+    """The peak learning rate for steps of `clips` clips, all processes together."""
     return _PEAK_LR[optim] * (min(1.0, clips / _PEAK_BATCH) if optim == "sgd" else 1.0)
 
 

@@ -192,7 +192,7 @@ def _sink(level: str, paths: Sequence[Path], results: PartialResults, runtime: R
 
 
 def _identity(runtime: RuntimeM2D) -> list[object]:
-    """What tells one checkpoint from another."""
+    """What identifies a checkpoint."""
     weights = runtime.cfg.weight_file
     if is_random(weights):
         return [weights, secrets.token_hex()]
@@ -202,7 +202,7 @@ def _identity(runtime: RuntimeM2D) -> list[object]:
 
 
 def _write_npz(out: Path, results: PartialResults, done: Sequence[FileResult], runtime: RuntimeM2D, level: str) -> None:
-    """Write the output: the rows last, after what tells about them."""
+    """Write the output: the rows last, after their metadata."""
     rows = [result.rows for result in done]
     arrays = {"files": np.array([result.path for result in done])}
     if level == "clap":

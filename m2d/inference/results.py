@@ -25,7 +25,7 @@ class FileResult:
     """The result of one file.
 
     `size` and `mtime_ns` tell whether the file is still the one that was read; `samples` and `frames` are the waveform's and
-    the spectrogram's. `extents` tells where its rows are, in order: pairs of a first row and a number of rows.
+    the spectrogram's. `extents`: where its rows are, in order: pairs of a first row and a number of rows.
     """
 
     path: str
@@ -42,7 +42,7 @@ class FileResult:
 
 
 def _status(path: Path) -> tuple[int, int]:
-    """Size and time of a file, which tell whether it has changed; zeros where there is none."""
+    """Size and time of a file, to detect changes; zeros where there is none."""
     try:
         status = path.stat()
     except OSError:

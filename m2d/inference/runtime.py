@@ -28,7 +28,7 @@ log = logging.getLogger("m2d")
 # What is encoded, or turned into a spectrogram, at a time: a long input needs no more memory than a short one.
 _TOKENS_PER_BLOCK = 1 << 13
 _FRAMES_PER_BLOCK = 1 << 14
-# Blocks on CUDA are so many times as large: a large GPU is busy from some 30,000 tokens on.
+# Factor of the block size on CUDA: a large GPU needs some 30,000 tokens to be busy.
 _CUDA_BLOCKS = 4
 
 
@@ -134,7 +134,7 @@ class RuntimeM2D(Reconstruction, ClapEmbedding, nn.Module):
         """A runtime of a folder or file, or of a repository of the Hugging Face Hub.
 
         Args:
-            name: a path, or `owner/name` (which needs huggingface_hub: its environment variables tell cache and token).
+            name: a path, or `owner/name` (which needs huggingface_hub: its environment variables set cache and token).
             revision: a branch, tag or commit of the repository.
             settings: as for the class.
         """

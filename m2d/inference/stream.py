@@ -216,7 +216,7 @@ class StreamEncoder:
         self._hand_over(self.ahead)
 
     def _hand_over(self, left: int) -> None:
-        """Give the sink the oldest batches, but for so many that may still be under way."""
+        """Give the sink the oldest batches, except the newest few, which may still be computing."""
         while len(self._encoded) > left:
             pieces, encoded = self._encoded.popleft()
             values = encoded.get()
@@ -277,7 +277,7 @@ class _FileProgress:
 
 
 def _duration(path: Path) -> float | None:
-    """Seconds of a large file, as its header has it; None for a small one, and where the header does not tell."""
+    """Seconds of a large file, as its header has it; None for a small one, and where the header does not say."""
     try:
         return soundfile.info(path).duration if path.stat().st_size >= _LARGE_FILE else None
     except (OSError, RuntimeError, TypeError):

@@ -153,7 +153,7 @@ def write_events(clips: Sequence[Path], tagger: Tagger, args: argparse.Namespace
     """Sound events of all files into the folder --events.
 
     Raises:
-        ValueError: a threshold that makes no sense, or no file could be read.
+        ValueError: an invalid threshold, or no file could be read.
     """
     rule = EventRule(class_thresholds(args.threshold, tagger.names), args.median, args.min_length)
     if not tagger.detects_events:

@@ -18,7 +18,7 @@ class Tagger:
         weights: the checkpoint.
         classes: a file that names its classes; None: the checkpoint's own names, or numbers.
         order: see `read_classes`.
-        single: classes exclude each other (softmax); otherwise as the checkpoint tells, or each for itself (sigmoid).
+        single: classes exclude each other (softmax); otherwise as the checkpoint says, or each independent (sigmoid).
 
     Attributes:
         names: of the classes.

@@ -57,5 +57,5 @@ class SemanticProjector(nn.Module):
 
 
 def audio_projector(width: int, sem_mode: int = 0) -> nn.Module:
-    """A training model's audio projector: the MLP for 0, else the semantic projector of so many blocks."""
+    """A training model's audio projector: the MLP for 0 blocks, else the semantic projector."""
     return SemanticProjector(width, sem_mode) if sem_mode else MLPProjector(width)

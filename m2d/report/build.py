@@ -29,7 +29,7 @@ _BINS = 30
 _NO_CLASSES = "No probe: neither folders nor labels name two classes of a dozen clips."
 _SEEN_LABELS = "No probe: the encoder was trained on the labels of these clips; the validation figures judge it."
 _MOST_PICTURE_BYTES = 1 << 21
-#: Flags that tell where a run was, not what it is.
+#: Flags of a run's place and machine, not of what it computes.
 _PLACES = set("output_dir log_dir tracker num_workers pin_mem rank_timeout save_minutes auto_resume keep_last".split())
 
 logger = logging.getLogger("m2d")
@@ -55,7 +55,7 @@ def report_data(looks: Sequence[Look], most_clips: int, sounds: bool) -> dict[st
 
 
 def distinct_names(runs: Sequence[Run]) -> list[str]:
-    """The runs' names; those of one name with as many folders before it as tell them apart."""
+    """The runs' names; equal names with as many of their folders as distinguish them."""
     parts = [run.folder.absolute().parts for run in runs]
     length = 1
     while length < max(map(len, parts)) and len({part[-length:] for part in parts}) < len({*parts}):

@@ -59,7 +59,7 @@ class Clips(ABC):
     Attributes:
         source: where they come from, in words.
         names: of all clips.
-        labels: what each clip is; none where nothing tells it.
+        labels: what each clip is; none where they are not known.
     """
 
     source: str
@@ -130,7 +130,7 @@ class StoredClips(Clips):
 
 
 def _lengths(store: ClipStore, rows: np.ndarray) -> np.ndarray:
-    """Frames of a list's or pack's clips; none of stores that do not tell them, nor of clips that cannot be read."""
+    """Frames of a list's or pack's clips; none for stores without lengths and for clips that cannot be read."""
     if isinstance(store, PackStore):
         return store.frames.lengths[rows]
     if not isinstance(store, NpyStore):

@@ -9,7 +9,7 @@ import numpy as np
 from .runs import Run
 
 MOST_POINTS = 600
-#: Chart by the names of figures: (pattern, title, unit, what it says). The group is what tells lines of a chart apart.
+#: Chart by the names of figures: (pattern, title, unit, what it says). The group names the chart's line.
 _CHARTS = (
     (r"(train|val)_loss", "Loss", "", "What training minimises. It says little about what the features are worth."),
     (r"(train|val)_loss_m2d", "M2D loss", "", "Predicting the target encoder's features of hidden patches."),

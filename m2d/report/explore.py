@@ -68,7 +68,7 @@ def _per_file(path: Path, vectors: np.ndarray, index: np.ndarray | None, files: 
 
 
 def find_sound(name: str, npz: Path, audio: Path | None) -> Path | None:
-    """The file of a name: as it stands, below the .npz's folder, or below `audio`."""
+    """The file of a name: as it is, below the .npz's folder, or below `audio`."""
     bases = [Path(), npz.parent, *([audio] if audio else [])]
     return next((base / name for base in bases if (base / name).is_file()), None)
 
@@ -83,7 +83,7 @@ def explore_data(
         found: the embeddings.
         clusters: how many; none: chosen.
         audio: a folder where the files are, if they are not where they were.
-        most_sounds: hold the files' sound where they are at most so many; of more files the page links to them.
+        most_sounds: include the sound of at most this many files; the page links to the others.
     """
     logger.info("%s, %d values each", counted(len(found.vectors), "file"), found.vectors.shape[1])
     components = embedding.principal(found.vectors)

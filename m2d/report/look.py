@@ -22,7 +22,7 @@ _MAE_FAMILIES = ("mae", "msm_mae")
 
 @dataclass(frozen=True)
 class Source:
-    """What the user names in place of what the run's folder tells.
+    """What the user names instead of what the run's folder says.
 
     Attributes:
         csv, data_path: a list or pack, and the folder that a list's names start from.
@@ -55,13 +55,13 @@ class Look:
 
     @property
     def frames(self) -> int:
-        """Frames of the encoder's input; 608 where nothing tells them."""
+        """Frames of the encoder's input; 608 where they are not known."""
         if self.runtime is not None:
             return self.runtime.backbone.patch_embed.img_size[1]
         return self.settings.model.frames if self.settings else 608
 
     def samples(self, count: int) -> list[Seen]:
-        """What the encoder sees at the beginning of the newest epoch; nothing where that cannot be told."""
+        """What the encoder sees at the beginning of the newest epoch; nothing where that is not known."""
         if self.dataset is None or self.settings is None:
             return []
         epoch = max(0, int(self.run.epochs[-1]["epoch"]) - 1) if self.run.epochs else 0
@@ -114,7 +114,7 @@ def _open_clips(look: Look, source: Source) -> None:
         paths = list_clips([source.audio])
         look.clips = AudioClips(str(source.audio), paths, names_of(paths), rate)
     else:
-        look.notes.append("The checkpoint does not tell its clips: --audio FOLDER or --csv LIST names clips to look at.")
+        look.notes.append("The checkpoint does not name its clips: --audio FOLDER or --csv LIST names clips to look at.")
 
 
 # ---------------------------------------------------------------- reconstructions

@@ -66,7 +66,7 @@ def _png(image: Image.Image) -> bytes:
 
 
 def thumbnail(lms: np.ndarray, width: int = 160) -> np.ndarray:
-    """A log-mel `[n_mels, frames]` of half its bands and at most `width` columns, each the mean of those it stands for."""
+    """A log-mel `[n_mels, frames]` of half its bands and at most `width` columns, each the mean of the columns it replaces."""
     columns = np.array_split(np.arange(lms.shape[1]), min(width, lms.shape[1]))
     narrow = np.stack([lms[:, part].mean(axis=1) for part in columns], axis=1)
     return narrow[: len(narrow) // 2 * 2].reshape(-1, 2, narrow.shape[1]).mean(axis=1)

@@ -38,7 +38,7 @@ class Run:
     Attributes:
         name: the folder's.
         folder: where it is.
-        settings: by flag; empty where nothing tells them.
+        settings: by flag; empty where they are not known.
         starts: when, by which command and with which versions it was started.
         epochs: figures of each epoch by name, `epoch` among them.
         speeds: as reported on the console.

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..utils.errors import UserError
 from ..utils.own_files.own_file import open_own
 
-#: The project's own folder, where its scripts are; those of the working folder are somebody's.
+#: The project's own folder, where its scripts are; scripts of the working folder are not run.
 PROJECT = Path(__file__).resolve().parents[2]
 #: Variables of torchrun that would make a program started from here take itself for one of the run's processes.
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "TORCHELASTIC_")

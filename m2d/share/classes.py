@@ -1,4 +1,4 @@
-"""A classifier's classes, as an exported model tells them."""
+"""The names of a classifier's classes, for an exported model."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The encoder alone, taken out of a checkpoint as one file that tells about itself."""
+"""The encoder alone, extracted from a checkpoint into one file with metadata."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ def encoder_state(weights: Weights) -> dict[str, torch.Tensor]:
 
 
 def describe(weights: Weights) -> dict[str, str]:
-    """What a file tells about itself, as far as it is known: model, input_size, patch_size, sr, norm_stats, origin."""
+    """A file's metadata, as far as they are known: model, input_size, patch_size, sr, norm_stats, origin."""
     told = {}
     if weights.spec:
         input_size, patch_size, rate, model = weights.spec
@@ -46,7 +46,7 @@ def export_encoder(weights: Weights, dest: Path, overwrite: bool = False, half: 
         classes = weights.head["head.weight"].shape[0] if "head.weight" in weights.head else "its"
         logger.warning("%s is fine-tuned: its classifier (%s classes) is lost in %s", weights.path, classes, dest)
     if weights.spec is None:
-        logger.warning("%s does not tell the model's sizes: put %s into a folder of a published name", weights.path, dest)
+        logger.warning("%s does not give the model's sizes: put %s into a folder of a published name", weights.path, dest)
     state, told = encoder_state(weights), describe(weights)
     if half:
         state = {name: tensor.half() if tensor.ndim in (2, 4) else tensor for name, tensor in state.items()}

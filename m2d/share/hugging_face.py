@@ -40,7 +40,7 @@ def export_folder(weights: Weights, folder: Path, licence: Licence, classes: Cla
         overwrite: replace files of an earlier export.
 
     Raises:
-        CheckpointError, ValueError: the checkpoint does not tell its sizes, or cannot be used; a file is there already.
+        CheckpointError, ValueError: the checkpoint does not give its sizes, or cannot be used; a file is there already.
         OSError: the disk is full, or the folder is not writable.
     """
     check_outputs([folder / name for name in FILES], [weights.path], overwrite)

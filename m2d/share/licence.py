@@ -1,4 +1,4 @@
-"""Whose weights a checkpoint holds, as far as its name and its settings tell."""
+"""Whose weights a checkpoint holds, judged by its name and its settings."""
 
 import re
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def released_name(text: str) -> str | None:
 
 
 def origin_of(weights: Weights) -> str | None:
-    """The released weights that a checkpoint is, or was trained from, by its name and its settings; None where they tell none."""
+    """The released weights that a checkpoint is, or was trained from, by its name and settings; None where these have none."""
     settings = (str(value) for value in (weights.args or {}).values())
     named = (released_name(text) for text in (*weights.path.absolute().parts[-2:], *settings))
     return next(filter(None, named), None)

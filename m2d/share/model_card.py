@@ -79,7 +79,7 @@ def model_card(weights: Weights, runtime: RuntimeM2D, config: Mapping[str, Any],
 
 
 def facts(weights: Weights, runtime: RuntimeM2D, content: bytes) -> list[tuple[str, str]]:
-    """What the checkpoint tells, as pairs of name and value."""
+    """The checkpoint's metadata, as pairs of name and value."""
     cfg, backbone = runtime.cfg, runtime.backbone
     (rows, columns), (height, length) = backbone.grid_size(), backbone.patch_size()
     milliseconds = length * runtime.front_end.hop_size * 1000 / runtime.sample_rate

@@ -134,7 +134,7 @@ def export_onnx(weights: Weights, dest: Path, classes: Classes | None, half: boo
         half: weights and encoder in float16.
 
     Raises:
-        CheckpointError, UserError: it does not tell its sizes; it is too large; the package onnx is missing.
+        CheckpointError, UserError: it does not give its sizes; it is too large; the package onnx is missing.
         OSError: the disk is full, or the folder is not writable.
     """
     if dest.suffix != ".onnx":

@@ -92,7 +92,7 @@ def step_memory(model: Any, mask_ratio: float, batch_size: int, precision: torch
 
 
 def run_seconds(clips: int, flops_per_clip: float, device_flops: float) -> float:
-    """Estimate of the time that training on so many clips takes, before the first step."""
+    """Estimate of the time that training on `clips` clips takes, before the first step."""
     return clips * flops_per_clip / (device_flops * _TYPICAL_UTILISATION)
 
 

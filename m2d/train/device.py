@@ -117,7 +117,7 @@ def try_compile(model: AudioViT, try_step: Callable[[], None], by_block: bool = 
     Args:
         model: the model.
         try_step: one forward and backward pass, after which nothing but gradients has changed.
-        by_block: compile the blocks alone: less code, of which a model of many alike blocks needs little.
+        by_block: compile the blocks alone: less to compile, as the blocks share their code.
 
     Returns:
         whether the model is compiled.

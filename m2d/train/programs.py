@@ -201,7 +201,7 @@ def _check_width(settings: Settings, captions: Captions) -> None:
 
 
 def check_captions(settings: Settings) -> None:
-    """Refuse a run without captions, or with a batch of one clip, which has nothing to be told from."""
+    """Refuse a run without captions, or with a batch of one clip, which has nothing to compare with."""
     if not settings.captions.file_caption:
         raise UserError("--file_caption names the captions' embeddings (m2d captions makes them): none are given")
     check_batch(settings)
@@ -210,7 +210,7 @@ def check_captions(settings: Settings) -> None:
 def check_batch(settings: Settings) -> None:
     """Refuse steps of one clip."""
     if settings.run.batch_size * world_size() < 2:
-        raise UserError("--batch_size 1: captions are told apart within a batch, so that it takes 2 clips or more")
+        raise UserError("--batch_size 1: captions are compared within a batch: give 2 or more")
 
 
 M2D_CLAP = Program(

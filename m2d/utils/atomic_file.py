@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: A temporary file that nothing was written to for so many seconds belongs to a process that was killed.
+#: Seconds without a write after which a temporary file belongs to a process that was killed.
 LEFTOVER_SECONDS = 86400
 _MARK = ".m2d-tmp"
 _TEMPORARY = re.compile(rf"\..*\.[0-9a-f]{{16}}{re.escape(_MARK)}", re.DOTALL)
@@ -28,7 +28,7 @@ def open_atomic(path: str | os.PathLike, durable: bool = True, replace: bool = T
     """A file to write to (and seek in) that takes the place of `path` when the block ends without an error.
 
     It is written in the same folder under a random name, which is created exclusively: writers of the same path, in
-    whatever process or container, never share it, and a link that somebody placed there is not followed.
+    whatever process or container, never share it, and a link placed there by others is not followed.
 
     Args:
         path: the file; its folder exists.
@@ -90,7 +90,7 @@ def is_temporary(path: str | os.PathLike) -> bool:
 
 
 def remove_leftover(path: str | os.PathLike, seconds: float = LEFTOVER_SECONDS) -> None:
-    """Remove a file if it is a temporary that nothing was written to for so many seconds: its process was killed."""
+    """Remove a temporary file without a write for this many seconds: its process was killed."""
     if is_temporary(path):
         with suppress(OSError):
             if time.time() - os.lstat(path).st_mtime >= seconds:

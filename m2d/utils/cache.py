@@ -97,7 +97,7 @@ class BlockCache:
             file.flush()
 
     def _evict(self, most: int) -> int:
-        """Remove blocks until the others have at most so many bytes. Returns how many they have."""
+        """Remove blocks until at most `most` bytes are left. Returns how many are left."""
         remove_leftovers(self.folder)
         used, blocks = 0, []
         with os.scandir(self.folder) as entries:

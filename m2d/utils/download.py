@@ -204,7 +204,7 @@ def _copy(
 
 
 def _open(request: urllib.request.Request, stall_seconds: float) -> HTTPResponse:
-    """Open an address within so many seconds, even if its server sends headers byte by byte."""
+    """Open an address within a time limit, even if its server sends headers byte by byte."""
     opened: concurrent.futures.Future[HTTPResponse] = concurrent.futures.Future()
 
     def work() -> None:

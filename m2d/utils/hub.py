@@ -22,9 +22,9 @@ def quiet_hub(*others: str) -> Iterator[None]:
 
 
 def unreachable(repository: str, file: str = "config.json", revision: str | None = None) -> str | None:
-    """Why a file cannot be had, by one request, where the client repeats its own for half a minute and more: one line.
+    """Why a file cannot be fetched, in one line. Asks once; the client itself would retry for half a minute or more.
 
-    None where the file is in the cache, the client is set to work offline, or the Hub answers, be it with an error.
+    None where the file is in the cache, the client is set to work offline, or the Hub answers, even with an error.
 
     Raises:
         ValueError: no repository can have this name.

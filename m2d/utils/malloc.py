@@ -13,7 +13,7 @@ def keep_freed_memory(largest: int = 2**30, most: int = WITHOUT_END) -> bool:
     A third of a conversion's time went into that, and 6 % of a training step's (docs/benchmarks.md).
 
     Args:
-        largest: blocks of at most so many bytes are kept.
+        largest: keep blocks of at most this many bytes.
         most: bytes that may lie free at the end of the heap; WITHOUT_END: any number.
 
     Returns:

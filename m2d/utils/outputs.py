@@ -24,7 +24,7 @@ def check_outputs(
         inputs: the files that it reads. An output that is one of them is refused always: by identity, so that links, other
             spellings and file systems without upper and lower case make no difference. Looked at only where outputs exist.
         overwrite: the user asked for existing files to be replaced (`--overwrite`).
-        is_own: tells whether an existing file is what an earlier run of this program wrote.
+        is_own: says of an existing file whether an earlier run of this program wrote it.
 
     Raises:
         UserError: names the file, and what to do.
@@ -85,7 +85,7 @@ def drawn_by(path: str | os.PathLike, program: str) -> bool:
 
 
 def check_writable(path: Path) -> None:
-    """Check that a file's folder is there or can be made, and takes files, which permissions alone do not tell.
+    """Check that a file's folder is there or can be made, and takes files (by trying: permissions do not say).
 
     Raises:
         UserError: names the file and the reason.

@@ -19,8 +19,8 @@ logger = logging.getLogger("m2d")
 def map_ahead(pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int = 64) -> Iterator[Result]:
     """`work` of each item, in the order of the items; while one result is used, at most `ahead` more are computed or wait.
 
-    `items` is read as far as that. An error of `work` is raised in its turn. What waits is cancelled on an error, and when
-    the iterator is closed.
+    `items` is read no further. An error of `work` is raised at its item's position. Pending work is cancelled on
+    an error, and when the iterator is closed.
     """
     waiting: deque[Future[Result]] = deque()
     try:

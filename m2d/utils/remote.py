@@ -96,7 +96,7 @@ def look_at(address: str) -> RemoteFile | None:
     """Size and version of a file; None if there is none.
 
     Raises:
-        FileError: it cannot be asked for, or its server does not tell its size.
+        FileError: it cannot be asked for, or its server does not give its size.
     """
     fs, path = file_system(address)
     try:
@@ -107,7 +107,7 @@ def look_at(address: str) -> RemoteFile | None:
             return None
         raise FileError(f"{public_name(address)} cannot be fetched ({public_reason(cause, address)})") from error
     if not isinstance(info.get("size"), int):
-        raise FileError(f"{public_name(address)}: its server does not tell its size")
+        raise FileError(f"{public_name(address)}: its server does not give its size")
     version = [address, info["size"], *(str(info.get(mark)) for mark in _MARKS)]
     return RemoteFile(address, info["size"], hashlib.sha256(json.dumps(version).encode()).hexdigest()[:32])
 
@@ -204,7 +204,7 @@ def _is_web(address: str) -> bool:
 
 
 def _ask_web(fs: "HTTPFileSystem", blocks: Sequence[_Block]) -> list[bytes | Exception]:
-    """Blocks of files on the web. fsspec would hold whatever a server sends, be it the whole file for each block."""
+    """Blocks of files on the web. fsspec would hold all that a server sends, even the whole file for each block."""
     from fsspec.asyn import sync
 
     async def ask() -> list[bytes | Exception]:

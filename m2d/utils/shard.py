@@ -37,7 +37,7 @@ class Shard:
         return range(size * (self.number - 1) // self.count, size * self.number // self.count)
 
     def takes(self, i: int) -> bool:
-        """Whether it does the i-th of pieces that each are large: in turn with the others."""
+        """Whether it does the i-th of pieces that each are large: alternating with the others."""
         return i % self.count == self.number - 1
 
     def name(self, stem: str, suffix: str) -> str:

@@ -306,7 +306,7 @@ def step_losses(text: str) -> list[str]:
 
 
 def install() -> None:
-    """Put the small models in the place of the tiny ones, in this process."""
+    """Put the small models in place of the tiny ones, in this process."""
     models_mae.BUILDERS.update(small_builders())
     torch.set_num_threads(1)
 

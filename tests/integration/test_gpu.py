@@ -37,7 +37,7 @@ def device(request) -> torch.device:
 
 @pytest.fixture
 def flags(device, tmp_path, monkeypatch) -> str:
-    """Flags of a run on the device in a folder with a list of clips, with the small models in the place of the tiny ones."""
+    """Flags of a run on the device in a folder with a list of clips, with the small models in place of the tiny ones."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "BUILDERS", {**registry.BUILDERS, **small_builders()})
     return f"--csv_main {write_list(clips=24)} --device {device.type}"

@@ -76,7 +76,7 @@ def cut_short(file: BinaryIO, size: int) -> str:
     """What is wrong with a file that ends before its header says so, in words that follow its name; empty: nothing is.
 
     Args:
-        file: RF64, AIFF, CAF, W64, AU, NIST SPHERE or VOC; nothing is said of others.
+        file: RF64, AIFF, CAF, W64, AU, NIST SPHERE or VOC; other formats are not checked.
         size: of the file, in bytes.
     """
     file.seek(0)

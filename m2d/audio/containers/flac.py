@@ -37,6 +37,6 @@ def _further_streams(file: BinaryIO) -> Iterator[int]:
 
 
 def _holds_marker(block: bytes) -> bool:
-    """Whether the marker is in a block: as `in` tells it, in a quarter of the time."""
+    """Whether the marker is in a block: like `in`, in a quarter of the time."""
     marker = np.frombuffer(_MARKER, np.uint32)[0]
     return any((np.frombuffer(block, np.uint32, (len(block) - i) // 4, i) == marker).any() for i in range(4))

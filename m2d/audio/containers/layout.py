@@ -1,4 +1,4 @@
-"""What a decoder should be given in the place of a file that it would read in part."""
+"""What to give a decoder instead of a file that it would read only in part."""
 
 from typing import BinaryIO
 
@@ -16,7 +16,7 @@ _CHUNKED = (b"WAVE", b"AIFF", b"AIFC")  # behind the first eight bytes
 
 
 def read_layout(file: BinaryIO, size: int, name: str = "") -> Layout:
-    """How to decode a file of so many bytes; by its first bytes, but an MP3, which may begin with anything, also by its name.
+    """How to decode a file of `size` bytes, by its first bytes; an MP3, which may begin with anything, also by its name.
 
     Raises:
         OSError: the file cannot be read.

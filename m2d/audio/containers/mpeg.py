@@ -52,10 +52,10 @@ class _Stream:
 
 
 def mpeg_layout(file: BinaryIO, size: int) -> Layout:
-    """A part for each stream; none for a file of one stream whose tag is right, or needs none as all its frames are alike."""
+    """A part for each stream; none for a file of one stream whose tag is right, or whose frames are all the same."""
     start = behind_id3(file, 0)
     file.seek(start)
-    is_aac = (int.from_bytes(file.read(2), "big") & 0xFFF6) == 0xFFF0  # its frames begin alike, with a layer that MP3 has not
+    is_aac = (int.from_bytes(file.read(2), "big") & 0xFFF6) == 0xFFF0  # a layer that MP3 does not use
     if is_aac or _tag_is_right(file, start, size):
         return Layout()
     streams = [stream for stream in _streams(file, start, size) if stream.count]
@@ -77,7 +77,7 @@ def _is_all(ranges: Sequence[range], start: int) -> bool:
 
 @lru_cache(maxsize=4096)
 def _frame(header: bytes) -> _Frame | None:
-    """What a frame's first four bytes say; None where no frame begins so, or one of a rate that the header does not tell."""
+    """What a frame's first four bytes say; None where no frame begins so, or one whose rate the header does not give."""
     if len(header) < 4 or header[0] != 0xFF or header[1] < 0xE0:
         return None
     version, layer = header[1] >> 3 & 3, 4 - (header[1] >> 1 & 3)
@@ -112,7 +112,7 @@ def _has_tag(head: bytes, frame: _Frame) -> bool:
 
 
 def _promised(head: bytes, frame: _Frame) -> tuple[int, int]:
-    """Numbers of frames and of bytes that a tag tells; 0 for one that it does not."""
+    """Numbers of frames and of bytes that a tag states; 0 where it states none."""
     tag = head[frame.tag_offset :]
     if tag[:4] not in (b"Xing", b"Info") or not tag[7] & _HAS_FRAMES:
         return 0, 0

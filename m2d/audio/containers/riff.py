@@ -9,7 +9,7 @@ from .view import Layout, Part
 
 
 def wav_layout(file: BinaryIO, size: int) -> Layout:
-    """One part in the place of a file whose samples libsndfile would not find; a warning for those that are lost."""
+    """One part in place of a file whose samples libsndfile would not find; a warning for those that are lost."""
     found = list(chunks(file, size, RIFF))
     data = [content for name, content in found if name == b"data"]
     formats = [content for name, content in found if name == b"fmt "]
@@ -32,6 +32,6 @@ def wav_layout(file: BinaryIO, size: int) -> Layout:
 
 def _as_one_chunk(form: bytes, data: Sequence[range]) -> Part:
     length = sum(map(len, data))
-    limit = 0xFFFFFFFF  # stands for "to the end of the file"
+    limit = 0xFFFFFFFF  # means "to the end of the file"
     header = struct.pack("<4sI4s4sI", b"RIFF", min(limit, 20 + len(form) + length), b"WAVE", b"fmt ", len(form)) + form
     return Part((header + struct.pack("<4sI", b"data", min(limit, length)), *filter(len, data)))

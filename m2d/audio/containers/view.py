@@ -1,4 +1,4 @@
-"""A file's bytes in another order: what a decoder reads in the place of a file that it would misread."""
+"""A file's bytes in another order: what a decoder reads in place of a file that it would misread."""
 
 import io
 import os

@@ -56,7 +56,7 @@ def read_range(path: str, begin: int, size: int) -> bytes:
         StorageError: they cannot be fetched.
     """
     if not 0 <= begin < 1 << 62:
-        raise ValueError("is damaged: its archive tells a place for it that makes no sense")
+        raise ValueError("is damaged: its archive gives an invalid position for it")
     if is_address(path):
         return _fetched(path, begin, size)
     descriptor = open_regular(path)

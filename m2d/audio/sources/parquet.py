@@ -46,7 +46,7 @@ class ParquetRow(NamedTuple):
         """The row's values of other columns as texts: classes by their names, several values joined by `separator`.
 
         Raises:
-            FileError: they cannot be read, or cannot be told apart as texts.
+            FileError: they cannot be read, or a value has the separator in it.
         """
         return _texts(self.path, self.group, tuple(columns), separator)[self.row]
 

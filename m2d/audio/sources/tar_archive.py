@@ -69,7 +69,7 @@ def _headers(archive: tarfile.TarFile, file: _HeaderFile, contents: Contents) ->
             if member.isdir():
                 continue
             if member.size < 0 or archive.offset <= place:
-                raise tarfile.ReadError("a header whose size makes no sense")
+                raise tarfile.ReadError("a header with an invalid size")
             place = archive.offset
             yield member
         file.seek(archive.offset)

@@ -30,7 +30,7 @@ def write_embeddings(path: Path, arrays: Mapping[str, np.ndarray], told: Mapping
     Args:
         path: the file.
         arrays: those of `store.ARRAYS`.
-        told: what the .safetensors file tells of them, as texts.
+        told: metadata of the .safetensors file.
     """
     if path.suffix == ".npz":
         write_npz(path, **arrays)

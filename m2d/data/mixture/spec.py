@@ -18,7 +18,7 @@ class NamedList(NamedTuple):
 def split_lists(text: str) -> list[NamedList]:
     """The lists that a flag names, separated by commas, each with `:weight` or without.
 
-    Commas and colons in names are told from these by looking which files there are: the longest piece that is the name of one,
+    Commas and colons in names are recognised by the files that exist: the longest piece that is the name of one,
     with a weight or without, is taken. Addresses end at the next comma; a number that follows their last colon,
     but for a port, is a weight.
 

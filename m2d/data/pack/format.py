@@ -81,7 +81,7 @@ class _PackFile(PackInfo, kw_only=True, frozen=True, forbid_unknown_fields=True)
 
 
 def default_chunk_clips(clips: int) -> int:
-    """Clips per chunk of a pack of so many clips."""
+    """Clips per chunk of a pack with this many clips."""
     return max(_USUAL_CHUNK, -(-clips // MOST_CHUNKS))
 
 

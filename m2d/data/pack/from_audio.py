@@ -1,4 +1,4 @@
-"""Packs straight from audio files: what `wav_to_lms.py --pack` writes in the place of a .npy file per clip.
+"""Packs straight from audio files: what `wav_to_lms.py --pack` writes in place of a .npy file per clip.
 
 Workers compute the spectrograms; this process writes them into the pack's chunks, in the order of the list.
 """
@@ -93,7 +93,7 @@ class AudioPack:
         return [job for chunk in self._lacking for job in self._jobs_of(chunk)]
 
     def write(self, outcomes: Iterator[Outcome]) -> None:
-        """Write the chunks that lack from the outcomes of `jobs_left()`, in order, and what they leave out into failed.csv.
+        """Write the missing chunks from the outcomes of `jobs_left()`, in order, and what they leave out into failed.csv.
 
         Raises:
             UserError: another process is packing.

@@ -114,7 +114,7 @@ def discard_outdated(pack: str | Path, info: PackInfo, chunks: Iterable[int], so
 
 def _changed_since(path: str | Path, time_ns: int) -> bool:
     try:
-        return time_ns < os.stat(path).st_mtime_ns <= time.time_ns()  # a time to come tells nothing
+        return time_ns < os.stat(path).st_mtime_ns <= time.time_ns()  # a time in the future proves nothing
     except OSError:  # it is reported where it is read
         return False
 

@@ -41,7 +41,7 @@ def _like(parameter: DTensor, values: dict) -> dict:
 
 
 def full_state(value):
-    """Nested dicts, lists and tuples with every sharded tensor gathered, on the host; to be called by all ranks alike."""
+    """Nested dicts, lists and tuples with every sharded tensor gathered, on the host; to be called by all ranks."""
     if isinstance(value, DTensor):
         return value.full_tensor().cpu()
     if isinstance(value, dict):

@@ -75,7 +75,7 @@ class Watchdog:
         return cls._running.missing(2.5 * cls._running.interval)
 
     def missing(self, seconds: float) -> list[int]:
-        """Ranks whose count has not changed for so many seconds."""
+        """Ranks whose count has not changed for `seconds`."""
         now = time.monotonic()
         if now - self._seen[self.rank] > seconds:  # the store itself does not answer
             return [0]

@@ -1,4 +1,4 @@
-"""What labels the encoder tells while it trains: a linear probe and nearest neighbours on a list of labelled clips."""
+"""How well the encoder separates labels while it trains: a linear probe and nearest neighbours on a list of labelled clips."""
 
 import logging
 from pathlib import Path

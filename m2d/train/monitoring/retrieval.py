@@ -19,7 +19,7 @@ def retrieval(trainer: Trainer, model: Any, dataset: CaptionDataset, most_clips:
         trainer: gives precision, device and statistics.
         model: the whole model, on the trainer's device.
         dataset: the clips, each with all of its captions; of clips with one file name the first.
-        most_clips: at most so many, evenly spread; a crop of each, unmasked.
+        most_clips: at most this many, evenly spread; a crop of each, unmasked.
     """
     model.eval()
     total, batch_size = len(dataset.clips), trainer.settings.run.batch_size

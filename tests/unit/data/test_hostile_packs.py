@@ -154,7 +154,7 @@ def test_an_index_without_an_array(packed, missing):
 
 
 def with_member(folder, name, content, method=zipfile.ZIP_STORED):
-    """Put bytes in the place of an index's array."""
+    """Put bytes in place of an index's array."""
     index = index_of(folder)
     with zipfile.ZipFile(chunk_path(folder, 0, "index.npz"), "w", method) as archive:
         for each, array in index.items():

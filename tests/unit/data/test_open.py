@@ -187,7 +187,7 @@ def damage_other_format(path):
         (damage_header_only, "truncated: 128 bytes"),
         (damage_half_header, "truncated within its header"),
         (damage_empty, "an empty file"),
-        (damage_header_text, "a .npy header that makes no sense"),
+        (damage_header_text, "an invalid .npy header"),
         (damage_other_format, "not a .npy file"),
     ],
 )
