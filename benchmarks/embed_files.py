@@ -100,6 +100,7 @@ def main() -> None:
     runtime = RuntimeM2D(weight_file=args.weights).to(args.device)
     runtime.backbone.use_short_attention(has_triton())
     runtime.backbone.compile_inference(args.compile)
+    runtime.use_half_encoder()
     args.batch_size = args.batch_size or runtime.pieces_at_once
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -86,6 +86,7 @@ if [ -n "$quick" ]; then
 else
   step+=(--steps 5 --warmup 3 --rounds 3)
   embedding+=(--steps 20 --warmup 5)
+  files+=(--files 20000)
 fi
 [ "$device" = cpu ] || step+=("${fast[@]}")
 part step 90 "${step[@]}" --model $base "${batch[@]}" --gaps

@@ -14,6 +14,7 @@ from ..audio.logmel_torch import PRESETS, FrontEnd, nnaudio_mel
 from ..checkpoint.hugging_face import source_of
 from ..checkpoint.projectors import load_projectors
 from ..checkpoint.spec import parse_sizes_by_name
+from ..models.half_encoder import HalfEncoder
 from ..models.transformer.onednn import use_onednn_if_faster
 from .clap import ClapEmbedding
 from .config import Config, flag, get_backbone, given, open_checkpoint
@@ -117,6 +118,7 @@ class RuntimeM2D(Reconstruction, ClapEmbedding, nn.Module):
         self._set_projectors(load_projectors(weights) if weights else None)
         head = weights.head if weights else {}
         use_onednn_if_faster(self.backbone)
+        self._half_encoder: HalfEncoder | None = None
         self._choose_features(head if num_classes is not None else {}, given(flat_features, cfg, "flat_features"))
         self.sample_rate = cfg.sample_rate
         self.to_spec = get_to_melspec(cfg)
@@ -168,6 +170,10 @@ class RuntimeM2D(Reconstruction, ClapEmbedding, nn.Module):
         for module, prefix in ((self.head_norm, "head_norm."), (self.head, "head.")):
             own = {name.removeprefix(prefix): tensor for name, tensor in head.items() if name.startswith(prefix)}
             module.load_state_dict({**module.state_dict(), **own})
+
+    def use_half_encoder(self, on: bool = True) -> None:
+        """Encode with less work for each batch, to the same numbers, where autocast to bfloat16 is on: see `HalfEncoder`."""
+        self._half_encoder = HalfEncoder(self.backbone) if on else None
 
     @property
     def front_end(self) -> FrontEnd:
@@ -229,7 +235,10 @@ class RuntimeM2D(Reconstruction, ClapEmbedding, nn.Module):
         """Features of `[B, 1, n_mels, n·piece]`: `[B, n·T, feature_d]`, one per layer, or the last alone."""
         batch, weight = x.shape[0], self.backbone.patch_embed.proj.weight
         pieces = rearrange(x.to(weight), "b c m (n t) -> (b n) c m t", t=piece)
-        tokens = self.backbone.forward_encoder(pieces, self._mask_ratio, return_layers=return_layers, adjust_short=True)[0]
+        if self._half_encoder and not return_layers and self._half_encoder.applies():
+            tokens = self._half_encoder(pieces)
+        else:
+            tokens = self.backbone.forward_encoder(pieces, self._mask_ratio, return_layers=return_layers, adjust_short=True)[0]
         rows = self.backbone.grid_size()[0]
         features = []
         for layer in tokens if return_layers else [tokens]:

@@ -301,6 +301,7 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
     if batch_size is None:
         batch_size = runtime.pieces_at_once if runtime.backbone.cls_token.is_cuda else _BATCH_SIZE
     runtime.backbone.use_short_attention(has_triton())
+    runtime.use_half_encoder()
     encoder = StreamEncoder(runtime, batch_size, sink)
     with Progress(len(sink.paths), "file") as progress:
         for clip in decode_ahead(sink.paths, runtime.sample_rate, workers, encoder.cut):

@@ -237,6 +237,24 @@ def test_encoding_files_waits_for_no_kernel(device, weights):
         torch.testing.assert_close(values, expected[key], rtol=1e-3, atol=1e-2)
 
 
+@torch.no_grad()
+def test_graphs_that_are_replayed_give_what_kernels_give(device, weights):
+    """For two lengths of pieces and two sizes of batches, each of which comes again; also after the weights have changed."""
+    runtime = RuntimeM2D(weight_file=weights).to(device)
+    sounds = [torch.randn(clips, 40_000, device=device) for clips in (2, 3, 2, 2, 3, 3)]
+    for _ in range(2):
+        with torch.autocast(device.type, torch.bfloat16):
+            runtime.use_half_encoder(False)
+            expected = [runtime.encode(audio) for audio in sounds]
+            runtime.use_half_encoder()
+            found = [runtime.encode(audio) for audio in sounds]
+        for values, wanted in zip(found, expected, strict=True):
+            assert torch.cosine_similarity(values.float(), wanted.float(), dim=-1).min() > 0.9999
+            torch.testing.assert_close(values, wanted, rtol=0.05, atol=0.05)
+        for parameter in runtime.backbone.parameters():
+            parameter.mul_(1.01)
+
+
 def test_log_mels_are_in_true_float32_where_tf32_is_allowed(device, weights):
     """A tone beside silence: TF32 would move the quiet bands by whole units."""
     runtime = RuntimeM2D(weight_file=weights)

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from m2d.inference import runtime as runtime_audio
 from m2d.inference.runtime import RuntimeM2D
@@ -83,6 +85,22 @@ def test_autocast_leaves_the_log_mel_alone(runtime):
         assert torch.equal(runtime.to_feature(audio), log_mel)
         half = runtime(audio)
     assert F.cosine_similarity(half.float().flatten(), expected.flatten(), dim=0) > 0.999
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=15)
+@given(batch=st.integers(1, 3), samples=st.integers(400, 60_000), tokens=st.sampled_from([1, 150, 1 << 13]), half=st.booleans())
+def test_bfloat16_is_near_float32_whatever_is_encoded_at_once(runtime, batch, samples, tokens, half):
+    """Cosine above 0.999 at each time step, in blocks of any size, with and without weights that are cast once."""
+    audio = 0.3 * torch.sin(torch.arange(batch * samples).reshape(batch, -1) ** 1.5 / 300)
+    expected = runtime.encode(audio)
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(runtime_audio, "_TOKENS_PER_BLOCK", tokens)
+        runtime.use_half_encoder(half)
+        found = runtime.encode(audio)
+        runtime.use_half_encoder(False)
+    assert found.shape == expected.shape
+    assert torch.cosine_similarity(found.float(), expected, dim=-1).min() > 0.999
 
 
 @torch.no_grad()

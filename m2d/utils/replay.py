@@ -1,0 +1,77 @@
+"""Replay what a CUDA device computes again and again, in place of launching its kernels one by one."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+
+logger = logging.getLogger("m2d")
+
+Compute: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+
+# Shapes that are replayed: each graph keeps its input, and what it computes of it while another one may not need the memory.
+_MOST_GRAPHS = 4
+
+
+class Replay:
+    """A function of one tensor, to one, replayed as a CUDA graph from the second tensor of a shape on.
+
+    The host then launches one thing in place of a kernel at a time. Nothing in the function may depend on values, or wait for
+    the device, and what else it reads must stay where it is. Other shapes than the first few to come twice are computed as
+    they are, and so is all where capturing fails.
+
+    Args:
+        compute: the function; called within `torch.no_grad`.
+        capture: makes a graph of it, for tensors like the one given.
+        most: graphs that are kept.
+    """
+
+    def __init__(
+        self, compute: Compute, capture: Callable[[Compute, torch.Tensor], Compute] | None = None, most: int = _MOST_GRAPHS
+    ):
+        self._compute, self._capture, self._most = compute, capture or Capture(), most
+        self._seen: set[torch.Size] = set()
+        self._graphs: dict[torch.Size, Compute] = {}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape in self._seen and x.shape not in self._graphs and len(self._graphs) < self._most:
+            self._try_capture(x)
+        self._seen.add(x.shape)
+        return self._graphs.get(x.shape, self._compute)(x)
+
+    def _try_capture(self, x: torch.Tensor) -> None:
+        try:
+            self._graphs[x.shape] = self._capture(self._compute, x)
+        except RuntimeError as error:
+            self._most = 0
+            logger.warning("computing without CUDA graphs: %s", str(error).strip().split("\n")[0])
+
+
+class Capture:
+    """Captures CUDA graphs that share their memory, since one is replayed after the other, on one stream."""
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def __call__(self, compute: Compute, x: torch.Tensor) -> Compute:
+        """A function that replays `compute` for tensors like x, which it copies, and returns a tensor of its own."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        given = x.clone()
+        # Kernels are loaded and tuned outside of the capture, on a stream other than the default one.
+        stream, current = torch.cuda.Stream(x.device), torch.cuda.current_stream(x.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            compute(given)
+        current.wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads lock memory meanwhile, which is nothing to this stream.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            found = compute(given)
+
+        def replay(x: torch.Tensor) -> torch.Tensor:
+            given.copy_(x)
+            graph.replay()
+            return found.clone()
+
+        return replay

@@ -1,0 +1,50 @@
+"""What is replayed, and when, with a stand-in for CUDA graphs; the graphs themselves are tested on a GPU (test_gpu.py)."""
+
+import pytest
+import torch
+
+from m2d.utils import replay
+from m2d.utils.replay import Replay
+
+
+class StandIn:
+    """Captures by keeping the function: what it computes is marked as replayed."""
+
+    def __init__(self):
+        self.captured = []
+
+    def __call__(self, compute, x):
+        self.captured.append(tuple(x.shape))
+        return lambda x: compute(x) + 1000
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    capture = StandIn()
+    monkeypatch.setattr(replay, "Capture", lambda: capture)
+    return capture
+
+
+def test_a_shape_is_replayed_from_its_second_time_on(stand_in):
+    double = Replay(lambda x: 2 * x)
+    assert [double(torch.full((3,), float(i)))[0].item() for i in range(4)] == [0, 1002, 1004, 1006]
+    assert double(torch.ones(2))[0] == 2
+    assert stand_in.captured == [(3,)]
+
+
+def test_a_few_graphs_are_kept_and_other_shapes_are_computed(stand_in):
+    double = Replay(lambda x: 2 * x, most=2)
+    found = [[double(torch.ones(size))[0].item() for _ in range(2)] for size in (1, 2, 3)]
+    assert found == [[2, 1002], [2, 1002], [2, 2]]
+    assert stand_in.captured == [(1,), (2,)]
+
+
+def test_where_capturing_fails_nothing_is_replayed(monkeypatch, caplog):
+    def fail(compute, x):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(replay, "Capture", lambda: fail)
+    double = Replay(lambda x: 2 * x)
+    assert [double(torch.ones(1)).item() for _ in range(4)] == [2, 2, 2, 2]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert warnings == ["computing without CUDA graphs: operation not permitted when stream is capturing"]
