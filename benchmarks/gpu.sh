@@ -73,10 +73,10 @@ else
   run+=(--bf16)
 fi
 base=m2d_vit_base batch=(--batch_size 512)
-fast=(--compile_blocks --short_attention)
+fast=(--compile_blocks --short_attention --recompute_gelu)
 if [ -n "$quick" ]; then
   base=m2d_vit_tiny batch=()
-  step+=(--short_attention --recompute_gelu --half_target)
+  step+=(--short_attention --recompute_gelu --half_target --fp8)
   tiny=(--batch_size 1 --input_size 80x16 --steps 1)
   step+=("${tiny[@]}" --warmup 0 --rounds 1)
   theirs+=("${tiny[@]}" --warmup 0)
@@ -96,7 +96,7 @@ part embedding 90 "${embedding[@]}"
 part embed_files 70 "${files[@]}"
 if [ -z "$quick" ]; then
   part restart 40 "${step[@]}" --fast_only --model $base "${batch[@]}" --rounds 1 # compiled before: the cache is there
-  for option in --recompute_gelu --half_target --no-short_attention; do
+  for option in --fp8 --no-recompute_gelu --half_target --no-short_attention; do
     part "${option#--}" 40 "${step[@]}" --fast_only --model $base "${batch[@]}" "$option"
   done
   part tiny 50 "${step[@]}" --fast_only --model m2d_vit_tiny --input_size 80x208 --batch_size 256 --gaps
@@ -109,7 +109,6 @@ part run_from_pack 80 "${run[@]}"
 [ "$device" = cpu ] || part attention 30 "$PYTHON" -m benchmarks.attention
 if [ -z "$quick" ]; then
   part small 50 "${step[@]}" --fast_only --model m2d_vit_small --input_size 80x208 --batch_size 256 --gaps
-  part fp8 60 "${step[@]}" --fast_only --model $base "${batch[@]}" --fp8
   part whole 90 "${step[@]}" --no-compile_blocks --compile --fast_only --model $base "${batch[@]}"
 fi
 tests=$(tail -n 1 "$out/tests.txt" 2>/dev/null) && echo "| pytest -m gpu | $tests |" >>"$table"

@@ -26,7 +26,6 @@ from benchmarks.plain_model import without_fused_attention
 from m2d.models import registry
 from m2d.models.m2d_x import M2D_X_ViT
 from m2d.models.masking import MaskPlan, random_plan
-from m2d.models.transformer.float8 import use_float8
 from m2d.models.transformer.onednn import use_onednn
 from m2d.train import cost
 from m2d.train import device as compute
@@ -71,8 +70,13 @@ def parse() -> argparse.Namespace:
         default=False,
         help="the fast step's attention by our Triton kernels",
     )
-    parser.add_argument("--recompute_gelu", action="store_true", help="the fast step's GELUs once more in the backward pass")
-    parser.add_argument("--fp8", action="store_true", help="the linear layers of its blocks in float8 (on a CPU: emulated)")
+    parser.add_argument(
+        "--recompute_gelu",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="the fast step's GELUs once more in the backward pass",
+    )
+    parser.add_argument("--fp8", action="store_true", help="products of its blocks in float8 (on a CPU: of values rounded to it)")
     parser.add_argument("--half_target", action="store_true", help="the fast step's target encoder with tokens in half precision")
     parser.add_argument("--activation_checkpointing", action="store_true", help="recompute the fast step's activations")
     parser.add_argument("--steps", type=int, default=2, help="of each round")
@@ -103,7 +107,7 @@ class Step:
         self.trained = trained
         if compiled:
             if args.fp8:
-                use_float8(self.model, emulate=self.device.type == "cpu")
+                self.model.use_float8()
             self.model.recompute_activations(args.activation_checkpointing)
             self.model.recompute_gelu(args.recompute_gelu)
             self.model.half_target = args.half_target

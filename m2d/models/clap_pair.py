@@ -122,6 +122,10 @@ class ClapPair(nn.Module):
         """Recompute the GELU of the audio encoder's MLPs in the backward pass."""
         self.backbone.recompute_gelu(on)
 
+    def use_float8(self) -> None:
+        """As of the audio encoder."""
+        self.backbone.use_float8()
+
     def use_short_attention(self, on: bool = True) -> None:
         """As of the audio encoder."""
         self.backbone.use_short_attention(on)

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .masked_vit import MaskedPredictorViT
 from .masking import Masking
-from .transformer.block import LayerNorm, compilable, make_blocks
+from .transformer.block import LayerNorm, compilable, make_blocks, run_blocks
 from .vit import take_tokens
 
 LOSS_TYPES = ("norm_mse", "mse")
@@ -85,9 +86,9 @@ class M2DViT(MaskedPredictorViT):
         """The masked patches alone `[B, L - keep, D]`, in shuffled order."""
         return take_tokens(patches, ids_shuffle[:, keep:])
 
-    def used_target_blocks(self) -> list[torch.nn.Module]:
+    def used_target_blocks(self) -> nn.ModuleList:
         """The target encoder's blocks up to the last one whose output is read."""
-        return list(self.target_blocks)[: 1 + max(self.target_layers, default=len(self.target_blocks) - 1)]
+        return self.target_blocks[: 1 + max(self.target_layers, default=len(self.target_blocks) - 1)]
 
     @torch.no_grad()
     def forward_target_encoder(self, x: torch.Tensor, drop_cls: bool = True) -> torch.Tensor:
@@ -96,12 +97,9 @@ class M2DViT(MaskedPredictorViT):
         is_half = self.half_target and torch.is_autocast_enabled(x.device.type)
         if is_half:
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        chosen = []
-        for i, block in enumerate(self.used_target_blocks()):
-            x = block(x)
-            if i in self.target_layers:
-                chosen.append(x.float() if is_half else x)
-        x = self.target_norm(torch.stack(chosen).mean(dim=0) if chosen else x)
+        outputs = run_blocks(self.used_target_blocks(), x, wanted=self.target_layers)
+        x = torch.stack([x.float() if is_half else x for x in outputs]).mean(dim=0) if len(outputs) > 1 else outputs[0]
+        x = self.target_norm(x)
         return self.drop_cls_token(x) if drop_cls else x
 
     def _target_and_online(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

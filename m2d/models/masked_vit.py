@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .pos_embed import resize_positions, sincos_positions
-from .transformer.block import LayerNorm, compilable, make_blocks
+from .transformer.block import LayerNorm, compilable, make_blocks, run_blocks
 from .vit import AudioViT, take_tokens
 
 
@@ -56,10 +56,7 @@ class MaskedPredictorViT(AudioViT):
             `[B, 1 + L - first, predictor width]`: the class token, then the patches in shuffled order, without the `first`
             tokens of these, which the last block does not compute.
         """
-        x = self.predictor_tokens(x, ids_restore)
-        for block in self.decoder_blocks[:-1]:
-            x = block(x)
-        return self.decoder_blocks[-1](x, first)
+        return run_blocks(self.decoder_blocks, self.predictor_tokens(x, ids_restore), first)[-1]
 
     @compilable
     def predictor_tokens(self, x: torch.Tensor, ids_restore: torch.Tensor) -> torch.Tensor:

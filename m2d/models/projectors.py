@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .transformer.block import make_blocks
+from .transformer.block import make_blocks, run_blocks
 
 SemanticNorm = partial(nn.LayerNorm, eps=1e-5)
 
@@ -51,9 +51,7 @@ class SemanticProjector(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """`[B, N, D]` to `[B, D]`."""
         x = torch.cat([tokens, self.sem_token.to(tokens.dtype).expand(len(tokens), -1, -1)], dim=1)
-        for block in self.sem_blocks[:-1]:
-            x = block(x)
-        return self.norm(self.sem_blocks[-1](x, tokens.shape[1])[:, 0])
+        return self.norm(run_blocks(self.sem_blocks, x, tokens.shape[1])[-1][:, 0])
 
 
 def audio_projector(width: int, sem_mode: int = 0) -> nn.Module:

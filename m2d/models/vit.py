@@ -13,7 +13,9 @@ from torch import nn
 from ..utils.errors import UserError
 from .masking import Masking, MaskPlan, draw_continuous_plan, draw_random_plan, draw_structured_plan
 from .pos_embed import resize_positions, sincos_positions
-from .transformer.block import Attention, Block, FeedForward, LayerNorm, compilable, compiled_block, make_blocks
+from .transformer.block import Attention, Block, LayerNorm, compilable, compiled_block, make_blocks, run_blocks
+from .transformer.feed_forward import FeedForward
+from .transformer.float8 import use_float8
 
 #: Statistics of log-mel spectrograms for checkpoints of 2022, which have none: (mean, std).
 DEFAULT_NORM_STATS = (-7.1, 4.2)
@@ -177,6 +179,11 @@ class AudioViT(nn.Module):
             raise UserError("short attention needs triton, which is not installed: pip install triton, or turn it off")
         self._set(Attention, "short", on)
 
+    def use_float8(self) -> None:
+        """Multiply in float8 in the blocks' linear layers, where it pays: see `transformer.float8`."""
+        blocks = [module for module in self.modules() if isinstance(module, Block)]
+        use_float8(layer for block in blocks for layer in (block.attn.qkv, block.mlp.fc1, block.mlp.fc2))
+
     def _set(self, kind: type[nn.Module], name: str, value: object) -> None:
         """Set an attribute of every module of a kind."""
         for module in self.modules():
@@ -260,13 +267,9 @@ class AudioViT(nn.Module):
 
     def encode_tokens(self, x: torch.Tensor, return_layers: bool = False) -> torch.Tensor:
         """Blocks and norm: `[B, N, D]` to `[B, N, D]`, or one output per block `[depth, B, N, D]`, the last normalised."""
-        layers = []
-        for block in self.blocks:
-            x = block(x)
-            if return_layers:
-                layers.append(x)
+        *layers, x = run_blocks(self.blocks, x, wanted=range(len(self.blocks)) if return_layers else ())
         x = self.norm(x)
-        return torch.stack([*layers[:-1], x]) if return_layers else x
+        return torch.stack([*layers, x]) if return_layers else x
 
     def forward_encoder(
         self,

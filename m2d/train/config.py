@@ -268,7 +268,7 @@ class MachineSettings:
         "recompute the GELUs in the backward pass: a fifth less memory; neither: in compiled code on CUDA",
         "keep the GELUs' outputs",
     )
-    fp8: bool = switch(False, "the blocks' linear layers in float8 by torchao, with --bf16 on GPUs from Ada and Hopper on")
+    fp8: bool = switch(False, "products of the blocks in float8, with --bf16 on GPUs from Ada and Hopper on")
     half_target: bool = switch(False, "keep the target encoder's tokens in half precision between its blocks (CUDA)")
     short_attention: bool | None = switch(
         None,

@@ -14,13 +14,16 @@ from typing import Literal
 
 import torch
 
-from ..models.transformer.float8 import use_float8
 from ..models.vit import AudioViT, has_triton
 from ..utils.cache import cache_folder
 from ..utils.malloc import keep_freed_memory
 from .config import MachineSettings
 
 logger = logging.getLogger("m2d")
+
+#: Settings of torch._inductor.config. A GELU has more operations than the compiler computes again by default, where a kernel
+#: reads a row twice: it would write them out in float32, and double what such a kernel moves.
+COMPILER = {"realize_opcount_threshold": 64}
 
 
 def configure(device: torch.device) -> None:
@@ -78,7 +81,7 @@ def choose_computation(model: AudioViT, machine: MachineSettings, device: torch.
     H200 keeps 98.7% of the speed of the whole model compiled and takes less time; GELUs computed again in compiled code.
     """
     if machine.fp8:
-        use_float8(model)
+        model.use_float8()
     on_cuda = device.type == "cuda"
     compiles_itself = machine.compile is None and on_cuda and not machine.fsdp
     by_block = machine.compile_blocks or compiles_itself
@@ -105,6 +108,7 @@ def keep_compiled_code() -> None:
 
 def compile_in_place(model: AudioViT, by_block: bool = False, options: dict | None = None) -> None:
     """Compile a model's forward for its one input size, or its blocks alone; `options` are of torch._inductor.config."""
+    options = {**COMPILER, **(options or {})}
     if by_block:
         model.compile_blocks(options=options)
     else:

@@ -1,14 +1,17 @@
 """The transformer block of every model: pre-norm attention and MLP (ViT: Dosovitskiy et al., 2021)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from functools import partial, wraps
+from typing import overload
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers.mlp import Mlp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from .feed_forward import FeedForward
+from .precision import product_dtype
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -63,26 +66,6 @@ class Attention(nn.Module):
         return self.proj(attend(self.qkv(x), self.num_heads, first, self.short))
 
 
-class FeedForward(Mlp):
-    """timm's MLP: linear, exact GELU, linear.
-
-    Attributes:
-        recompute_gelu: compute the GELU again in the backward pass, in place of keeping its output.
-    """
-
-    recompute_gelu = False
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Tokens `[B, N, D]` to tokens `[B, N, D]`."""
-        if not (self.recompute_gelu and torch.is_grad_enabled()):
-            return super().forward(x)
-        # The backward pass stops computing again once it has the second layer's input.
-        return checkpoint(self._from_gelu, self.fc1(x), use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
-
-    def _from_gelu(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.act(hidden))
-
-
 class Block(nn.Module):
     """Pre-norm block with exact GELU.
 
@@ -99,8 +82,8 @@ class Block(nn.Module):
     """
 
     recompute = False
-    compiled: Callable[["Block", torch.Tensor, int], torch.Tensor] | None = None
-    compiled_inference: Callable[["Block", torch.Tensor, int], torch.Tensor] | None = None
+    compiled: "CompiledBlock | None" = None
+    compiled_inference: "CompiledBlock | None" = None
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0, norm_layer: Callable[[int], nn.Module] = LayerNorm):
         super().__init__()
@@ -109,16 +92,75 @@ class Block(nn.Module):
         self.norm2 = norm_layer(width)
         self.mlp = FeedForward(width, int(width * mlp_ratio))
 
-    def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor:
-        """Tokens `[B, N, D]` to tokens `[B, N - first, D]`: those before `first` are attended to, but not computed."""
-        compute = (self.compiled if self.training else self.compiled_inference) or Block._forward
+    @overload
+    def forward(self, x: torch.Tensor, first: int = 0) -> torch.Tensor: ...
+
+    @overload
+    def forward(self, x: torch.Tensor, first: int, mlp_out: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def forward(self, x, first=0, mlp_out=None):
+        """Tokens `[B, N, D]` to tokens `[B, N - first, D]`: those before `first` are attended to, but not computed.
+
+        With `mlp_out` (see `run_blocks`) the tokens are `x + mlp_out`, and a pair of such is returned.
+        """
+        if mlp_out is not None:
+            return (self.in_pairs or self._from_pair)(x, mlp_out, first)
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(compute, self, x, first, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return compute(self, x, first)
+            return checkpoint(self._forward, x, first, use_reentrant=False)
+        return self._forward(x, first)
+
+    @property
+    def in_pairs(self) -> "Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] | None":
+        """The compiled code in use, which takes tokens as pairs."""
+        compiled = self.compiled if self.training else self.compiled_inference
+        return None if compiled is None else partial(compiled, self)
 
     def _forward(self, x: torch.Tensor, first: int) -> torch.Tensor:
+        in_pairs = self.in_pairs
+        return torch.add(*(in_pairs(x, no_output(x), first) if in_pairs else self._pair(x, first)))
+
+    def _pair(self, x: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens, and what the MLP adds to them."""
         x = x[:, first:] + self.attn(self.norm1(x), first)
-        return x + self.mlp(self.norm2(x))
+        return x, self.mlp(self.norm2(x))
+
+    def _from_pair(self, x: torch.Tensor, mlp_out: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._pair(x + mlp_out, first)
+
+
+def no_output(x: torch.Tensor) -> torch.Tensor:
+    """Zeros, of the kind of an MLP's output in a block that takes tokens `x`: compiled code serves the first block too."""
+    return torch.zeros(x.shape, dtype=product_dtype(x), device=x.device, requires_grad=x.requires_grad)
+
+
+def run_blocks(blocks: Sequence[Block], x: torch.Tensor, first: int = 0, wanted: Container[int] = ()) -> list[torch.Tensor]:
+    """Tokens `[B, N, D]` through blocks in turn.
+
+    Compiled blocks hand on their MLP's output beside their tokens. The next one adds it in one pass with its norm, and its
+    gradient leaves that block in the precision of products.
+
+    Args:
+        blocks: at least one.
+        x: tokens.
+        first: tokens before this one the last block does not compute.
+        wanted: blocks whose outputs are returned too.
+
+    Returns:
+        outputs of the wanted blocks and of the last, `[B, N, D]`; of the last `[B, N - first, D]`.
+    """
+    last = len(blocks) - 1
+    in_pairs = blocks[0].in_pairs and not (blocks[0].recompute and torch.is_grad_enabled())
+    mlp_out = no_output(x) if in_pairs else None
+    outputs = []
+    for i, block in enumerate(blocks):
+        begin = first if i == last else 0
+        if mlp_out is None:
+            x = block(x, begin)
+        else:
+            x, mlp_out = block(x, begin, mlp_out)
+        if i == last or i in wanted:
+            outputs.append(x if mlp_out is None else x + mlp_out)
+    return outputs
 
 
 def compilable(method: Callable) -> Callable:
@@ -133,9 +175,12 @@ def compilable(method: Callable) -> Callable:
     return call
 
 
-def compiled_block(dynamic: bool = False, **options) -> Callable[[Block, torch.Tensor, int], torch.Tensor]:
+CompiledBlock = Callable[[Block, torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+
+
+def compiled_block(dynamic: bool = False, **options) -> CompiledBlock:
     """A block's code, compiled on first use: once for all blocks, with `dynamic` for all sizes. `options`: torch.compile's."""
-    return torch.compile(Block._forward, dynamic=dynamic, **options)
+    return torch.compile(Block._from_pair, dynamic=dynamic, **options)
 
 
 def make_blocks(depth: int, width: int, num_heads: int, mlp_ratio: float, norm_layer: Callable) -> nn.ModuleList:

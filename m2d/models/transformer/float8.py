@@ -1,23 +1,29 @@
-"""Linear layers in float8: an optional pass over a finished model, for GPUs that multiply float8 matrices."""
+"""Products of linear layers in float8: an optional pass over a finished model, for GPUs that multiply float8 matrices.
 
-from importlib.util import find_spec
+Rows of both factors are scaled by their largest value (Micikevicius et al., 2022, section 3), which a kernel that computes
+a row knows without reading it again. So the passes over memory are those of half precision, and one byte a value more. What
+would cost more than its product saves stays in half precision: products of weight gradients, whose rows are columns here, of
+most input gradients, and of attention's last layer.
+"""
+
+from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ...utils.errors import UserError
-from .block import Block
+from .precision import product_dtype
 
-#: Compute capability of the first GPUs with float8 products: Ada, then Hopper.
+#: Compute capability of the first GPUs that multiply float8 matrices whose rows are scaled: Ada, then Hopper.
 _CAPABILITY = (8, 9)
-#: What the sizes of a float8 product are multiples of.
+#: What the sizes of a float8 matrix are multiples of.
 _MULTIPLE = 16
+_FLOAT8 = torch.float8_e4m3fn
 
 
 def check_float8(device: torch.device) -> None:
-    """Raise UserError where linear layers cannot be computed in float8: no such device, or torchao is not installed."""
-    if find_spec("torchao") is None:
-        raise UserError("--fp8 needs torchao, which is not installed: pip install 'm2d-audio[fp8]'")
+    """Raise UserError where linear layers cannot be computed in float8: no such device."""
     if device.type != "cuda" or not torch.cuda.is_available():
         raise UserError("--fp8 needs a CUDA device that multiplies float8 matrices: omit it here")
     capability = torch.cuda.get_device_capability(device)
@@ -28,24 +34,67 @@ def check_float8(device: torch.device) -> None:
         )
 
 
-def use_float8(model: nn.Module, emulate: bool = False) -> None:
-    """Have the linear layers of a model's blocks multiply in float8: e4m3, and e5m2 for gradients (Micikevicius et al., 2022).
+def multiplies_float8(device: torch.device) -> bool:
+    """Whether products of float8 matrices are made on a device; elsewhere, those of the rounded values."""
+    return device.type == "cuda"
 
-    Each matrix is scaled by its largest value at each product. Biases, norms, attention and all other layers stay as they are;
-    so do parameters, their names and their precision. Layers are replaced: hooks on them are to be registered afterwards.
 
-    Args:
-        model: the model.
-        emulate: round to float8, and multiply in the precision of the input: for devices without float8 products.
+def to_float8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows `[M, K]` in float8 (e4m3), and what to multiply each by, float32 `[M, 1]`."""
+    largest = torch.finfo(_FLOAT8).max
+    scale = x.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / largest
+    return (x.float() / scale).to(_FLOAT8), scale
+
+
+def float8_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`torch.nn.functional.linear` with both factors in float8; the sums and the result are as there. Has no gradient.
+
+    Where a device does not multiply float8 matrices, its product of the rounded values.
     """
-    from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # takes seconds to import
+    rows, scale = to_float8(x.flatten(0, -2))
+    columns, weight_scale = to_float8(weight.contiguous())
+    if multiplies_float8(x.device):
+        scales = dict(scale_a=scale, scale_b=weight_scale.t())
+        y = torch._scaled_mm(rows, columns.t(), bias=bias, out_dtype=x.dtype, use_fast_accum=True, **scales)
+    else:
+        y = F.linear(rows.float() * scale, columns.float() * weight_scale, None if bias is None else bias.float()).to(x.dtype)
+    return y.unflatten(0, x.shape[:-1])
 
-    # The gradient of a weight is a product over a batch's tokens, whose number need not be a multiple of 16.
-    config = Float8LinearConfig(emulate=emulate, pad_inner_dim=True)
-    for block in model.modules():
-        if isinstance(block, Block):
-            convert_to_float8_training(block, config=config, module_filter_fn=lambda layer, _: _suits(layer))
+
+class _Float8Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return float8_linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)
+        return gradient @ weight, rows.t() @ x.flatten(0, -2), rows.sum(0) if ctx.needs_input_grad[2] else None
 
 
-def _suits(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) and layer.in_features % _MULTIPLE == 0 and layer.out_features % _MULTIPLE == 0
+class Float8Linear(nn.Linear):
+    """A linear layer whose product is in float8, and its gradients' as ever."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`[..., in]` to `[..., out]`."""
+        dtype = product_dtype(input)
+        return _Float8Linear.apply(input.to(dtype), self.weight.to(dtype), self.bias.to(dtype))
+
+    def without_bias(self, input: torch.Tensor) -> torch.Tensor:
+        """As forward, without the bias."""
+        dtype = product_dtype(input)
+        return _Float8Linear.apply(input.to(dtype), self.weight.to(dtype), None)
+
+
+def suits_float8(layer: nn.Module) -> bool:
+    """Whether a layer is a linear one of sizes that can be multiplied."""
+    return type(layer) is nn.Linear and layer.in_features % _MULTIPLE == 0 and layer.out_features % _MULTIPLE == 0
+
+
+def use_float8(layers: Iterable[nn.Module]) -> None:
+    """Have linear layers multiply in float8, those that suit; parameters, names, hooks and precision stay as they are."""
+    for layer in layers:
+        if suits_float8(layer):
+            layer.__class__ = Float8Linear
