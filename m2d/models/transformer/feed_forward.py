@@ -26,11 +26,14 @@ def normal_cdf(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(x < 0, tail, 1 - tail), bell
 
 
-def gelu(x: torch.Tensor) -> torch.Tensor:
-    """Exact GELU, x·Φ(x) (Hendrycks and Gimpel, 2016), without a gradient where `x` is in half precision and compiled."""
-    if torch.compiler.is_compiling() and x.dtype in _HALF:
-        return (x.float() * normal_cdf(x.float())[0]).to(x.dtype)
-    return F.gelu(x)
+class Gelu(nn.GELU):
+    """Exact GELU, x·Φ(x) (Hendrycks and Gimpel, 2016): compiled, in half precision and without gradient by `normal_cdf`."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Any shape."""
+        if torch.compiler.is_compiling() and input.dtype in _HALF and not torch.is_grad_enabled():
+            return (input.float() * normal_cdf(input.float())[0]).to(input.dtype)
+        return super().forward(input)
 
 
 class GeluLinear(torch.autograd.Function):
@@ -65,26 +68,42 @@ class GeluLinear(torch.autograd.Function):
 class FeedForward(Mlp):
     """timm's MLP: linear, exact GELU, linear.
 
+    Args:
+        width: width of a token.
+        hidden_width: width of the hidden layer.
+
     Attributes:
         recompute_gelu: compute the GELU again in the backward pass, in place of keeping its output.
     """
 
     recompute_gelu = False
 
+    def __init__(self, width: int, hidden_width: int):
+        super().__init__(width, hidden_width, act_layer=Gelu)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens `[B, N, D]` to tokens `[B, N, D]`."""
-        if not torch.is_grad_enabled():
-            return self.fc2(gelu(self.fc1(x)))
-        if not self.recompute_gelu:
+        if not (self.recompute_gelu and torch.is_grad_enabled()):
             return super().forward(x)
-        dtype = product_dtype(x)
-        kinds = {type(self.fc1), type(self.fc2)}
-        if torch.compiler.is_compiling() and dtype in _HALF and kinds <= {nn.Linear, Float8Linear}:
-            hidden = self.fc1.without_bias(x) if isinstance(self.fc1, Float8Linear) else F.linear(x, self.fc1.weight)
-            linear = float8_linear if isinstance(self.fc2, Float8Linear) else F.linear
-            return GeluLinear.apply(hidden, self.fc1.bias, self.fc2.weight.to(dtype), self.fc2.bias.to(dtype), linear)
+        if torch.compiler.is_compiling() and self._is_plain() and product_dtype(x) in _HALF:
+            return self._fused(x)
         # The backward pass stops computing again once it has the second layer's input.
         return checkpoint(self._from_gelu, self.fc1(x), use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
+
+    def _is_plain(self) -> bool:
+        """Whether nobody has hooked or replaced a layer."""
+        layers = (self.fc1, self.act, self.fc2)
+        kinds = {type(layer) for layer in layers} <= {nn.Linear, Float8Linear, Gelu}
+        return kinds and not any(
+            layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+            for layer in layers
+        )
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        dtype = product_dtype(x)
+        hidden = self.fc1.without_bias(x) if isinstance(self.fc1, Float8Linear) else F.linear(x, self.fc1.weight)
+        linear = float8_linear if isinstance(self.fc2, Float8Linear) else F.linear
+        return GeluLinear.apply(hidden, self.fc1.bias, self.fc2.weight.to(dtype), self.fc2.bias.to(dtype), linear)
 
     def _from_gelu(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.act(hidden))
