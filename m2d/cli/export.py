@@ -1,6 +1,6 @@
 """A checkpoint in a form to use or to share elsewhere.
 
-    m2d export m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth \
+    m2d export m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth \\
         m2d_vit_base-80x608p16x16-221006-mr7_enconly/checkpoint-300.pth
     m2d export CHECKPOINT encoder.safetensors
     m2d export CHECKPOINT --to hf my-model --licence cc-by-4.0

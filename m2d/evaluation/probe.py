@@ -6,6 +6,7 @@ not beat those has learned nothing that these classes need.
 """
 
 import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -98,7 +99,10 @@ class Protocol:
             splitter = GroupKFold(folds, shuffle=True, random_state=seed)
         else:
             splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        for train, test in splitter.split(rows, targets, groups):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of classes with fewer clips than folds: the rest is spread evenly
+            parts = list(splitter.split(rows, targets, groups))
+        for train, test in parts:
             yield rows[train], rows[test]
 
     def judge(self, features: np.ndarray, name: str = "") -> Judgement:

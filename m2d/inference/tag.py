@@ -1,6 +1,6 @@
 """Tags of audio files by a fine-tuned checkpoint.
 
-    m2d tag street.wav --weights m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly \
+    m2d tag street.wav --weights m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly \\
         --classes class_labels_indices.csv --top 5 --window 2 --plot street.png
 
 prints the most probable classes of each file, or of each window of it; --out tags.csv writes them as a table.

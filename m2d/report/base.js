@@ -23,6 +23,9 @@ function fill(element, attributes, children) {
   return element;
 }
 
+/** A path's parts, between which a line may break. */
+const breakable = (path) => path.split(/(?<=[/_])/).flatMap((part) => [part, h("wbr")]);
+
 /** The colour of a run or group, as CSS has it. */
 const colour = (number) => `var(--c${number % 8})`;
 

@@ -113,6 +113,8 @@ function histogram(lengths, input) {
     const low = Math.log(Math.min(edges[0], input)), high = Math.log(Math.max(edges[edges.length - 1], input * 1.05));
     const x = (value) => left + ((Math.log(value) - low) / (high - low)) * (right - left);
     const most = Math.max(...counts);
+    const round = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 300, 1000, 3600].filter((value) => Math.log(value) >= low && Math.log(value) <= high);
+    const marks = round.length > 2 ? round : ticks(Math.exp(low), Math.exp(high), 6);
     picture.replaceChildren(
       ...counts.map((count, i) => {
         const height = (count / most) * (bottom - top);
@@ -121,9 +123,7 @@ function histogram(lengths, input) {
       s("line", { class: "gridline", x1: left, x2: right, y1: bottom, y2: bottom }),
       s("line", { x1: x(input), x2: x(input), y1: top - 4, y2: bottom, stroke: "var(--accent)", "stroke-width": 2 }),
       s("text", { x: x(input), y: 9, "text-anchor": x(input) > right - 60 ? "end" : x(input) < left + 60 ? "start" : "middle" }, `input ${number(input, "s")}`),
-      ...[0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 300, 1000, 3600]
-        .filter((value) => Math.log(value) >= low && Math.log(value) <= high)
-        .map((value) => s("text", { x: x(value), y: bottom + 15, "text-anchor": "middle" }, String(value))),
+      ...marks.map((value) => s("text", { x: x(value), y: bottom + 15, "text-anchor": "middle" }, String(value))),
     );
   });
   return figure;

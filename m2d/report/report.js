@@ -79,7 +79,7 @@ function nearTo(run) {
       "div", { class: asked ? "clip asked" : "clip" },
       h("img", { src: picture, alt: `Spectrogram of ${name}` }),
       h("div", { class: "under" }, playButton(sound, name), h("span", { class: "soft" }, under)),
-      h("div", { class: "name" }, name),
+      h("div", { class: "name" }, breakable(name)),
     );
   };
   return h("div", {}, near.queries.map((query) =>

@@ -41,7 +41,7 @@ def test_the_report(small_workplace):
     folder = Path("data") / HOSTILE
     folder.mkdir(parents=True)
     for i in range(16):
-        np.save(folder / f"{i}.npy", make_clip(rng, 40))
+        np.save(folder / f"{i}.npy", make_clip(rng, 40 + i))
     Path("data/l.csv").write_text("\n".join(["file_name", *(f"{HOSTILE}/{i}.npy" for i in range(16))]) + "\n")
     assert run(M2D, "--csv_main data/l.csv --output_dir run") == 0
     assert cli.main(["report", "run", "--device", "cpu"]) == 0
@@ -51,6 +51,15 @@ def test_the_report(small_workplace):
     assert page.title == "run: training report"
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) > 20 and all(image["src"].startswith("data:") and "alt" in image for image in images)
+    assert marks_of(page, "Lengths of clips") >= 3
+
+
+def marks_of(page, label):
+    """How many texts the picture with this label has."""
+    labels = [attributes.get("aria-label") or "" for _, attributes in page.tags]
+    start = next(i for i, text in enumerate(labels) if text.startswith(label))
+    behind = [tag for tag, _ in page.tags[start + 1 :]]
+    return behind[: behind.index("section")].count("text")
 
 
 def test_the_explore_page(tmp_path):

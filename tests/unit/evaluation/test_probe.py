@@ -61,6 +61,14 @@ def test_more_folds_than_clips_of_a_class_are_as_many_as_there_can_be():
     protocol.judge(np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32))
 
 
+def test_classes_of_few_clips_are_split_without_a_librarys_warning(recwarn):
+    clips = clips_of(np.repeat(np.arange(4), [2, 3, 9, 9]), np.arange(23))
+    protocol = Protocol(clips, folds=5)
+    assert len(protocol.splits) == 5 and sorted(protocol.judged) == list(range(23))
+    protocol.judge(np.random.default_rng(0).normal(size=(23, 4)).astype(np.float32))
+    assert not recwarn.list
+
+
 def test_given_splits_are_used_as_they_are():
     rng = np.random.default_rng(0)
     targets = rng.integers(0, 2, 90)
