@@ -42,6 +42,7 @@ from ..checkpoint.build import is_random
 from ..checkpoint.shipped import DEFAULT
 from ..checkpoint.weights import resolve
 from ..utils.atomic_file import open_atomic, write_csv
+from ..utils.compiled_code import keep_compiled_code
 from ..utils.device import no_tf32, pick_device
 from ..utils.malloc import keep_freed_memory
 from ..utils.names import shown
@@ -280,7 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.weights is None:
             logger.info("embedding with %s, a small encoder (weights/README.md); docs/weights.md lists better ones", DEFAULT)
         runtime = RuntimeM2D(weight_file=args.weights or DEFAULT).to(device)
-        runtime.backbone.compile_inference(args.compile)
+        if args.compile:
+            keep_compiled_code()
+            runtime.backbone.compile_inference()
         if args.clap:
             runtime.check_clap()
         left_out = embed(

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from ..utils.replay import Replay
+from .replay import Replay
 from .vit import AudioViT
 
 

@@ -5,7 +5,6 @@ several processes or sharded.
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +14,7 @@ from typing import Literal
 import torch
 
 from ..models.vit import AudioViT, has_triton
-from ..utils.cache import cache_folder
+from ..utils.compiled_code import keep_compiled_code, leave_kept_code
 from ..utils.malloc import keep_freed_memory
 from .config import MachineSettings
 
@@ -93,19 +92,6 @@ def choose_computation(model: AudioViT, machine: MachineSettings, device: torch.
     return compilation
 
 
-def keep_compiled_code() -> None:
-    """Let the compiler keep its results in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR names another one.
-
-    torch's own place is below /tmp, which does not outlive a machine or a container: a resumed run would compile again. It is
-    kept where the user's folder cannot be written.
-    """
-    folder = cache_folder() / "compiled"
-    with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    if os.access(folder, os.W_OK):
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
-
-
 def compile_in_place(model: AudioViT, by_block: bool = False, options: dict | None = None) -> None:
     """Compile a model's forward for its one input size, or its blocks alone; `options` are of torch._inductor.config."""
     options = {**COMPILER, **(options or {})}
@@ -128,6 +114,21 @@ def try_compile(model: AudioViT, try_step: Callable[[], None], by_block: bool = 
     """
     begin = time.perf_counter()
     keep_compiled_code()
+    error = _compiling_error(model, try_step, by_block)
+    unused = leave_kept_code() if error else None
+    if unused:
+        torch.compiler.reset()
+        logger.warning("compiling again, without the results in %s (delete it if this helps): %s", unused, error)
+        error = _compiling_error(model, try_step, by_block)
+    if error:
+        logger.warning("not compiled, running as it is: %s", error)
+        return False
+    logger.info("compiled in %.0f s", time.perf_counter() - begin)
+    return True
+
+
+def _compiling_error(model: AudioViT, try_step: Callable[[], None], by_block: bool) -> str | None:
+    """Compile a model and try it; returns why that failed, after undoing it."""
     compile_in_place(model, by_block)
     try:
         try_step()
@@ -135,9 +136,6 @@ def try_compile(model: AudioViT, try_step: Callable[[], None], by_block: bool = 
         # Whatever makes the compiler fail, the model itself runs without it.
         model._compiled_call_impl = None
         model.compile_blocks(False)
-        logger.warning("not compiled, running as it is: %s: %s", type(error).__name__, str(error).strip().split("\n")[0])
-        return False
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     finally:
         model.zero_grad(set_to_none=True)
-    logger.info("compiled in %.0f s", time.perf_counter() - begin)
-    return True

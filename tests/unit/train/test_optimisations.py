@@ -1,7 +1,6 @@
 """What makes a training step fast changes no loss: each optimisation on and off under a fixed seed."""
 
 import copy
-import os
 import platform
 import subprocess
 import sys
@@ -236,24 +235,6 @@ def test_compiled_blocks_and_recomputed_activations_go_together(settings, recomp
     step.model.compile_blocks(backend="aot_eager")
     step.model.recompute_activations(recompute)
     torch.testing.assert_close(losses_of(step), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_compiled_code_is_kept_in_the_users_cache_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("M2D_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
-    compute.keep_compiled_code()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "elsewhere"
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    compute.keep_compiled_code()
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "cache/compiled")
-
-
-def test_where_the_users_cache_folder_cannot_be_written_torchs_own_place_stays(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("M2D_CACHE", str(tmp_path / "file"))
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    compute.keep_compiled_code()
-    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def test_a_model_that_does_not_compile_runs_as_it_is(caplog, monkeypatch):

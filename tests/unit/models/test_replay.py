@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from m2d.utils import replay
-from m2d.utils.replay import Replay
+from m2d.models import replay
+from m2d.models.replay import Replay
 
 
 class StandIn:
