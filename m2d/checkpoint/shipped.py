@@ -10,15 +10,18 @@ FOLDER = Path(__file__).resolve().parents[2] / "weights"
 
 
 class Shipped(NamedTuple):
-    """A file in FOLDER and its SHA-256."""
+    """A file in FOLDER, its SHA-256, and the licence of its weights."""
 
     file: str
     sha256: str
+    licence: str
 
 
 #: By the name that every --weights and RuntimeM2D takes.
 SHIPPED = {
-    "tiny": Shipped("m2d_as_vit_mini-80x96p16x8-free.pth", "d193d0beae78b78c96830996b7a36cd7e63e74108716b4ef978f49854ab0a7ce"),
+    "tiny": Shipped(
+        "m2d_as_vit_mini-80x96p16x8-free.pth", "d193d0beae78b78c96830996b7a36cd7e63e74108716b4ef978f49854ab0a7ce", "apache-2.0"
+    ),
 }
 DEFAULT = "tiny"
 
@@ -30,7 +33,7 @@ def shipped_file(name: str) -> Path:
         FileNotFoundError: it is not there, as in an installed wheel.
         CheckpointError: its content is another one.
     """
-    file, sha256 = SHIPPED[name]
+    file, sha256, _ = SHIPPED[name]
     path = FOLDER / file
     if not path.is_file():
         raise FileNotFoundError(

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from ..checkpoint.shipped import FOLDER, SHIPPED
 from ..checkpoint.weights import Weights
 from ..utils.errors import UserError
 from ..utils.names import shown
@@ -55,6 +56,8 @@ def origin_of(weights: Weights) -> str | None:
 def find_licence(weights: Weights, stated: str | None) -> Licence:
     """The licence of a checkpoint: NTT's where its name or its settings name released weights, else as its owner states.
 
+    That of the encoders that come with this project is known.
+
     Args:
         weights: the checkpoint.
         stated: what its owner says; None: nothing.
@@ -70,4 +73,5 @@ def find_licence(weights: Weights, stated: str | None) -> Licence:
             f"--licence {stated}: {shown(weights.path)} names {origin}, weights that NTT released under a licence of its own: "
             f"leave --licence out, or --licence {NTT}"
         )
-    return Licence(NTT if origin else stated, origin)
+    own = (shipped.licence for shipped in SHIPPED.values() if weights.path.absolute() == FOLDER / shipped.file)
+    return Licence(NTT if origin else stated or next(own, None), origin)

@@ -80,14 +80,20 @@ class M2DFeatureExtractor(SequenceFeatureExtractor):
             padding, kwargs: as `SequenceFeatureExtractor.pad` takes them (return_tensors, max_length, truncation).
 
         Raises:
-            ValueError: another sampling rate, or more than one channel.
+            ValueError: no waveform, another sampling rate, more than one channel, or samples that are no floats.
         """
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(f"the model takes {self.sampling_rate} Hz, not {sampling_rate}: resample the waveforms first")
+        if not len(raw_speech):
+            raise ValueError("there is no waveform, or one without samples")
         one = np.ndim(raw_speech[0]) == 0
-        clips = [np.asarray(clip, dtype=np.float32) for clip in ([raw_speech] if one else raw_speech)]
+        clips = [np.asarray(clip) for clip in ([raw_speech] if one else raw_speech)]
+        others = [clip.dtype for clip in clips if clip.dtype.kind != "f"]
+        if others:
+            raise ValueError(f"waveforms are floats with full scale ±1; there is one of {others[0]}")
         if any(clip.ndim != 1 for clip in clips):
             raise ValueError(f"waveforms are [samples], of one channel; there is one of {max(c.shape for c in clips)}")
+        clips = [clip.astype(np.float32, copy=False) for clip in clips]
         return self.pad(BatchFeature({"input_values": clips}), padding=padding, return_attention_mask=True, **kwargs)
 
 

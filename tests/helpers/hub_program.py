@@ -41,4 +41,15 @@ try:
     extractor(clips[0], sampling_rate=8000)
 except ValueError as error:
     results["error"] = np.array(str(error))
+for kind, waveforms in {
+    "int16": [(32767 * clips[0]).astype(np.int16)],
+    "integers": [0, 1, 2],
+    "none": [],
+    "no samples": np.zeros(0, np.float32),
+    "two channels": [np.stack([clips[0], clips[0]])],
+}.items():
+    try:
+        extractor(waveforms)
+    except ValueError as error:
+        results[f"refused/{kind}"] = np.array(str(error))
 np.savez(out, **results)

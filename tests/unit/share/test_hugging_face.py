@@ -84,6 +84,14 @@ def check_results(results, checkpoints, clips):
             np.testing.assert_allclose(results[f"{i}/logits"], logits, rtol=0, atol=2e-5)
             assert results[f"{i}/labels"].tolist() == NAMES
     assert "takes 16000 Hz, not 8000" in str(results["error"])
+    for kind, words in {
+        "int16": "floats with full scale ±1; there is one of int16",
+        "integers": "there is one of int64",
+        "none": "no waveform",
+        "no samples": "no waveform",
+        "two channels": "of one channel",
+    }.items():
+        assert words in str(results[f"refused/{kind}"])
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +237,11 @@ def test_a_stated_licence(checkpoints, tmp_path):
     assert main([str(checkpoints[0]), str(tmp_path / "out"), "--to", "hf", "--licence", "cc-by-4.0"]) == 0
     front, text = card(tmp_path / "out")
     assert front["license"] == "cc-by-4.0" and "as their owner states" in text
+
+
+def test_the_licence_of_the_encoder_that_comes_along_is_known(tmp_path, caplog):
+    assert main(["tiny", str(tmp_path / "out"), "--to", "hf"]) == 0
+    assert card(tmp_path / "out")[0]["license"] == "apache-2.0" and "is not known" not in caplog.text
 
 
 # ---------------------------------------------------------------- the command
