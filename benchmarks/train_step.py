@@ -98,6 +98,8 @@ class Step:
         self.model = registry.build(args.model, **sizes).to(self.device).train()
         if not choices.fused_attention:
             without_fused_attention(self.model)
+        if compiled and args.fp8:
+            self.model.use_float8()
         if choices.onednn_products and self.device.type == "cpu":
             use_onednn(self.model)
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -106,8 +108,6 @@ class Step:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.precision == "fp16")
         self.trained = trained
         if compiled:
-            if args.fp8:
-                self.model.use_float8()
             self.model.recompute_activations(args.activation_checkpointing)
             self.model.recompute_gelu(args.recompute_gelu)
             self.model.half_target = args.half_target

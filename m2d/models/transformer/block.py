@@ -104,20 +104,20 @@ class Block(nn.Module):
         With `mlp_out` (see `run_blocks`) the tokens are `x + mlp_out`, and a pair of such is returned.
         """
         if mlp_out is not None:
-            return (self.in_pairs or self._from_pair)(x, mlp_out, first)
+            return (self.compiled_code or self._from_pair)(x, mlp_out, first)
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._forward, x, first, use_reentrant=False)
         return self._forward(x, first)
 
     @property
-    def in_pairs(self) -> "Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] | None":
-        """The compiled code in use, which takes tokens as pairs."""
+    def compiled_code(self) -> "Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] | None":
+        """The compiled code in use, if any: of `x`, `mlp_out` and `first`, as in `forward`."""
         compiled = self.compiled if self.training else self.compiled_inference
         return None if compiled is None else partial(compiled, self)
 
     def _forward(self, x: torch.Tensor, first: int) -> torch.Tensor:
-        in_pairs = self.in_pairs
-        return torch.add(*(in_pairs(x, no_output(x), first) if in_pairs else self._pair(x, first)))
+        compiled = self.compiled_code
+        return torch.add(*(compiled(x, no_output(x), first) if compiled else self._pair(x, first)))
 
     def _pair(self, x: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens, and what the MLP adds to them."""
@@ -149,7 +149,7 @@ def run_blocks(blocks: Sequence[Block], x: torch.Tensor, first: int = 0, wanted:
         outputs of the wanted blocks and of the last, `[B, N, D]`; of the last `[B, N - first, D]`.
     """
     last = len(blocks) - 1
-    in_pairs = blocks[0].in_pairs and not (blocks[0].recompute and torch.is_grad_enabled())
+    in_pairs = blocks[0].compiled_code and not (blocks[0].recompute and torch.is_grad_enabled())
     mlp_out = no_output(x) if in_pairs else None
     outputs = []
     for i, block in enumerate(blocks):

@@ -150,7 +150,7 @@ def test_in_low_precision_each_optimisation_stays_within_the_spread_of_two_seeds
         assert (without - fast).abs().max() < spread, name
     for name in ["half_target"] + ["fp8"] * (precision == "bf16"):
         setattr(settings, name, True)
-        assert (curve(settings, Choices(), seed=1) - fast).abs().max() < spread, name
+        assert 0 < (curve(settings, Choices(), seed=1) - fast).abs().max() < spread, name
         setattr(settings, name, False)
     settings.precision = "fp32"
     assert (curve(settings, Choices(), seed=1) - fast).abs().max() < spread
