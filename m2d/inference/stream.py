@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import cast
@@ -124,6 +125,7 @@ class StreamEncoder:
     def __init__(self, runtime: RuntimeM2D, batch_size: int, sink: Sink, ahead: int | None = None):
         self.runtime, self.batch_size, self.sink = runtime, batch_size, sink
         self.ahead = int(runtime.backbone.cls_token.is_cuda) if ahead is None else ahead
+        self._cutting = runtime.cutting
         self._encoded: deque[tuple[Sequence[_Piece], OnHost]] = deque()
         self._clips: dict[int, _Clip] = {}
         self._number = -1
@@ -134,7 +136,7 @@ class StreamEncoder:
     def cut(self, stretches: Iterable[np.ndarray]) -> Iterator[Segment]:
         """What `add` takes, of a clip that comes in stretches `[samples]` at the model's rate; in any thread."""
         pinned = self.runtime.backbone.cls_token.is_cuda
-        return segments(stretches, self.runtime.front_end, self.runtime.cutting.unit, pinned)
+        return segments(stretches, self.runtime.front_end, self._cutting.unit, pinned)
 
     def start(self) -> None:
         """Begin the next clip."""
@@ -143,12 +145,12 @@ class StreamEncoder:
 
     def add(self, segment: Segment) -> None:
         """Take the next segment of the clip."""
-        clip, cutting = self._clips[self._number], self.runtime.cutting
+        clip = self._clips[self._number]
         clip.samples, clip.frames = clip.samples + segment.samples, clip.frames + segment.frames
-        lengths = cutting.lengths(clip.frames)[clip.pieces :]
+        lengths = self._cutting.lengths(clip.frames)[clip.pieces :]
         for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
             self._untransformed.append(_Piece(self._number, clip.steps, len(self._segments), start, length))
-            clip.steps += length // cutting.patch
+            clip.steps += length // self._cutting.patch
         clip.pieces, clip.waiting = clip.pieces + len(lengths), clip.waiting + len(lengths)
         if lengths:
             self._segments.append(segment)
@@ -257,13 +259,12 @@ class _FileProgress:
     """Counts a file in the progress: at its end, or a large one by quarters."""
 
     def __init__(self, progress: Progress, path: Path):
-        self._progress, self._seconds, self._counted = progress, 0.0, 0.0
-        self._duration = _duration(path)
+        self._progress, self._path, self._seconds, self._counted = progress, path, 0.0, 0.0
 
     def add(self, seconds: float) -> None:
         """So many further seconds are encoded."""
-        self._seconds += seconds
-        if self._duration:
+        is_first, self._seconds = not self._seconds, self._seconds + seconds
+        if not is_first and self._duration:
             self._count(min(3, int(4 * self._seconds / self._duration)) / 4)
 
     def end(self) -> None:
@@ -275,13 +276,13 @@ class _FileProgress:
             self._progress.update(share - self._counted)
             self._counted = share
 
-
-def _duration(path: Path) -> float | None:
-    """Seconds of a large file, as its header has it; None for a small one, and where the header does not say."""
-    try:
-        return soundfile.info(path).duration if path.stat().st_size >= _LARGE_FILE else None
-    except (OSError, RuntimeError, TypeError):
-        return None
+    @cached_property
+    def _duration(self) -> float | None:
+        """Seconds of a large file, as its header has it; None for a small one, and where the header does not say."""
+        try:
+            return soundfile.info(self._path).duration if self._path.stat().st_size >= _LARGE_FILE else None
+        except (OSError, RuntimeError, TypeError):
+            return None
 
 
 def check_counts(args: argparse.Namespace) -> None:
