@@ -334,7 +334,7 @@ class TextEncoder:
             if not truncate:
                 raise ValueError(f"{what}: shorten it, or truncate=True")
             if not self._has_warned:
-                log.warning("%s: what is beyond is left out", what)
+                log.warning("%s: longer texts are cut to that length", what)
             self._has_warned = True
             tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.longest, return_tensors="pt")
         if self.pooling == "sentence":

@@ -68,7 +68,7 @@ class Teacher:
         try:
             self.model = AutoModel.from_pretrained(name, trust_remote_code=False)
         except pickle.UnpicklingError as error:
-            raise UserError(f"--teacher {name}: its weights ask to run code on loading: refused") from error
+            raise UserError(f"--teacher {name}: its weights run code when they are loaded: refused") from error
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise OSError(f"--teacher {name}: {reason} Without network, give the folder of a downloaded model") from error

@@ -38,7 +38,7 @@ def split_of(path: Path) -> str:
         return "train"
     if "test" in folders or "valid" in folders:
         return "test"
-    raise ValueError(f"{path}: no folder on its way is named train or test: which split is it of?")
+    raise ValueError(f"{path}: no folder in its path is named train or test, so its split is unknown")
 
 
 def by_stem(folder: Path, suffix: str) -> dict[str, Path]:

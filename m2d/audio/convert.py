@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job: frames, and what the sink made of them, or an error that names the file.
+    """The result of a job: frames, and what the sink made of them, or an error that names the file.
 
     `waveform`: decoded only, and the spectrogram is left to the caller. `fatal`: later jobs would fail as well.
     `warnings`, `seconds_left_out`: of its audio, which was read all the same.

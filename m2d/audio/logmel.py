@@ -116,7 +116,7 @@ class NumpyLogMel:
     def _mel(self, frames: np.ndarray, precise: bool) -> tuple[np.ndarray, int]:
         """Mel power + EPS `[n_mels, frames]`, and the number of frames with masked bands.
 
-        In single precision, but for these frames; in double precision where it is asked for.
+        In single precision except for these frames; in double precision if asked for.
         """
         bands = self._bands(frames * (self._window if precise else self._window_single))
         masked = np.flatnonzero(bands[:-1].min(axis=0) < _MASKED_BELOW * bands[-1])

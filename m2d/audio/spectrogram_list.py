@@ -52,7 +52,7 @@ class SpectrogramList:
 
     def _texts_of(self, job: Job) -> Sequence[str]:
         if not isinstance(job.place, ParquetRow):
-            raise ValueError(f"{shown(job.source)} is in no parquet file: --columns are columns of these")
+            raise ValueError(f"{shown(job.source)} is in no parquet file: --columns needs parquet files")
         return job.place.texts(self._sources, self._separator)
 
 

@@ -108,5 +108,5 @@ def loaded_backbone(weights: Weights, encoder_only: bool, dur_frames: int | None
     log.info("%s: %s (%s)", weights.path, sizes, weights.layout)
     log.debug("%s: %s", weights.path, report)
     if report.new and not encoder_only:
-        log.warning("%s has no %s: random there", weights.path, ", ".join(sorted({n.split(".")[0] for n in report.new})))
+        log.warning("%s has no %s: initialised at random", weights.path, ", ".join(sorted({n.split(".")[0] for n in report.new})))
     return model

@@ -205,12 +205,12 @@ def _refusal(path: Path, error: Exception) -> CheckpointError:
         if protocol > torch.serialization.DEFAULT_PROTOCOL:
             return CheckpointError(
                 f"{path} was saved with pickle protocol {protocol}, which is not read without running code. "
-                f"If you trust where it comes from, save it with PyTorch's own protocol once: {_rewriting_command(path)}"
+                f"If you trust its source, save it with PyTorch's own protocol once: {_rewriting_command(path)}"
             )
         return CheckpointError(f"{path} is damaged, or no checkpoint")
     return CheckpointError(
-        f"{path} asks to run {', '.join(sorted(wanted))} on loading, which a checkpoint has no need of: refused. "
-        f"If you trust where it comes from, take its weights out once: {_rewriting_command(path)}"
+        f"{path} runs {', '.join(sorted(wanted))} when it is loaded, which no checkpoint needs: refused. "
+        f"If you trust its source, extract its weights once: {_rewriting_command(path)}"
     )
 
 
@@ -245,7 +245,7 @@ def _is_compressed(path: Path) -> bool:
         members = archive.infolist()
     unpacked = sum(member.file_size for member in members)
     if unpacked > _MOST_UNPACKED * path.stat().st_size + _ALWAYS_UNPACKED:
-        raise CheckpointError(f"{path} would unpack to {unpacked / 1e9:.1f} GB, which weights do not: refused")
+        raise CheckpointError(f"{path} would unpack to {unpacked / 1e9:.1f} GB, far more than weights do: refused")
     return any(member.compress_type != zipfile.ZIP_STORED for member in members)
 
 

@@ -129,7 +129,7 @@ def _explanation(address: str, file: str, error: Exception) -> Exception:
         return OSError(f"{address}: the cache {cache} cannot be written ({error.strerror}): free space, or set HF_HOME elsewhere")
     if isinstance(error, errors.LocalEntryNotFoundError):
         answer = getattr(getattr(error.__cause__, "response", None), "status_code", None)
-        state = f"answers {answer}" if answer else "is not reached"
+        state = f"answers {answer}" if answer else "cannot be reached"
         remedy = "unset HF_HUB_OFFLINE to fetch it" if constants.HF_HUB_OFFLINE else "check the network, or HF_ENDPOINT"
         return CheckpointError(f"{address}: {constants.ENDPOINT} {state}, and the cache has no {file}: {remedy}")
     if isinstance(error, errors.OfflineModeIsEnabled):

@@ -126,7 +126,7 @@ def _tensors(saved: Mapping, path: Path) -> dict[str, torch.Tensor]:
         if not plain or tensor.is_complex():
             raise CheckpointError(f"{path}: {name} is no plain tensor of weights")
         if tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise CheckpointError(f"{path}: {name} is {list(tensor.shape)}, of which the file holds a part")
+            raise CheckpointError(f"{path}: {name} is {list(tensor.shape)}, and the file holds only a part of it")
     return {name.replace("_orig_mod.", ""): value for name, value in tensors.items()}
 
 

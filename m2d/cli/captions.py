@@ -76,9 +76,9 @@ def write(args: argparse.Namespace) -> None:
         OSError, ValueError: captions, text encoder or output cannot be used.
     """
     if args.out.suffix not in SUFFIXES:
-        raise UserError(f"--out {args.out}: a name that ends in .safetensors or .npz is expected")
+        raise UserError(f"--out {args.out}: expected a name that ends in .safetensors or .npz")
     if args.batch_size < 1:
-        raise UserError("--batch_size starts from 1")
+        raise UserError("--batch_size must be at least 1")
     check_outputs([args.out], [args.from_npy or args.list], args.overwrite)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.from_npy:
@@ -121,7 +121,7 @@ def _half(embeddings: torch.Tensor, captions: CaptionTexts, numbers: np.ndarray)
     half = embeddings.half().cpu().numpy()
     bad = np.flatnonzero(~np.isfinite(half).all(axis=1))
     if len(bad):
-        raise FileError(f"{captions.source}: the embedding is not finite of {captions.texts[int(numbers[bad[0]])]!r}")
+        raise FileError(f"{captions.source}: not finite: the embedding of {captions.texts[int(numbers[bad[0]])]!r}")
     return half
 
 

@@ -73,7 +73,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.workers < 1 or args.sample < 0:
         parser.error("--workers is at least 1, --sample not below 0")
     if args.out and args.out.suffix != ".csv":
-        parser.error(f"--out {args.out}: a name that ends in .csv is expected")
+        parser.error(f"--out {args.out}: expected a name that ends in .csv")
     args.is_pack = is_address(args.csv) or is_pack(args.csv)
     if args.is_pack and (args.out or args.sample):
         parser.error(f"{shown(args.csv)} is a pack: --out and --sample are for lists")

@@ -49,7 +49,7 @@ def explore(args: argparse.Namespace) -> None:
         raise UserError(f"--clusters is from 2 to {MOST_GROUPS}")
     out = args.out or args.embeddings.with_suffix(".html")
     if out.suffix != ".html":
-        raise UserError(f"--out {shown(out)}: a name that ends in .html is expected")
+        raise UserError(f"--out {shown(out)}: expected a name that ends in .html")
     check_outputs([out], [args.embeddings], args.overwrite, lambda path: drawn_by(path, _PROGRAM))
     found = read_embeddings(args.embeddings)
     data = explore_data(args.embeddings, out, found, args.clusters, args.audio, args.sounds)

@@ -104,7 +104,7 @@ def export(args: argparse.Namespace) -> None:
     {"encoder": export_encoder_file, "hf": export_hub_folder, "onnx": export_onnx_file}[args.to](weights, args)
     if weights.has_projectors:
         logger.warning(
-            "%s is M2D-CLAP's: %s has its encoder alone, which compares no sounds with texts (the checkpoint itself does)",
+            "%s is an M2D-CLAP checkpoint; %s holds only its encoder, which cannot compare sounds with texts",
             weights.path,
             args.dest,
         )

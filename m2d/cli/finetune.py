@@ -105,9 +105,9 @@ def check(settings: Settings, workers: int) -> None:
     """
     for name in ("epochs", "batch_size", "split_iter"):
         if getattr(settings, name) < 1:
-            raise UserError(f"--{name} starts from 1")
+            raise UserError(f"--{name} must be at least 1")
     if workers < 1:
-        raise UserError("--workers starts from 1")
+        raise UserError("--workers must be at least 1")
     for name in ("warmup_epochs", "mixup", "freq_mask", "time_mask", "patience", "weight_decay"):
         if getattr(settings, name) < 0:
             raise UserError(f"--{name} is 0 or more")

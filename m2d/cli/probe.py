@@ -98,7 +98,7 @@ def probe(args: argparse.Namespace) -> int:
         OSError, UserError: nothing can be judged.
     """
     if min(args.folds - 1, args.workers) < 1:
-        raise UserError("--folds starts from 2, --workers from 1")
+        raise UserError("--folds must be at least 2, --workers at least 1")
     if args.out:
         pictures = [*args.out.glob("confusion*.png"), *args.out.glob("per_class*.png")]
         check_outputs([args.out / _REPORT, *pictures], (), args.overwrite, _is_own)

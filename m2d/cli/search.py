@@ -52,7 +52,7 @@ def search(args: argparse.Namespace) -> None:
         OSError, UserError: a query or the index cannot be used.
     """
     if args.top < 1:
-        raise UserError("--top starts from 1")
+        raise UserError("--top must be at least 1")
     sounds = {query: Path(query) for query in args.queries if Path(query).is_file()}
     for query in args.queries:
         if query not in sounds and query.lower().endswith(SNDFILE_SUFFIXES + FFMPEG_SUFFIXES):

@@ -69,7 +69,7 @@ def labelled_list(args: argparse.Namespace) -> LabelledClips | None:
     sources = [Path(source) for source in args.audio]
     labelled = [source for source in sources if source.suffix.lower() == ".csv" and source.is_file() and _has_labels(source)]
     if labelled and len(sources) > 1:
-        raise UserError(f"{shown(labelled[0])}: a list with labels is judged alone: leave the other AUDIO out")
+        raise UserError(f"{shown(labelled[0])}: a list with labels is judged alone: omit the other AUDIO")
     return read_labelled(labelled[0], args.separator) if labelled else None
 
 
@@ -128,7 +128,7 @@ def zeroshot(args: argparse.Namespace) -> int:
     """
     check_counts(args)
     if args.top < 1:
-        raise UserError("--top starts from 1")
+        raise UserError("--top must be at least 1")
     clips = labelled_list(args)
     paths = clips.paths if clips else list_clips(args.audio)
     if args.classes is None and clips is None:

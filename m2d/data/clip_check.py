@@ -147,7 +147,7 @@ class CheckState:
         count: clips in the list.
 
     Raises:
-        UserError: the file is there, and no check wrote it.
+        UserError: the file exists, and no check wrote it.
         OSError: it cannot be written.
     """
 
@@ -183,7 +183,7 @@ def _read_state(path: Path) -> tuple[str, np.ndarray]:
         if identity.dtype.kind != "U" or identity.shape != () or records.dtype != RECORD or records.ndim != 1:
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise UserError(f"{path} is there, and no check wrote it: move it away") from None
+        raise UserError(f"{path} exists, and m2d check did not write it: move it away") from None
     return str(identity), records
 
 

@@ -242,7 +242,7 @@ def _without_empty_rows(clips: ClipList, required: Sequence[str]) -> ClipList:
 def _check_header(path: Path, header: list[str], columns: Sequence[str]) -> None:
     for column in columns:
         if header.count(column) > 1:
-            raise FileError(f"{path}: the column {column} comes twice")
+            raise FileError(f"{path}: the column {column} is there twice")
         if column in header:
             continue
         for separator, name in _OTHER_SEPARATORS.items():

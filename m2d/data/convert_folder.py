@@ -68,7 +68,7 @@ class Report:
         )
 
     def add(self, outcome: Outcome) -> None:
-        """Count what became of a file."""
+        """Count a file's result."""
         if outcome.error:
             self.failed[outcome.job.name] = outcome.error
             return
@@ -291,7 +291,7 @@ def _check_output(
 def _check_list_place(csv: str | os.PathLike | None, columns: str | None, dest: Path, shard: Shard) -> None:
     if csv is None:
         if columns is not None:
-            raise ValueError(f"--columns {columns}: of the list that --csv names, which is not given")
+            raise ValueError(f"--columns {columns} needs --csv")
         return
     if shard.count > 1:
         raise ValueError("--csv lists the files of all shards: give it to the same command without --shard, when all are done")

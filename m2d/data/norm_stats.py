@@ -112,7 +112,7 @@ def cached_stats(
         return cache[key].mean, cache[key].std
     mean, std = measure_stats(store, input_frames, n_files, repeat, skip_bad)
     if _is_foreign(path):
-        logger.warning("%s is not what training writes, and stays: statistics are not kept", path)
+        logger.warning("%s was not written by training and is left as it is: the statistics are not saved", path)
         return mean, std
     kept = dict(list(cache.items())[1 - _CACHED_SETTINGS :])
     entries = kept | {key: _Entry(mean, std, input_frames, n_files, repeat)}

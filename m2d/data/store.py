@@ -52,7 +52,7 @@ class ClipStore(ABC):
         return [self]
 
     def spread(self, count: int) -> np.ndarray:
-        """Clips, int64 `[count]`, spread over the list as they come in training: evenly, but for lists with weights."""
+        """Clips, int64 `[count]`, spread over the list as they come in training: evenly, except for lists with weights."""
         return np.arange(count) * len(self) // count
 
     @abstractmethod

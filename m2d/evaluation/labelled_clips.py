@@ -172,11 +172,11 @@ def _splits(path: Path, table: pd.DataFrame) -> np.ndarray | None:
 
 
 def _warn_of_shared_groups(path: Path, groups: np.ndarray, splits: np.ndarray) -> None:
-    """Figures of clips whose group was trained on flatter: a list's own splits are kept, with a word."""
+    """Warn of groups in the split train and in another, which make figures too high; the list's splits are kept."""
     shared = np.intersect1d(groups[splits == "train"], groups[splits != "train"])
     if len(shared):
         count = counted(len(shared), "group")
-        logger.warning("%s: %s with clips in the split train and in another: figures will flatter", shown(path), count)
+        logger.warning("%s: %s with clips in the split train and in another: figures will be too high", shown(path), count)
 
 
 def _numbered(names: Iterable[str]) -> np.ndarray:

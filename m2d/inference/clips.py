@@ -133,7 +133,7 @@ class DecodedClip(Generic[Item]):
 
 
 def _stretches(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Blocks joined to stretches of `_STRETCH` samples or more, but for the last one."""
+    """Blocks joined to stretches of `_STRETCH` samples or more, except the last one."""
     waiting: list[np.ndarray] = []
     for block in blocks:
         waiting.append(block)

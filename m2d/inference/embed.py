@@ -269,7 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         if args.out.suffix != ".npz":
-            raise ValueError(f"--out {shown(args.out)}: a name that ends in .npz is expected")
+            raise ValueError(f"--out {shown(args.out)}: expected a name that ends in .npz")
         check_counts(args)
         if args.clap and args.level == "frame":
             raise ValueError("--clap gives a vector per file: leave --level frame out")

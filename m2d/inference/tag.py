@@ -8,7 +8,7 @@ prints the most probable classes of each file, or of each window of it; --out ta
 --classes names the classes: AudioSet's table (index, mid, display_name), a .csv with one of the columns display_name, name,
 label or class, or a text file with a name per line. The rows of a table with a column `mid` are taken in the order of the mids
 as text, which is how EVAR numbers AudioSet's classes; others in the order of their column `index`, or as they stand (--order
-index: never by mid). Checkpoints of m2d finetune and app/finetune.py bring the names along, and need no --classes.
+index: never by mid). Checkpoints of m2d finetune and app/finetune.py hold the names and need no --classes.
 
     m2d tag recordings/ --weights detector/checkpoint-best.pth --events events/ --threshold 0.4 --threshold dog=0.6
 
@@ -229,14 +229,14 @@ def check_tag_outputs(args: argparse.Namespace, clips: Sequence[Path]) -> None:
         args.events.mkdir(parents=True, exist_ok=True)
     if args.out is not None:
         if args.out.suffix != ".csv":
-            raise ValueError(f"--out {shown(args.out)}: a name that ends in .csv is expected")
+            raise ValueError(f"--out {shown(args.out)}: expected a name that ends in .csv")
         check_outputs([args.out], inputs, args.overwrite)
         args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.plot is not None:
         if len(clips) > 1:
             raise ValueError(f"--plot draws one file: {len(clips)} are given")
         if args.plot.suffix not in PICTURE_SUFFIXES:
-            raise ValueError(f"--plot {shown(args.plot)}: a name that ends in .png, .pdf or .svg is expected")
+            raise ValueError(f"--plot {shown(args.plot)}: expected a name that ends in .png, .pdf or .svg")
         check_outputs([args.plot], inputs, args.overwrite, lambda path: drawn_by(path, PROGRAM))
         args.plot.parent.mkdir(parents=True, exist_ok=True)
 

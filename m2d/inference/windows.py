@@ -36,7 +36,7 @@ class WindowMeans:
 
     def add(self, start: float, features: torch.Tensor) -> None:
         """Take the features `[feature_d]` of the time step that begins at `start` seconds."""
-        # A window's edge that is a step's start, but for rounding, belongs to that step.
+        # An edge that equals a step's start up to rounding belongs to that step.
         place = 0 if self._seconds is None else int(start / self._seconds + 1e-6)
         self._insert(place, _Sum(start, features.double()))
         if self._most is not None and self._seconds is not None and len(self._sums) > self._most:

@@ -100,7 +100,7 @@ class TextEncoder(nn.Module):
             raise ValueError(f"{what}: shorten it, or ask for truncation (truncate=True, --truncate): {text[:60]!r}…")
         if not self._has_warned:
             self._has_warned = True
-            logger.warning("%s: what is beyond is left out, of this text and of other long ones: %r…", what, text[:60])
+            logger.warning("%s; longer texts are cut to that length, such as %r…", what, text[:60])
 
     @abstractmethod
     def token_counts(self, texts: list[str]) -> list[int]:
@@ -281,7 +281,7 @@ def _explained(name: str) -> Iterator[None]:
     except ImportError as error:
         raise _missing(error) from error
     except pickle.UnpicklingError as error:
-        raise UserError(f"text encoder {name}: its weights ask to run code on loading: refused") from error
+        raise UserError(f"text encoder {name}: its weights run code when they are loaded: refused") from error
     except (OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         remedy = "trust_remote_code=True (--trust_remote_code) runs it" if "trust_remote_code" in str(error) else ""

@@ -152,5 +152,5 @@ def _sounds(paths: Sequence[Path | None], page: Path, most: int) -> list[str | N
     there = sum(path is not None for path in paths)
     if there <= most:
         return [sound_uri(path) if path else None for path in paths]
-    logger.info("%s: the page links to their sound; --sounds %d would hold it", counted(there, "file"), there)
+    logger.info("%s: the page links to their sound; --sounds %d includes it", counted(there, "file"), there)
     return [relative_address(path, page) if path else None for path in paths]

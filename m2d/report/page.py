@@ -69,7 +69,7 @@ def write_page(path: Path, title: str, data: Mapping[str, Any], scripts: Sequenc
 
 
 def as_json(data: Mapping[str, Any]) -> str:
-    """JSON that may stand in a script element, whatever texts are in it; names that are not UTF-8 are made so."""
+    """JSON that is safe in a script element, whatever texts it holds; names that are not UTF-8 are escaped."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character, escaped in _ESCAPED.items():
         text = text.replace(character, escaped)

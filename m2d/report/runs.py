@@ -120,7 +120,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
         if path.is_file():
             if is_whole(path):
                 return path
-            logger.warning("%s is torn: using the checkpoint before it", shown(path))
+            logger.warning("%s is incomplete: using the checkpoint before it", shown(path))
     others = sorted(path for path in folder.iterdir() if path.suffix in (".pth", ".safetensors") and path not in numbered)
     return others[0] if len(others) == 1 and is_whole(others[0]) else None
 
@@ -165,7 +165,7 @@ def read_speeds(console: Path) -> Iterator[Speed]:
 
 
 def _without_tensors(saved: Mapping) -> dict[str, Any]:
-    """What a checkpoint says of itself: the weights and the optimizer's state are let go."""
+    """A checkpoint's metadata, without its weights and optimizer state."""
     heavy = ("model", "optimizer", "scaler", "state_dict")
     return {key: value for key, value in saved.items() if isinstance(key, str) and key not in heavy and "." not in key}
 

@@ -152,7 +152,7 @@ class RunFolder:
         for path in found:
             if is_whole(path):
                 return path
-            logger.warning("%s is torn: using the checkpoint before it", path)
+            logger.warning("%s is incomplete: using the checkpoint before it", path)
             if path.name in (LAST, PREVIOUS):
                 path.replace(path.with_name(f"{path.name}.damaged"))
         if found:

@@ -40,7 +40,7 @@ def export_encoder(weights: Weights, dest: Path, overwrite: bool = False, half: 
     With `half` its matrices are float16; statistics, positions and vectors stay as they are.
     """
     if dest.suffix not in (".pth", ".safetensors"):
-        raise ValueError(f"DEST {dest}: the name of a file that ends in .pth or .safetensors is expected")
+        raise ValueError(f"DEST {dest}: expected a file name that ends in .pth or .safetensors")
     check_outputs([dest], [weights.path], overwrite)
     if weights.head:
         classes = weights.head["head.weight"].shape[0] if "head.weight" in weights.head else "its"

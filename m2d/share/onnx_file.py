@@ -138,7 +138,7 @@ def export_onnx(weights: Weights, dest: Path, classes: Classes | None, half: boo
         OSError: the disk is full, or the folder is not writable.
     """
     if dest.suffix != ".onnx":
-        raise UserError(f"DEST {dest}: the name of a file that ends in .onnx is expected")
+        raise UserError(f"DEST {dest}: expected a file name that ends in .onnx")
     check_outputs([dest], [weights.path], overwrite)
     if weights.spec is None:
         raise no_sizes(weights.path)

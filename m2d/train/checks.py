@@ -68,7 +68,7 @@ def _check_model(settings: Settings, families: Sequence[str]) -> None:
 def _check_pair(settings: Settings) -> None:
     model, captions = settings.model, settings.captions
     if not (captions.base_model or captions.finetune):
-        raise UserError("--base_model names the checkpoint whose audio encoder is taken (or --finetune an earlier stage's): none")
+        raise UserError("--base_model CHECKPOINT is missing: it gives the audio encoder (--finetune: an earlier stage)")
     if captions.base_model and captions.finetune:
         raise UserError("--base_model has no effect with --finetune, which brings the audio encoder too")
     if not 0 <= model.mask_ratio < 1:
@@ -103,7 +103,7 @@ def _check_start(settings: Settings) -> None:
         if epoch >= run.epochs:
             raise UserError(f"--{flag} {epoch} leaves nothing of --epochs {run.epochs}")
     if settings.data.norm_stats == "resume" and not run.resume:
-        raise UserError("--norm_stats resume takes the statistics of the checkpoint of --resume, which is not given")
+        raise UserError("--norm_stats resume takes the statistics from the checkpoint of --resume: give --resume")
 
 
 def _check_lists(settings: Settings) -> None:
@@ -161,7 +161,7 @@ def _check_precision(settings: Settings) -> None:
         return
     check_float8(torch.device("cuda" if machine.device == "auto" else machine.device))
     if not settings.optim.bf16:
-        raise UserError("--fp8 takes --bf16: what is not computed in float8 needs the range of bfloat16")
+        raise UserError("--fp8 needs --bf16: what is not computed in float8 needs the range of bfloat16")
     if machine.fsdp:
         raise UserError("--fp8 and --fsdp do not work together here: omit one of them")
 
@@ -175,7 +175,7 @@ def _check_sharding(settings: Settings) -> None:
     if machine.compile or machine.compile_blocks:
         raise UserError("--compile and --fsdp do not work together here: omit one of them")
     if machine.device.startswith("cuda") and torch.cuda.is_available() and not settings.optim.bf16:
-        raise UserError("--fsdp takes --bf16 on CUDA: float16's loss scaling is not done for sharded gradients")
+        raise UserError("--fsdp needs --bf16 on CUDA: float16's loss scaling does not support sharded gradients")
 
 
 def _check_trackers(settings: Settings) -> None:

@@ -22,7 +22,7 @@ logger = logging.getLogger("m2d")
 def build_pair(settings: Settings, stats: tuple[float, float], data: CaptionDataset, load_weights: bool) -> ClapPair:
     """The pair of the settings, the same start on all ranks.
 
-    The projector of --base_model is left: the pair has a fresh one. --finetune brings both projectors, logit_scale and, where
+    The projector of --base_model is not used: the pair has a new one. --finetune brings both projectors, logit_scale and, where
     it is of the same text encoder, that too.
 
     Args:
@@ -59,7 +59,7 @@ def _text_state(weights: Weights, settings: Settings) -> Mapping[str, torch.Tens
         return None
     before, now = (weights.args or {}).get("text_encoder", ""), settings.captions.text_encoder
     if before and before != now:
-        logger.warning("--text_encoder %s: that of %s was %s, and is left", now, weights.path, before)
+        logger.warning("--text_encoder %s: the one of %s, %s, is not used", now, weights.path, before)
         return None
     return weights.text
 
@@ -78,7 +78,7 @@ def _load(pair: ClapPair, weights: Weights, settings: Settings) -> None:
 
 
 def _load_text_projector(pair: ClapPair, stored: Mapping[str, torch.Tensor]) -> None:
-    """Take a linear text projector of the same shape; that of another text encoder is left."""
+    """Take a linear text projector of the same shape; that of another text encoder is not used."""
     own = {f"{_TEXT_PROJECTOR}{name}": tensor for name, tensor in pair.text_proj.state_dict().items()}
     if {name: tensor.shape for name, tensor in own.items()} == {name: tensor.shape for name, tensor in stored.items()}:
         for name, tensor in own.items():

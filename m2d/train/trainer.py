@@ -154,7 +154,7 @@ class TrainState:
         trainer: model, optimizer and loss scaling.
         metadata: what checkpoints hold of the data: digests of the lists, statistics, classes.
         updates: updates done since the run's beginning.
-        meter: losses of the epoch under way.
+        meter: losses of the current epoch.
         best_probe: the best linear probe so far.
     """
 
@@ -174,7 +174,7 @@ class TrainState:
 
     @property
     def epoch(self) -> int:
-        """The epoch under way, from 0."""
+        """The current epoch, from 0."""
         return self.updates // self.trainer.sampler.updates_per_epoch
 
     @property

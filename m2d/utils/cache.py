@@ -104,7 +104,7 @@ class BlockCache:
             for entry in entries:
                 if entry.name == _COUNTER:
                     continue
-                with suppress(FileNotFoundError):  # a temporary file that is whole by now
+                with suppress(FileNotFoundError):  # a temporary file that was renamed meanwhile
                     found = entry.stat(follow_symlinks=False)
                     used += found.st_size
                     if not is_temporary(entry.path):

@@ -41,5 +41,5 @@ def unreachable(repository: str, file: str = "config.json", revision: str | None
     except errors.HfHubHTTPError:  # an answer, which the caller's library explains
         return None
     except Exception:  # of HTTP clients that differ by version, of the system
-        return f"{constants.ENDPOINT} is not reached, and the cache has no {file} of {repository}"
+        return f"{constants.ENDPOINT} cannot be reached, and the cache has no {file} of {repository}"
     return None

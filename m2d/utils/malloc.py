@@ -4,7 +4,7 @@ import ctypes
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 WITHOUT_END = -1
-OWN_LIMITS = (2**25, 2**26)  # the highest that glibc takes by itself, as arguments of keep_freed_memory
+OWN_LIMITS = (2**25, 2**26)  # the highest that glibc's own tuning reaches, as arguments of keep_freed_memory
 
 
 def keep_freed_memory(largest: int = 2**30, most: int = WITHOUT_END) -> bool:

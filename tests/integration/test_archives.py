@@ -183,7 +183,7 @@ def test_rows_of_parquet_without_bytes_or_names(tmp_path):
     assert convert([str(write_parquet(tmp_path / "x.parquet", rows)), str(tmp_path / "out")]) == 1
     assert targets(tmp_path) == {"out/00000000.npy", "out/a.npy"}
     failed = (tmp_path / "out/failed.csv").read_text()
-    assert "b.wav has no bytes in its row" in failed and "c.wav cannot be read as audio" in failed
+    assert "b.wav has no audio bytes in its row" in failed and "c.wav cannot be read as audio" in failed
     assert "has the name of another" in failed
 
 

@@ -283,7 +283,7 @@ def test_code_in_a_teachers_weights_is_not_run(teacher, tmp_path):
     folder.mkdir()
     shutil.copy(teacher / "config.json", folder)
     torch.save({"x": Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="ask to run code"):
+    with pytest.raises(ValueError, match="run code when they are loaded"):
         ex.Teacher(str(folder), 2, torch.device("cpu"))
     assert not (tmp_path / "marker").exists()
 

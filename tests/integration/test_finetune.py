@@ -150,7 +150,7 @@ def test_sound_events_in_time(weights, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--epochs", "0"], "--epochs starts from 1"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
         (["--training_mask", "1"], "--training_mask 1.0: from 0 to below 1"),
         (["--layer_decay", "0"], "--layer_decay 0.0: above 0"),
         (["--weights", "none.pth"], "none.pth"),

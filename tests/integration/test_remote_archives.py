@@ -69,7 +69,7 @@ def test_what_cannot_be_used_is_one_line_without_secrets(tmp_path, server, caplo
         "x.tar?key=secret": "there is no such file",
         "none.parquet": "no parquet file, or damaged",
         "no-ranges.tar": "cannot be fetched",
-        "folder/?key=secret": "of addresses, archives (.tar, .zip, .parquet) are read",
+        "folder/?key=secret": "only archives (.tar, .zip, .parquet) are read",
     }.items():
         caplog.clear()
         assert convert([f"{server.address}/{name}", str(tmp_path / "out")]) == 2

@@ -51,7 +51,7 @@ def test_a_file_cut_at_every_tenth_is_recognised(two_saves, tenths, capsys):
     capsys.readouterr()
     assert run(M2D, f"{two_saves} torn") == 0
     said = capsys.readouterr().out
-    assert "torn/last.pth is torn: using the checkpoint before it" in said and "resuming from torn/last-previous.pth" in said
+    assert "torn/last.pth is incomplete: using the checkpoint before" in said and "resuming from torn/last-previous.pth" in said
     assert digest(Path("torn/last.pth")) == digest(Path("whole/last.pth"))
     # What was torn has not been kept as the one to go back to.
     assert load(Path("torn/last-previous.pth"))["epoch"] == 2

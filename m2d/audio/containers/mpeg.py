@@ -209,6 +209,6 @@ def _new_tag(stream: _Stream) -> bytes:
     first = stream.header
     header = bytes((first[0], first[1] | 1, _KBITS_OF_OUR_TAG << 4 | first[2] & 0x0C, first[3]))
     frame = _frame(header)
-    assert frame is not None  # the header of a frame, but for its bit rate
+    assert frame is not None  # a frame's header without its bit rate
     tag = header.ljust(frame.tag_offset, b"\0") + struct.pack(">4sII", b"Info", _HAS_FRAMES, stream.count)
     return tag.ljust(frame.length, b"\0")

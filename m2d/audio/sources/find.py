@@ -82,8 +82,8 @@ def _matching(pattern: str, found: Iterable[str]) -> list[str]:
 def _at_address(address: str) -> list[str]:
     if not _is_archive(address):
         raise FileError(
-            f"{named(address)}: of addresses, archives ({', '.join(ARCHIVE_SUFFIXES[:3])}) are read; "
-            "list those of audio files in a file on this machine"
+            f"{named(address)}: only archives ({', '.join(ARCHIVE_SUFFIXES[:3])}) are read; "
+            "name addresses of audio files in a list on this machine"
         )
     check_protocols({address.partition("://")[0].lower()})
     if not re.search(r"[*\[]", urlsplit(address).path):
@@ -92,7 +92,7 @@ def _at_address(address: str) -> list[str]:
     try:
         found = [fs.unstrip_protocol(name) for name in fs.glob(path)]
     except Exception as error:  # each file system has its own
-        raise FileError(f"{named(address)}: what is there cannot be listed ({public_reason(error, address)})") from error
+        raise FileError(f"{named(address)} cannot be listed ({public_reason(error, address)})") from error
     return _matching(address, found)
 
 

@@ -37,7 +37,7 @@ class ParquetRow(NamedTuple):
         """As `Place.read`; fast for rows one after the other."""
         content = _group(self.path, self.column, self.group).row(self.row)
         if content is None:
-            raise ValueError("has no bytes in its row, at most the path of a file elsewhere")
+            raise ValueError("has no audio bytes in its row (a path alone is not followed)")
         if len(content) > MOST_BYTES:
             raise ValueError(f"has {len(content) >> 20} MiB; at most {MOST_BYTES >> 20} are read from a row")
         return content

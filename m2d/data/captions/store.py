@@ -264,7 +264,7 @@ def _check_unique(ids: TextColumn) -> None:
     counts = pc.value_counts(ids.to_arrow())
     repeated = counts.filter(pc.greater(counts.field("counts"), 1))
     if len(repeated):
-        raise ValueError(f"{len(repeated)} ids come more than once, such as {repeated[0]['values']}")
+        raise ValueError(f"{len(repeated)} ids are repeated, such as {repeated[0]['values']}")
 
 
 @contextmanager

@@ -57,9 +57,7 @@ class _ArraysOnly(pickle.Unpickler):
 
     def find_class(self, module_name: str, global_name: str) -> Callable:
         if (module_name, global_name) not in _ALLOWED:
-            raise pickle.UnpicklingError(
-                f"it asks for {module_name}.{global_name}, which a dict of arrays has no need of: refused"
-            )
+            raise pickle.UnpicklingError(f"it uses {module_name}.{global_name}, which no dict of arrays needs: refused")
         return super().find_class(module_name, global_name)
 
 

@@ -112,7 +112,7 @@ class PackStore(ClipStore):
         if missing:
             raise FileError(
                 f"{self.source}: {len(missing)} of its {self.info.chunks} chunks are not there (the first is {missing[0]}): "
-                "run m2d pack again, which writes those that are missing"
+                "run m2d pack again to write the missing ones"
             )
         if self.info.n_mels != self.n_mels:
             raise FileError(f"{self.source}: {self.info.n_mels} mel bands where the model takes {self.n_mels}")

@@ -184,7 +184,7 @@ def write_chunk(pack: str | Path, info: PackInfo, chunk: int) -> Iterator[ChunkW
         if writer.features:
             writer.features.finish()
         if index.exists():
-            raise UserError(f"{pack}: another process is packing it (chunk {chunk} is there by now): give each a --shard")
+            raise UserError(f"{pack}: another process has written chunk {chunk} meanwhile: give each process a --shard")
     write_npz(index, **writer.index())
 
 

@@ -115,7 +115,7 @@ def _connect(rank: int, timeout: timedelta, is_master: bool) -> dist.Store:
     try:
         return dist.TCPStore(address, port, is_master=hosts, timeout=timeout, wait_for_workers=False)
     except dist.DistNetworkError as error:
-        raise RankLostError(f"rank 0 is not reached at {address}:{port} within {timeout}") from error
+        raise RankLostError(f"rank 0 cannot be reached at {address}:{port} within {timeout}") from error
 
 
 def _agree_on_prefix(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:

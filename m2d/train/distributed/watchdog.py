@@ -108,7 +108,7 @@ class Watchdog:
     def _end(self, missing: list[int]) -> None:
         if self.rank == min(set(range(len(self._keys))) - set(missing)):
             logger.error(
-                "%s did not answer for %s (--rank_timeout): stopped, lost, or its machine is not reached. The run ends; "
+                "%s did not answer for %s (--rank_timeout): stopped, lost, or its machine cannot be reached. The run ends; "
                 "--auto_resume resumes it from the last checkpoint",
                 ranks_text(missing),
                 self.timeout,

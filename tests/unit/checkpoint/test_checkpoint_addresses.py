@@ -69,7 +69,7 @@ def test_a_broken_connection_has_no_name_and_is_resumed(whole_file, server, tmp_
         ("flipped", "is damaged"),
         ("two", "is an archive of 2 checkpoints"),
         ("empty", "is empty"),
-        ("pickle", "asks to run"),
+        ("pickle", "runs "),
     ],
 )
 def test_what_is_refused_is_not_cached(whole_file, server, tmp_path, kind, words):

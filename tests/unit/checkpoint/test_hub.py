@@ -150,7 +150,7 @@ def test_without_a_network_one_line_says_so_at_once(tmp_path):
         endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
         addresses = "hf:owner/exported", "hf:owner/run/a.pth@v1"
         whole, file = read(tmp_path, endpoint, *addresses, program=no_pauses + PROGRAM)
-    reason = f"{endpoint} is not reached, and the cache has no"
+    reason = f"{endpoint} cannot be reached, and the cache has no"
     assert whole == ["CheckpointError", f"hf:owner/exported: {reason} model.safetensors of owner/exported: {REMEDY}"]
     assert file == ["CheckpointError", f"hf:owner/run/a.pth@v1: {reason} a.pth of owner/run: {REMEDY}"]
 

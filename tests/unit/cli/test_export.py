@@ -69,7 +69,7 @@ def test_the_loss_of_the_projectors_is_said(tmp_path, caplog, form):
         assert main([str(path), str(dest), "--to", form]) == 0
     assert len(set(caplog.messages)) == len(caplog.messages), "a line came twice"
     (line,) = (record.message for record in caplog.records if "M2D-CLAP" in record.message)
-    assert f"{path} is M2D-CLAP's: {dest} has its encoder alone, which compares no sounds with texts" in line
+    assert f"{path} is an M2D-CLAP checkpoint; {dest} holds only its encoder, which cannot compare sounds with texts" in line
 
 
 def test_what_is_there_is_replaced_on_request_alone(source, tmp_path, caplog):

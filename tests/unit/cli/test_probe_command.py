@@ -101,7 +101,7 @@ def test_unreadable_clips_are_named_and_the_others_judged(sounds, weights, tmp_p
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--folds", "1"], "--folds starts from 2"),
+        (["--folds", "1"], "--folds must be at least 2"),
         (["--weights", "none.pth"], "none.pth"),
         (["--weights", "x/random", "x/random"], "one checkpoint twice"),
     ],

@@ -206,7 +206,7 @@ def test_files_that_cannot_be_read_are_left_out(weights, sounds, known_texts, tm
         (["--classes", "missing.txt"], "there is no such file"),
         ([], "--classes is missing"),
         (["--classes", "a", "--prompt", "no place"], "no {} in it"),
-        (["--classes", "a", "--top", "0"], "--top starts from 1"),
+        (["--classes", "a", "--top", "0"], "--top must be at least 1"),
     ],
 )
 def test_what_cannot_be_classified(flags, message, weights, sounds, caplog):

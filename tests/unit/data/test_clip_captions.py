@@ -196,7 +196,7 @@ def arrays(**changed):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (arrays(ids=TextColumn.of(["a", "a"]).blob), "1 ids come more than once, such as a"),
+        (arrays(ids=TextColumn.of(["a", "a"]).blob), "1 ids are repeated, such as a"),
         (arrays(offsets=np.array([0, 1, 2])), "offsets that do not fit"),
         (arrays(offsets=np.array([0, 0, 3])), "offsets that do not fit"),
         (arrays(embeddings=np.zeros(3, np.float16)), "expected float16"),

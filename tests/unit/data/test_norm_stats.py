@@ -156,7 +156,7 @@ def test_a_file_of_somebody_else_stays(make_store, tmp_path, caplog):
     store, cache = make_store(noise_clips(5, 20)), tmp_path / "clips.csv.stats.json"
     cache.write_text('{"mean": -7.1, "std": 4.2}')
     assert cached_stats(store, 10) == measure_stats(store, 10)
-    assert cache.read_text() == '{"mean": -7.1, "std": 4.2}' and "statistics are not kept" in caplog.text
+    assert cache.read_text() == '{"mean": -7.1, "std": 4.2}' and "statistics are not saved" in caplog.text
 
 
 def test_a_damaged_entry_is_measured_again(make_store, tmp_path, count_measurements):

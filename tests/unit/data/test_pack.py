@@ -297,7 +297,10 @@ def test_a_packer_that_another_one_overtakes_says_so_and_leaves_its_files(tmp_pa
     info = PackInfo("x", 1, 1, "float32", 80, 0, ("file_name",))
     start_pack(tmp_path, info)
     clip = pack_clip(np.full((80, 9), -7, np.float32), "float32")
-    with pytest.raises(UserError, match=r"another process is packing it .*--shard"), write_chunk(tmp_path, info, 0) as slow:
+    with (
+        pytest.raises(UserError, match=r"another process has written chunk 0 meanwhile: .*--shard"),
+        write_chunk(tmp_path, info, 0) as slow,
+    ):
         with write_chunk(tmp_path, info, 0) as fast:
             fast.add(clip, {"file_name": "fast.npy"})
         before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.name.startswith("chunk")}

@@ -133,7 +133,7 @@ def test_a_file_that_cannot_be_read_is_left_out(weights, recordings, tmp_path):
         (["none.wav", "--out", "{tmp}/e.npz"], "there is no file or folder none.wav"),
         (["{tmp}", "--out", "{tmp}/e.npz"], "no audio files in it"),
         (["{tmp}/bad.wav", "--out", "{tmp}/e.npz"], "none of the 1 files could be read: nothing is written"),
-        (["{audio}/short.wav", "--out", "{tmp}/e.npy"], "a name that ends in .npz is expected"),
+        (["{audio}/short.wav", "--out", "{tmp}/e.npy"], "expected a name that ends in .npz"),
         (["{audio}/short.wav", "--out", "{tmp}/e.npz", "--batch_size", "0"], "are at least 1"),
         (["{tmp}/list.csv", "--out", "{tmp}/e.npz"], "no column file_name (its columns: name)"),
     ],

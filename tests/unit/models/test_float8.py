@@ -149,7 +149,7 @@ def test_devices_without_float8_are_refused_in_a_line(monkeypatch):
 def test_flags_that_do_not_go_with_it_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    with pytest.raises(UserError, match="--fp8 takes --bf16"):
+    with pytest.raises(UserError, match="--fp8 needs --bf16"):
         check(settings_of("train_audio", ["--fp8"]), program_of("train_audio").families)
     monkeypatch.undo()
     with pytest.raises(UserError, match="--fp8 needs a CUDA device"):

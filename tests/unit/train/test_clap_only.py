@@ -122,7 +122,7 @@ def test_a_later_stage_takes_all_of_the_earlier_one(workplace):
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ("--base_model=", "--base_model names the checkpoint"),
+        ("--base_model=", "--base_model CHECKPOINT is missing"),
         ("--finetune x.pth", "no effect with --finetune"),
         ("--mask_ratio 1", "below 1"),
         ("--file_caption data/captions.npz", "holds embeddings"),

@@ -118,7 +118,7 @@ def test_a_pack_gives_the_same_run():
         ("--file_caption data/none.npz", "data/none.npz: no such file"),
         ("--text_encoder A", "12 wide, --text_encoder A (thenlper/gte-base) makes them 768 wide"),
         ("--file_caption data/texts.csv", "m2d captions makes embeddings"),
-        ("--batch_size 1", "2 clips or more"),
+        ("--batch_size 1", "give 2 or more"),
         ("--csv_main data/files_more.csv", "1 of the 49 clips of data/files_more.csv have no caption"),
     ],
 )

@@ -218,7 +218,7 @@ def test_a_rank_0_that_is_not_reached_is_named(monkeypatch):
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-    with pytest.raises(RankLostError, match="^rank 0 is not reached at 127.0.0.1:"):
+    with pytest.raises(RankLostError, match="^rank 0 cannot be reached at 127.0.0.1:"):
         processes.start("cpu", rank_timeout=0.02)
 
 
