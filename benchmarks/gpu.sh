@@ -85,7 +85,7 @@ if [ -n "$quick" ]; then
   files+=(--weights m2d_vit_tiny-80x16p16x16-random --seconds 0.5 --files 4 --distinct 2 --batch_size 2 --workers 2)
 else
   step+=(--steps 5 --warmup 3 --rounds 3)
-  embedding+=(--steps 20 --warmup 5)
+  embedding+=(--steps 20 --warmup 5 --rounds 3)
   files+=(--files 20000)
 fi
 [ "$device" = cpu ] || step+=("${fast[@]}")
