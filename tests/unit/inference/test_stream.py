@@ -13,6 +13,7 @@ from checkpoint_files import published_name, write_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import melody
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from m2d.audio.framing import segments
 from m2d.inference import clips as clips_module
@@ -70,6 +71,26 @@ def test_a_spectrogram_made_of_stretches_is_that_of_the_whole(runtime, samples, 
     assert sum(part.samples for part in parts) == samples
     assert all(part.frames % unit == 0 for part in parts[:-1])
     assert len(parts) == 1 or len(in_stretches(audio, cuts)) > 1
+
+
+class Operations(TorchDispatchMode):
+    """Counts what a device would be asked to do: all but views."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not function.is_view
+        return function(*args, **(kwargs or {}))
+
+
+def test_spectrograms_of_many_clips_take_one_copy_each_and_the_rest_once(runtime):
+    counts = []
+    for clips in (1, 5, 9):
+        parts = [next(segments([melody(1 + i / 10, 16000)], runtime.front_end)) for i in range(clips)]
+        with Operations() as operations:
+            log_mel_of(parts, runtime)
+        counts.append(operations.count)
+    assert counts[1] - counts[0] == counts[2] - counts[1] == 4
 
 
 @settings(max_examples=12, deadline=None)
