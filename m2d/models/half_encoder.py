@@ -14,8 +14,8 @@ class HalfEncoder:
 
     The weights of products are cast once, in place of once in each autocast context, and by compiled code in each batch. They
     are cast again when they change: by an optimizer, `load_state_dict` or `to`, not by writing to `.data`. On CUDA, inputs
-    of a shape that comes again are replayed as a CUDA graph. How the model computes is taken as it is at the first input:
-    `use_short_attention` and `compile_inference` come before.
+    of a shape that comes again are replayed as a CUDA graph, for one thread at a time. How the model computes is taken as it
+    is at the first input: `use_short_attention` and `compile_inference` come before.
 
     Args:
         model: the model, which stays as it is.
