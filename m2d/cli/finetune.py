@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -109,8 +110,10 @@ def check(settings: Settings, workers: int) -> None:
     if workers < 1:
         raise UserError("--workers must be at least 1")
     for name in ("warmup_epochs", "mixup", "freq_mask", "time_mask", "patience", "weight_decay"):
-        if getattr(settings, name) < 0:
-            raise UserError(f"--{name} is 0 or more")
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise UserError(f"--{name} is a number of at least 0")
+    if settings.lr is not None and not 0 < settings.lr < math.inf:
+        raise UserError(f"--lr is a number above 0, not {settings.lr}")
     if settings.training_mask is not None and not 0 <= settings.training_mask < 1:
         raise UserError(f"--training_mask {settings.training_mask}: from 0 to below 1")
     if not 0 < settings.layer_decay <= 1:

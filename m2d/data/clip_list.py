@@ -181,9 +181,13 @@ def read_header(csv_path: str | Path) -> list[str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileError: it is no CSV in UTF-8.
+        FileError: it is a folder, or no CSV in UTF-8.
     """
     path = Path(csv_path)
+    if path.is_dir():
+        raise FileError(
+            f"{path}: a folder, where a list is expected: a CSV with a column file_name, as m2d convert --csv writes it"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list (a CSV with a column file_name)")
     _check_encoding(path)

@@ -153,6 +153,10 @@ def test_sound_events_in_time(weights, tmp_path):
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--training_mask", "1"], "--training_mask 1.0: from 0 to below 1"),
         (["--layer_decay", "0"], "--layer_decay 0.0: above 0"),
+        (["--lr", "-0.001"], "--lr is a number above 0"),
+        (["--lr", "inf"], "--lr is a number above 0"),
+        (["--mixup", "nan"], "--mixup is a number of at least 0"),
+        (["--weight_decay", "-1"], "--weight_decay is a number of at least 0"),
         (["--weights", "none.pth"], "none.pth"),
     ],
 )

@@ -99,6 +99,8 @@ def test_long_list_over_many_blocks(write_csv):
 def test_missing_list(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere.csv: no such list"):
         read_list(tmp_path / "nowhere.csv")
+    with pytest.raises(ValueError, match="a folder, where a list is expected"):
+        read_list(tmp_path)
 
 
 @pytest.mark.parametrize(
