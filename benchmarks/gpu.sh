@@ -99,7 +99,11 @@ if [ -z "$quick" ]; then
   for option in --fp8 --no-recompute_gelu --half_target --no-short_attention; do
     part "${option#--}" 40 "${step[@]}" --fast_only --model $base "${batch[@]}" "$option"
   done
-  part tiny 50 "${step[@]}" --fast_only --model m2d_vit_tiny --input_size 80x208 --batch_size 256 --gaps
+  for size in tiny small; do
+    sizes=(--model m2d_vit_$size --input_size 80x208 --batch_size 256)
+    part $size 50 "${step[@]}" --fast_only "${sizes[@]}" --gaps
+    part ${size}_graphs 40 "${step[@]}" --fast_only "${sizes[@]}" --gaps --cuda_graphs
+  done
   part m2d_as 40 "${step[@]}" --fast_only --model m2d_as_vit_base --batch_size 512
   part m2d_x 40 "${step[@]}" --fast_only --model m2d_x_vit_base --batch_size 512
   part m2d_s 50 "${step[@]}" --fast_only --model m2d_s_vit_base --patch_size 80x2 --batch_size 256
@@ -108,7 +112,6 @@ fi
 part run_from_pack 80 "${run[@]}"
 [ "$device" = cpu ] || part attention 30 "$PYTHON" -m benchmarks.attention
 if [ -z "$quick" ]; then
-  part small 50 "${step[@]}" --fast_only --model m2d_vit_small --input_size 80x208 --batch_size 256 --gaps
   part whole 90 "${step[@]}" --no-compile_blocks --compile --fast_only --model $base "${batch[@]}"
 fi
 tests=$(tail -n 1 "$out/tests.txt" 2>/dev/null) && echo "| pytest -m gpu | $tests |" >>"$table"

@@ -14,7 +14,6 @@ import argparse
 import ast
 import statistics
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,6 +29,7 @@ from m2d.models.transformer.onednn import use_onednn
 from m2d.train import cost
 from m2d.train import device as compute
 from m2d.train.config import as_pair, size_pair
+from m2d.train.graphs import LossesOf, graph_losses
 from m2d.utils.malloc import OWN_LIMITS, keep_freed_memory
 
 
@@ -78,6 +78,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--fp8", action="store_true", help="products of its blocks in float8 (on a CPU: of values rounded to it)")
     parser.add_argument("--half_target", action="store_true", help="the fast step's target encoder with tokens in half precision")
+    parser.add_argument("--cuda_graphs", action="store_true", help="the fast step's forward and backward pass as CUDA graphs")
     parser.add_argument("--activation_checkpointing", action="store_true", help="recompute the fast step's activations")
     parser.add_argument("--steps", type=int, default=2, help="of each round")
     parser.add_argument("--warmup", type=int, default=1, help="steps before, in each round")
@@ -105,6 +106,7 @@ class Step:
         trained = [p for p in self.model.parameters() if p.requires_grad]
         how = dict(fused=True) if choices.fused_optimizer else dict(foreach=False)
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, **how)
+        self.graphed: LossesOf | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=args.precision == "fp16")
         self.trained = trained
         if compiled:
@@ -119,6 +121,8 @@ class Step:
     def forward(self, x: torch.Tensor, target: torch.Tensor | None, plan: MaskPlan) -> torch.Tensor:
         """The loss."""
         arguments = (x, plan) if target is None else (x, target, plan)
+        if self.graphed:
+            return self.graphed(arguments)["loss"]
         if self.choices.hidden_tokens_only or not self.model.has_ema_target:
             return self.model(*arguments)[0]
         keep = plan.keep
@@ -143,10 +147,19 @@ class Step:
                 for slow, online in pairs:
                     slow.data = slow.data * 0.999 + online.data * (1 - 0.999)
 
+    def autocast(self, cache: bool = True) -> torch.autocast:
+        """Its precision."""
+        dtype = PRECISIONS[self.args.precision]
+        return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=cache)
+
+    def capture(self, x: torch.Tensor, target: torch.Tensor | None, plan: MaskPlan) -> None:
+        """Replay CUDA graphs from here on."""
+        with self.autocast(cache=False):
+            self.graphed = graph_losses(self.model, (x, plan) if target is None else (x, target, plan))
+
     def __call__(self, x: torch.Tensor, target: torch.Tensor | None, plan: MaskPlan) -> torch.Tensor:
         """One whole step; returns its loss."""
-        dtype = PRECISIONS[self.args.precision]
-        with nullcontext() if dtype == torch.float32 else torch.autocast(self.device.type, dtype):
+        with self.autocast():
             loss = self.forward(x, target, plan)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
@@ -251,6 +264,8 @@ def main() -> None:
         for name in Choices.__dataclass_fields__:
             steps[f"fast without {name}"] = Step(args, replace(Choices(), **{name: False}), compiled=True)
     batch = make_batch(steps["fast"])
+    if args.cuda_graphs:
+        steps["fast"].capture(*batch)
     results = measure(steps, batch, args)
     work = cost.step_flops(steps["fast"].model, args.mask_ratio)
     product = cost.measured_flops(device, PRECISIONS[args.precision])

@@ -35,6 +35,7 @@ def check(settings: Settings, families: Sequence[str]) -> None:
     _check_offline(settings)
     _check_compilation(settings)
     _check_sharding(settings)
+    _check_graphs(settings)
     _check_precision(settings)
     _check_lists(settings)
     _check_probe(settings)
@@ -153,6 +154,18 @@ def _check_compilation(settings: Settings) -> None:
     machine = settings.machine
     if machine.compile_blocks and machine.compile is False:
         raise UserError("--compile_blocks and --no_compile exclude each other")
+
+
+def _check_graphs(settings: Settings) -> None:
+    machine = settings.machine
+    if not machine.cuda_graphs:
+        return
+    if machine.device in ("cpu", "mps") or not torch.cuda.is_available():
+        raise UserError("--cuda_graphs needs a CUDA device: omit it here")
+    if world_size() > 1:
+        raise UserError("--cuda_graphs works in a run of one process: omit it here")
+    if settings.run.accum_iter > 1:
+        raise UserError("--cuda_graphs and --accum_iter do not work together here: omit one of them")
 
 
 def _check_precision(settings: Settings) -> None:

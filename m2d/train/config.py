@@ -258,6 +258,7 @@ class MachineSettings:
     pin_mem: bool = switch(True, "pin the loader's memory (CUDA)", "do not pin it")
     compile: bool | None = switch(None, "compile the model as a whole", "compile nothing; neither: on CUDA as --compile_blocks")
     compile_blocks: bool = switch(False, "compile the transformer's blocks, equal ones once, and the code between them")
+    cuda_graphs: bool = switch(False, "launch a step's kernels at once, as CUDA graphs: for small models on one GPU")
     fsdp: bool = switch(False, "shard weights and optimizer state across ranks (FSDP2), for large models")
     rank_timeout: float = flag(
         10.0, "minutes after which a run of several processes ends if one of them does not answer", low=0.01

@@ -229,7 +229,7 @@ M2D_CLAP = Program(
 _PREDICTOR_FLAGS = (
     "decoder_depth norm_pix_loss no_norm_pix_loss loss_fn loss_m2d loss_off ema_decay_init ema_decay target_layers cont_mask "
     "resume resume_partial force_start_epoch weighted teacher swap_inputs csv_bg_noise noise_ratio min_ds_size fsdp "
-    "half_target compile_blocks fp8"
+    "half_target compile_blocks fp8 cuda_graphs"
 )
 
 

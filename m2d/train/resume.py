@@ -28,8 +28,8 @@ FREE = set(
 )
 #: ... or change it in a way that a user may want, if only in rounding; a warning names them.
 ALLOWED = set(
-    "activation_checkpointing clip_grad compile compile_blocks data_path device epochs min_lr recompute_gelu short_attention "
-    "skip_bad_files weight_decay".split()
+    "activation_checkpointing clip_grad compile compile_blocks cuda_graphs data_path device epochs min_lr recompute_gelu "
+    "short_attention skip_bad_files weight_decay".split()
 )
 
 #: How many files of a list are compared when a run is resumed.

@@ -30,6 +30,7 @@ from .device import choose_computation, configure, precision_of, try_compile
 from .distributed.collectives import from_rank0, gather_rows, lockstep, run_on_all_ranks
 from .distributed.fsdp import shard
 from .distributed.launch import Launch
+from .graphs import try_graphs
 from .metrics import Throughput
 from .optim import make_optimizer
 from .pair import build_pair, checkpoint_stats
@@ -213,9 +214,13 @@ def make_trainer(
         sampler=sampler,
         peak_lr=optim.blr * sampler.per_update / 256 if optim.lr is None else optim.lr,
     )
-    if compilation:
+    if compilation or machine.cuda_graphs:
         first_batch = data.__getitems__(next(sampler.batches(epoch=0)))
-        try_compile(model, lambda: trainer.losses(model, first_batch)["loss"].backward(), by_block=compilation == "blocks")
+        if compilation:
+            try_compile(model, lambda: trainer.losses(model, first_batch)["loss"].backward(), by_block=compilation == "blocks")
+        if machine.cuda_graphs:
+            with trainer.autocast(cache=False):
+                trainer.graphed_losses = try_graphs(model, trainer.transform(first_batch))
     return trainer
 
 

@@ -19,6 +19,7 @@ from .cost import peak_flops, step_flops
 from .device import precision_of
 from .distributed.fsdp import full_state
 from .distributed.launch import Launch
+from .graphs import LossesOf
 from .metrics import LossMeter
 from .optim import ema_decay, learning_rate
 
@@ -33,6 +34,7 @@ class Trainer:
         sampler: which samples make up each step.
         peak_lr: the highest learning rate.
         full_model: where the model is sharded (FSDP), a whole one for evaluation.
+        graphed_losses: in place of the model in training, its losses by CUDA graphs.
     """
 
     settings: Settings
@@ -45,6 +47,7 @@ class Trainer:
     sampler: EpochSampler
     peak_lr: float
     full_model: MaskedPredictorViT | None = None
+    graphed_losses: LossesOf | None = None
 
     def __post_init__(self):
         run, model = self.settings.run, self.settings.model
@@ -67,14 +70,19 @@ class Trainer:
         """The trained parameters, in the optimizer's order."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def autocast(self) -> torch.autocast:
-        """Mixed precision where the run has it."""
-        return torch.autocast(self.launch.device.type, self.precision, enabled=self.precision != torch.float32)
+    def autocast(self, cache: bool = True) -> torch.autocast:
+        """Mixed precision where the run has it; with `cache` weights are cast once a step."""
+        enabled = self.precision != torch.float32
+        return torch.autocast(self.launch.device.type, self.precision, enabled=enabled, cache_enabled=cache)
 
     def losses(self, model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
         """Losses of a batch through a model, by name."""
         with self.autocast():
-            losses = self.model.named_losses(model(*self.transform(batch)))
+            inputs = self.transform(batch)
+            if self.graphed_losses and torch.is_grad_enabled():
+                losses = self.graphed_losses(inputs)
+            else:
+                losses = self.model.named_losses(model(*inputs))
         return {name: loss.float() for name, loss in losses.items()}
 
     def forward_backward(self, batch: Batch, synchronize: bool) -> dict[str, torch.Tensor]:
