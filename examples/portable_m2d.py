@@ -22,8 +22,10 @@ import pickle
 import re
 import zipfile
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -349,6 +351,41 @@ class TextEncoder:
 # ---------------------------------------------------------------- the model
 
 
+class _TrueFloat32:
+    """A context in which float32 convolutions and products on CUDA are without TF32, for all threads that are within it.
+
+    PyTorch's convolutions use TF32 unless told otherwise, which moves quiet bands.
+    """
+
+    def __init__(self):
+        self.lock, self.users, self.chosen = Lock(), 0, []
+
+    def settings(self) -> list[tuple[Any, str, Any]]:
+        """Where the settings are, by what name, and the exact value."""
+        products, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        if hasattr(products, "fp32_precision"):  # PyTorch 2.9
+            return [(products, "fp32_precision", "ieee"), (cudnn.conv, "fp32_precision", "ieee")]
+        return [(products, "allow_tf32", False), (cudnn, "allow_tf32", False)]
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.users:
+                self.chosen = [getattr(place, name) for place, name, _ in self.settings()]
+                for setting in self.settings():
+                    setattr(*setting)
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if not self.users:
+                for (place, name, _), value in zip(self.settings(), self.chosen, strict=True):
+                    setattr(place, name, value)
+
+
+_TRUE_FLOAT32 = _TrueFloat32()
+
+
 class AudioModel(nn.Module):
     """Waveforms to embeddings, or logits.
 
@@ -400,7 +437,8 @@ class AudioModel(nn.Module):
         hop, margin = self.cfg.hop_size, -(-self.cfg.n_fft // 2 // self.cfg.hop_size)
         before = min(start, margin)
         end = audio.shape[1] if stop + margin >= total else (stop + margin) * hop
-        with torch.autocast(audio.device.type, enabled=False):
+        exact = nullcontext() if torch.compiler.is_compiling() else _TRUE_FLOAT32
+        with torch.autocast(audio.device.type, enabled=False), exact:
             mel = self.to_spec(audio[:, (start - before) * hop : end])
             return (mel[:, None, :, before : before + stop - start] + EPS).log()
 

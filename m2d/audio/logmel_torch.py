@@ -90,7 +90,7 @@ class LogMel(nn.Module):
             raise ValueError(f"waveforms have the shape {list(waveforms.shape)}: expected [batch, samples]")
         # Single precision leaves noise beside a loud tone that moves quiet bands by more than 1e-3; MPS has no other.
         precise = torch.float32 if waveforms.device.type == "mps" else torch.float64
-        with torch.autocast(waveforms.device.type, enabled=False):
+        with torch.autocast(waveforms.device.type, enabled=False), float32_products(waveforms.device):
             frames = to_frames(waveforms.float(), self.front_end)
             spectrum = torch.fft.rfft(frames * self.window.to(precise)).to(torch.complex64)
             power = torch.view_as_real(spectrum).square().sum(-1)

@@ -1,5 +1,6 @@
 """Which device a program computes on, and copies from and to it that the host does not wait for."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,21 +34,48 @@ def no_tf32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+class _Float32:
+    """The setting of a process for float32 products on CUDA, made exact while any thread is within `float32_products`."""
+
+    def __init__(self) -> None:
+        self._lock, self._users, self._chosen = threading.Lock(), 0, None
+
+    def enter(self) -> None:
+        """A thread needs exact products."""
+        with self._lock:
+            if not self._users:
+                name, exact = self._name()
+                self._chosen = getattr(torch.backends.cuda.matmul, name)
+                setattr(torch.backends.cuda.matmul, name, exact)
+            self._users += 1
+
+    def leave(self) -> None:
+        """It needs them no longer."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                setattr(torch.backends.cuda.matmul, self._name()[0], self._chosen)
+
+    @staticmethod
+    def _name() -> tuple[str, object]:
+        # Since PyTorch 2.9 there are two names for the setting, and reading the older one fails where the newer one was used.
+        return ("fp32_precision", "ieee") if hasattr(torch.backends.cuda.matmul, "fp32_precision") else ("allow_tf32", False)
+
+
+_float32 = _Float32()
+
+
 @contextmanager
 def float32_products(device: torch.device) -> Iterator[None]:
     """Within this context float32 products on a device are in float32, whatever the program chose for them elsewhere."""
     if device.type != "cuda" or torch.compiler.is_compiling():
         yield
         return
-    settings = torch.backends.cuda.matmul
-    # Since PyTorch 2.9 there are two names for the setting, and reading the older one fails where the newer one was used.
-    name, exact = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
-    chosen = getattr(settings, name)
-    setattr(settings, name, exact)
+    _float32.enter()
     try:
         yield
     finally:
-        setattr(settings, name, chosen)
+        _float32.leave()
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

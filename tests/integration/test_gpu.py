@@ -13,6 +13,7 @@ from small_models import inputs, small_model
 from small_runs import digest, log_lines, run, small_builders, step_losses, write_list
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from examples.portable_m2d import PortableM2D
 from m2d.data.batch import Batch
 from m2d.data.loader import on_device
 from m2d.data.sampler import EpochSampler
@@ -255,15 +256,18 @@ def test_graphs_that_are_replayed_give_what_kernels_give(device, weights):
             parameter.mul_(1.01)
 
 
-def test_log_mels_are_in_true_float32_where_tf32_is_allowed(device, weights):
+@pytest.mark.parametrize("kind", [RuntimeM2D, PortableM2D])
+def test_log_mels_are_in_true_float32_where_tf32_is_allowed(device, weights, kind):
     """A tone beside silence: TF32 would move the quiet bands by whole units."""
-    runtime = RuntimeM2D(weight_file=weights)
+    model = kind(weight_file=weights)
+    to_log_mel = model.to_feature if kind is RuntimeM2D else model.to_log_mel_spec
     audio = torch.sin(torch.arange(16000) * 0.2)[None]
-    expected = runtime.to_feature(audio)
+    expected = to_log_mel(audio)
     chosen = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    model.to(device)
     try:
-        found = runtime.to(device).to_feature(audio.to(device))
+        found = to_log_mel(audio.to(device))
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = chosen
     torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=5e-3)

@@ -39,6 +39,32 @@ def assert_same(a, b):
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.fixture(params=[True, False])
+def allows_tf32(request):
+    """TF32 allowed, or not, for products and convolutions on CUDA."""
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = request.param
+    yield request.param
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
+
+
+def test_its_log_mel_is_in_true_float32_and_the_programs_settings_stay(weight_file, audio, monkeypatch, allows_tf32):
+    model, seen = PortableM2D(weight_file), []
+    make = model.to_spec.forward
+
+    def spy(x):
+        seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision))
+        return make(x)
+
+    monkeypatch.setattr(model.to_spec, "forward", spy)
+    model.to_log_mel_spec(audio)
+    assert set(seen) == {("ieee", "ieee")}
+    assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allows_tf32
+
+
 def test_it_runs_alone_in_an_empty_folder(weight_file, tmp_path):
     """No other file of the project is found, and of other packages only those it names are imported."""
     shutil.copy(FILE, tmp_path / "portable_m2d.py")

@@ -21,6 +21,18 @@ def test_tf32_is_off_within_the_context_alone(monkeypatch, name, fast, exact):
     assert vars(settings) == {name: fast}
 
 
+def test_the_last_of_several_threads_restores_the_setting(monkeypatch):
+    settings = SimpleNamespace(fp32_precision="tf32")
+    monkeypatch.setattr(torch.backends.cuda, "matmul", settings)
+    first, second = float32_products(CUDA), float32_products(CUDA)
+    found = []
+    for step in (first.__enter__, second.__enter__, lambda: first.__exit__(None, None, None)):
+        step()
+        found.append(settings.fp32_precision)
+    second.__exit__(None, None, None)
+    assert [*found, settings.fp32_precision] == ["ieee", "ieee", "ieee", "tf32"]
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_torchs_own_setting_can_be_read_afterwards(allowed):
     chosen = torch.backends.cuda.matmul.allow_tf32
