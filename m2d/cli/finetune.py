@@ -20,7 +20,7 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from types import UnionType
@@ -45,16 +45,17 @@ from ..finetune.clips import (
     warn_of_unjudged,
 )
 from ..finetune.training import BEST, LAST, LOG, FineTuning, Settings, build
-from ..run.folder import RECORD, read_run_file, record_start
+from ..run.folder import FINETUNE_LOCK, RECORD, read_run_file, record_start
 from ..run.log import RunLog
 from ..train.config import TRACKERS, tracker_list
 from ..train.distributed.collectives import from_rank0, run_on_all_ranks
-from ..train.distributed.launch import exit_process, start
+from ..train.distributed.launch import Launch, exit_process, start
 from ..train.monitoring.trackers import check_trackers, open_trackers
 from ..utils.atomic_file import write_figure
 from ..utils.errors import UserError
 from ..utils.names import counted, shown
 from ..utils.outputs import check_outputs, drawn_by
+from ..utils.own_files.lock import locked
 from ..utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
@@ -147,9 +148,26 @@ def finetune(args: argparse.Namespace) -> None:
     if events is not None:
         events = [events[i] for i in readable]
         check_events(clips.paths, events, seconds[readable])
-    train, validation = split_clips(clips, settings.seed)
-    warn_of_unjudged(clips, validation)
+    parts = split_clips(clips, settings.seed)
     from_rank0(launch, lambda: args.out.mkdir(parents=True, exist_ok=True))
+    with ExitStack() as held:
+        from_rank0(launch, lambda: held.enter_context(locked(args.out / FINETUNE_LOCK)))
+        _train(args, settings, launch, clips, events, parts)
+    if launch.world_size > 1:
+        exit_process(0)
+
+
+def _train(
+    args: argparse.Namespace,
+    settings: Settings,
+    launch: Launch,
+    clips: LabelledClips,
+    events: list[Events] | None,
+    parts: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Fine-tune on the clips of the first part and validate by those of the second, in a folder that no other run uses."""
+    train, validation = parts
+    warn_of_unjudged(clips, validation)
     targets = clips.targets if clips.multi_label else np.eye(len(clips.classes), dtype=bool)[clips.targets]
 
     model = build(settings, len(clips.classes), per_step=events is not None)
@@ -185,8 +203,6 @@ def finetune(args: argparse.Namespace) -> None:
         best = run.run()
         if launch.is_main:
             _finish(run, args.out, best)
-    if launch.world_size > 1:
-        exit_process(0)
 
 
 def refuse_foreign_files(out: Path, weights: str) -> None:

@@ -184,7 +184,7 @@ def check_events(paths: Sequence[Path], events: Sequence[Events], seconds: np.nd
     late = 0
     for path, event, end in zip(paths, events, seconds, strict=True):
         onsets, offsets = event.spans[:, 0], event.spans[:, 1]
-        if len(onsets) and onsets.max() >= end:
+        if len(onsets) and onsets.max() > end + _TOLERATED:
             raise UserError(f"{shown(path)} ends at {end:.2f} s, and an event begins at {onsets.max():.2f} s: correct the list")
         late += int((offsets > end + _TOLERATED).sum())
     if late:

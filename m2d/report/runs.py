@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.file import checkpoints_in, is_whole, load_file
-from ..run.folder import BEST, LAST, PREVIOUS, RECORD, read_run_file
+from ..run.folder import BEST, FINETUNE_LOCK, LAST, LOCK, PREVIOUS, RECORD, read_run_file
 from ..utils.errors import UserError
 from ..utils.names import shown
 from ..utils.own_files.lock import is_held
@@ -107,14 +107,14 @@ def read_run(source: str | Path) -> Run:
         speeds=list(read_speeds(folder / CONSOLE)),
         checkpoint=checkpoint,
         saved=saved,
-        is_running=is_held(folder / "run.lock"),
+        is_running=is_held(folder / LOCK) or is_held(folder / FINETUNE_LOCK),
     )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a folder: of fine-tuning the best one; torn ones are left out."""
     numbered = checkpoints_in(folder)
-    is_pretraining = (folder / "run.lock").exists()  # fine-tuning holds no lock, and its best epoch counts
+    is_pretraining = (folder / LOCK).exists()  # of fine-tuning the best epoch counts
     names = (LAST, PREVIOUS) if is_pretraining else (BEST, LAST, PREVIOUS)
     for path in [*map(folder.joinpath, names), *reversed(numbered)]:
         if path.is_file():

@@ -24,6 +24,8 @@ from ..utils.read_file import read_json
 
 LAST, PREVIOUS, BEST = "last.pth", "last-previous.pth", "checkpoint-best.pth"
 RECORD = "run.json"
+#: Held while a run is in its folder: of pre-training, and of fine-tuning.
+LOCK, FINETUNE_LOCK = "run.lock", "finetune.lock"
 
 logger = logging.getLogger("m2d")
 
@@ -121,7 +123,7 @@ class RunFolder:
     def _hold(self) -> None:
         """Lock the folder until this process ends, in whatever way."""
         try:
-            self._lock = hold_lock(self.path / "run.lock")
+            self._lock = hold_lock(self.path / LOCK)
         except LockedError as error:
             raise UserError(f"{self.path} is in use by {error.holder}") from None
         except OSError as error:

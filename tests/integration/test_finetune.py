@@ -18,6 +18,8 @@ from m2d.cli.finetune import main
 from m2d.finetune import training
 from m2d.inference import tag
 from m2d.inference.runtime import RuntimeM2D
+from m2d.report.runs import read_run
+from m2d.run.folder import FINETUNE_LOCK
 from m2d.train.monitoring import trackers
 
 FAST = "--epochs 6 --warmup_epochs 1 --batch_size 8 --optim adamw --lr 2e-3 --training_mask 0.3 --mixup 0.1 --no-rrc".split()
@@ -165,6 +167,21 @@ def test_mistakes_are_one_line(sounds, weights, tmp_path, more, message, caplog)
     assert message in caplog.messages[-1] and "\n" not in caplog.messages[-1]
 
 
+def test_a_folder_that_another_process_fine_tunes_in_is_refused(sounds, weights, tmp_path, caplog):
+    out = tmp_path / "out"
+    command = [str(sounds), "--weights", weights, "--out", str(out), *FAST, "--epochs", "1"]
+    assert main(command) == 0 and not (out / FINETUNE_LOCK).exists() and not read_run(out).is_running
+    hold = "import sys; from m2d.utils.own_files.lock import hold_lock; from pathlib import Path\n"
+    hold += "lock = hold_lock(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+    holder = [sys.executable, "-c", hold, str(out / FINETUNE_LOCK)]
+    with subprocess.Popen(holder, cwd=ROOT, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        assert main(command) == 2 and f"finetune.lock is held by process {other.pid}" in caplog.messages[-1]
+        assert read_run(out).is_running
+        other.stdin.close()
+    assert main(command) == 0
+
+
 def test_two_processes_train_together(sounds, weights, tmp_path):
     out = tmp_path / "two"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "m2d.cli.finetune"]
@@ -240,6 +257,8 @@ def test_events_outside_of_their_recording_are_refused(weights, tmp_path, caplog
     listed.write_text("\n".join(["file_name,onset,offset,label", *rows]))
     assert main(command) == 0
     assert "4 events beyond the end of a recording" in caplog.text
+    listed.write_text("\n".join(["file_name,onset,offset,label", *rows, "3.wav,2.0,2.005,a"]))  # as m2d tag --events rounds it
+    assert main([*command[:-1], "2"]) == 2 and "other settings" in caplog.messages[-1]
     listed.write_text("\n".join(["file_name,onset,offset,label", *rows, "3.wav,2.5,3.0,a"]))
     assert main(command) == 2
     assert "3.wav ends at 2.00 s, and an event begins at 2.50 s" in caplog.messages[-1]
