@@ -23,14 +23,11 @@ class Replay:
 
     Args:
         compute: the function; called within `torch.no_grad`.
-        capture: makes a graph of it, for tensors like the one given.
         most: graphs that are kept.
     """
 
-    def __init__(
-        self, compute: Compute, capture: Callable[[Compute, torch.Tensor], Compute] | None = None, most: int = _MOST_GRAPHS
-    ):
-        self._compute, self._capture, self._most = compute, capture or Capture(), most
+    def __init__(self, compute: Compute, most: int = _MOST_GRAPHS):
+        self._compute, self._capture, self._most = compute, Capture(), most
         self._seen: set[torch.Size] = set()
         self._graphs: dict[torch.Size, Compute] = {}
 
@@ -57,17 +54,20 @@ class Capture:
     def __call__(self, compute: Compute, x: torch.Tensor) -> Compute:
         """A function that replays `compute` for tensors like x, which it copies, and returns a tensor of its own."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        given = x.clone()
-        # Kernels are loaded and tuned outside of the capture, on a stream other than the default one.
+        given, graph = x.clone(), torch.cuda.CUDAGraph()
+        # A stream of x's device, which need not be the current one. Kernels are loaded and tuned on it before the capture.
         stream, current = torch.cuda.Stream(x.device), torch.cuda.current_stream(x.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             compute(given)
         current.wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads lock memory meanwhile, which is nothing to this stream.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            found = compute(given)
+        try:
+            # Other threads lock memory meanwhile, which is nothing to this stream.
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                found = compute(given)
+        except RuntimeError:
+            torch.cuda.set_stream(current)  # where a capture breaks off, torch leaves its stream in place
+            raise
 
         def replay(x: torch.Tensor) -> torch.Tensor:
             given.copy_(x)

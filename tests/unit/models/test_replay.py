@@ -48,3 +48,18 @@ def test_where_capturing_fails_nothing_is_replayed(monkeypatch, caplog):
     assert [double(torch.ones(1)).item() for _ in range(4)] == [2, 2, 2, 2]
     warnings = [record.getMessage() for record in caplog.records]
     assert warnings == ["computing without CUDA graphs: operation not permitted when stream is capturing"]
+
+
+@pytest.mark.gpu
+def test_graphs_on_cuda_compute_what_the_function_does():
+    """Two shapes that take turns, whose results stay as they are while the other is replayed."""
+    weights = torch.randn(64, 64, device="cuda")
+
+    def compute(x):
+        return torch.nn.functional.gelu(x @ weights) @ weights.mT
+
+    replayed = Replay(compute)
+    inputs = [torch.randn(size, 64, device="cuda") for size in (32, 8) * 4]
+    found = [replayed(x) for x in inputs]
+    for x, values in zip(inputs, found, strict=True):
+        torch.testing.assert_close(values, compute(x))
