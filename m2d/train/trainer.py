@@ -4,11 +4,10 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from ..data.batch import Batch
 from ..data.sampler import EpochSampler
@@ -22,6 +21,9 @@ from .distributed.launch import Launch
 from .graphs import LossesOf
 from .metrics import LossMeter
 from .optim import ema_decay, learning_rate
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 @dataclass
@@ -104,7 +106,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.trained, self.settings.optim.clip_grad or float("inf"))
         if self.is_sharded:
-            norm = cast(DTensor, norm).full_tensor()
+            norm = cast("DTensor", norm).full_tensor()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -198,17 +200,16 @@ class TrainState:
     def state_dict(self) -> Any:
         """What a checkpoint holds; all ranks call this where the model is sharded."""
         trainer = self.trainer
-        return full_state(
-            {
-                "model": trainer.model.state_dict(),
-                "optimizer": trainer.optimizer.state_dict(),
-                "epoch": self.epoch,
-                "scaler": trainer.scaler.state_dict(),
-                "args": trainer.settings.as_dict(),
-                "updates": self.updates,
-                "updates_per_epoch": trainer.sampler.updates_per_epoch,
-                "meter": self.meter.state_dict(),
-                "best_probe": self.best_probe,
-                **self.metadata,
-            }
-        )
+        state = {
+            "model": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "scaler": trainer.scaler.state_dict(),
+            "args": trainer.settings.as_dict(),
+            "updates": self.updates,
+            "updates_per_epoch": trainer.sampler.updates_per_epoch,
+            "meter": self.meter.state_dict(),
+            "best_probe": self.best_probe,
+            **self.metadata,
+        }
+        return full_state(state) if trainer.is_sharded else state

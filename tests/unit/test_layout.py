@@ -1,6 +1,8 @@
 """The packages of m2d/ import one way, are small, and leave nothing but published names beside them."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,17 @@ def test_packages_and_modules_are_small(package):
     # A link leads to examples/, whose portable model is one file by purpose.
     assert not [path for path in paths if not path.is_symlink() and len(path.read_text().splitlines()) >= 420]
     assert not [path for path in (ROOT / package).rglob("__init__.py") if path.read_text()]
+
+
+def test_a_start_takes_no_compiler_and_no_plots():
+    """What takes seconds to import, and few runs need: PyTorch's compiler and sharded tensors, torchvision, timm, plots."""
+    code = """
+import importlib, sys
+heavy = "torch._dynamo torch._inductor torch.distributed.tensor sympy torchvision timm transformers matplotlib sklearn pandas"
+for program in ("m2d.inference.embed", "m2d.inference.tag", "m2d.cli.export", "train_audio", "clap.train_clap"):
+    importlib.import_module(program)
+    print(program, *set(heavy.split()) & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if " " in line] == []

@@ -4,7 +4,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers.mlp import Mlp
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -65,8 +64,8 @@ class GeluLinear(torch.autograd.Function):
         return by_hidden.to(hidden.dtype), by_hidden.sum(1).sum(0), by_weight, rows.sum(0), None
 
 
-class FeedForward(Mlp):
-    """timm's MLP: linear, exact GELU, linear.
+class FeedForward(nn.Module):
+    """The MLP of a block: linear, exact GELU, linear, by the names of timm's, whose import would take most of a start.
 
     Args:
         width: width of a token.
@@ -79,12 +78,15 @@ class FeedForward(Mlp):
     recompute_gelu = False
 
     def __init__(self, width: int, hidden_width: int):
-        super().__init__(width, hidden_width, act_layer=Gelu)
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width)
+        self.act = Gelu()
+        self.fc2 = nn.Linear(hidden_width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Tokens `[B, N, D]` to tokens `[B, N, D]`."""
         if not (self.recompute_gelu and torch.is_grad_enabled()):
-            return super().forward(x)
+            return self._from_gelu(self.fc1(x))
         if torch.compiler.is_compiling() and self._is_plain() and product_dtype(x) in _HALF:
             return self._fused(x)
         # The backward pass stops computing again once it has the second layer's input.

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from ...audio.logmel import SILENCE
 from ...utils.atomic_file import write_figure
@@ -60,6 +59,8 @@ def draw(trainer: Trainer, clip: torch.Tensor, title: str, path: Path) -> None:
 
 
 def _draw_panels(panels: dict[str, torch.Tensor], title: str, path: Path) -> None:
+    from matplotlib.figure import Figure  # takes a sixth of a run's start, and few runs draw
+
     figure = Figure(figsize=(9, 6), layout="constrained")
     figure.suptitle(title)
     low, high = np.nanmin(list(panels.values())[0]), np.nanmax(list(panels.values())[0])
