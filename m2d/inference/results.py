@@ -10,6 +10,7 @@ from types import TracebackType
 
 import numpy as np
 
+from ..utils.atomic_file import naming
 from ..utils.errors import FileError
 from ..utils.names import shown
 from ..utils.own_files.own_file import open_own
@@ -116,9 +117,10 @@ class PartialResults(PartialRows):
     def flush(self) -> None:
         """Make what is done last: rows first, so that the list never names rows that are not on the disk."""
         super().flush()
-        self._list.writelines(json.dumps(asdict(result)) + "\n" for result in self._unflushed)
-        self._list.flush()
-        os.fsync(self._list.fileno())
+        with naming(self.folder / _LIST):
+            self._list.writelines(json.dumps(asdict(result)) + "\n" for result in self._unflushed)
+            self._list.flush()
+            os.fsync(self._list.fileno())
         self._unflushed.clear()
         self._flushed_at = time.monotonic()
 

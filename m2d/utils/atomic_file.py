@@ -20,7 +20,19 @@ if TYPE_CHECKING:
 LEFTOVER_SECONDS = 86400
 _MARK = ".m2d-tmp"
 _TEMPORARY = re.compile(rf"\..*\.[0-9a-f]{{16}}{re.escape(_MARK)}", re.DOTALL)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NAME_CHARACTERS = 40  # of the file's own name in a temporary's: at most 160 of the 255 bytes that a name may have
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """The error of a full disk, which the system raises without a name, gets this file's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
 
 
 @contextmanager
@@ -42,9 +54,13 @@ def open_atomic(path: str | os.PathLike, durable: bool = True, replace: bool = T
     target = os.path.abspath(path)
     folder, name = os.path.split(target)
     temporary = os.path.join(folder, f".{name[:_NAME_CHARACTERS]}.{os.urandom(8).hex()}{_MARK}")
-    file = open(temporary, "xb")
     try:
-        with file:
+        file = open(temporary, "xb")
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
+    try:
+        with naming(path), file:
             yield file
             if durable:
                 file.flush()

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
+from ..atomic_file import naming
 from ..errors import UserError
 from .own_file import open_own
 
@@ -38,17 +39,18 @@ def hold_lock(path: Path) -> IO[bytes]:
         OSError: it cannot be created.
     """
     file = _open_lock(path)
-    try:
-        _lock(path, file)
-        if not _is_at(path, file):  # its last holder removed it before we had it
+    with naming(path):
+        try:
+            _lock(path, file)
+            if not _is_at(path, file):  # its last holder removed it before we had it
+                file.close()
+                return hold_lock(path)
+            file.truncate(0)
+            file.write(_BEGIN + f"{os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}".encode())
+            file.flush()
+        except BaseException:
             file.close()
-            return hold_lock(path)
-        file.truncate(0)
-        file.write(_BEGIN + f"{os.getpid()} on {platform.node()} since {datetime.now():%Y-%m-%d %H:%M:%S}".encode())
-        file.flush()
-    except BaseException:
-        file.close()
-        raise
+            raise
     return file
 
 

@@ -10,7 +10,7 @@ from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from ..atomic_file import write_text
+from ..atomic_file import naming, write_text
 from ..errors import UserError
 from ..names import shown
 from .lock import LockedError, hold_lock
@@ -91,13 +91,15 @@ class PartialRows:
     def append(self, values: np.ndarray) -> list[int]:
         """Write rows `[n, width]`; returns the first one's number, and n."""
         first, self.rows = self.rows, self.rows + len(values)
-        self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
+        with naming(self._path):
+            self._file.write(np.ascontiguousarray(values, dtype=self._dtype).data)
         return [first, len(values)]
 
     def flush(self) -> None:
         """Make sure that the rows are on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def all(self) -> np.ndarray:
         """All rows `[rows, width]`, on the disk."""
@@ -123,7 +125,8 @@ class PartialRows:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
         self._lock.close()
 
 
