@@ -14,6 +14,7 @@ import argparse
 import ast
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,8 +51,8 @@ PLAIN = Choices(*[False] * 7)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def parse() -> argparse.Namespace:
-    """The settings."""
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The settings, of the command line or of some words."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="m2d_vit_base")
     parser.add_argument("--input_size", type=size_pair, default="80x608")
@@ -86,7 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--each", action="store_true", help="also each optimisation turned off alone")
     parser.add_argument("--gaps", action="store_true", help="also the share of the fast step in which no kernel runs")
     parser.add_argument("--fast_only", action="store_true", help="without the plain step (batches that it has no memory for)")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 class Step:
