@@ -27,10 +27,13 @@ def sincos_positions(dim: int, grid_size: tuple[int, int]) -> torch.Tensor:
     if dim % 4:
         raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, not {dim}")
     rows, columns = grid_size
-    time = _sincos(dim // 2, torch.arange(columns)).repeat(rows, 1)
-    frequency = _sincos(dim // 2, torch.arange(rows)).repeat_interleave(columns, dim=0)
-    patches = torch.cat([time, frequency], dim=1)
-    return torch.cat([torch.zeros(1, dim, dtype=torch.float64), patches]).float()[None]
+    device = torch.empty(0).device
+    with torch.device("cpu"):  # the meta device computes by Python code that imports PyTorch's compiler
+        time = _sincos(dim // 2, torch.arange(columns)).repeat(rows, 1)
+        frequency = _sincos(dim // 2, torch.arange(rows)).repeat_interleave(columns, dim=0)
+        patches = torch.cat([time, frequency], dim=1)
+        positions = torch.cat([torch.zeros(1, dim, dtype=torch.float64), patches]).float()[None]
+    return positions.to(device)
 
 
 def resize_positions(pos_embed: torch.Tensor, grid_size: tuple[int, int], new_columns: int) -> torch.Tensor:

@@ -128,8 +128,11 @@ class AudioViT(nn.Module):
     def init_weights(self) -> None:
         """Xavier-uniform matrices (the patch projection seen as one), zero biases, tokens normal(0, 0.02).
 
-        The bias of the patch projection keeps PyTorch's own start, as in the published system.
+        The bias of the patch projection keeps PyTorch's own start, as in the published system. On the meta device there are no
+        values to set, and trying to takes a second: it imports PyTorch's compiler.
         """
+        if self.cls_token.is_meta:
+            return
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.xavier_uniform_(module.weight.detach().flatten(1))

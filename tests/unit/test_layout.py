@@ -74,11 +74,15 @@ def test_a_start_takes_no_compiler_and_no_plots():
     """What takes seconds to import, and few runs need: PyTorch's compiler and sharded tensors, torchvision, timm, plots."""
     code = """
 import importlib, sys
+import m2d.inference.embed
 heavy = "torch._dynamo torch._inductor torch.distributed.tensor sympy torchvision timm transformers matplotlib sklearn pandas"
 for program in ("m2d.inference.embed", "m2d.inference.tag", "m2d.cli.export", "train_audio", "clap.train_clap"):
     importlib.import_module(program)
     print(program, *set(heavy.split()) & set(sys.modules))
+m2d.inference.embed.RuntimeM2D("tiny").get_scene_embeddings(sys.modules["torch"].zeros(1, 16000))
+print("encoding", *set(heavy.split()) & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stdout.splitlines() if " " in line] == []
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6 and not [line for line in lines if " " in line], lines
