@@ -6,7 +6,8 @@
 DATA is a folder of class folders (a second level of folders are groups), or a list: a CSV with the columns file_name and label,
 and optionally split (train, val, test) and group; several labels of a clip are separated by ';'. A list with the columns onset
 and offset (s) as well holds sound events: the classifier then gives logits for every time step. Without the column split, a fifth
-of the groups is held out to validate by. All clips are read once before: those that cannot be read are reported and left out.
+of the groups is held out to validate by, or of every class where there are no groups. All clips are read once before: those that
+cannot be read are reported and left out.
 
 In --out: checkpoint-best.pth (the epoch with the best validation score), last.pth, log.txt, console.txt, run.json (the settings),
 a learning curve and, for single labels, the confusion matrix; `m2d report` makes a page of it. The same command resumes a run

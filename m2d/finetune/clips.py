@@ -1,6 +1,7 @@
 """What is fine-tuned on: labelled clips, or recordings with events, as log-mels of the model's input length."""
 
 import logging
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.model_selection import GroupShuffleSplit
+from sklearn.model_selection import GroupShuffleSplit, StratifiedKFold
 
 from ..audio.decode import read_audio
 from ..audio.logmel import PRESETS, SILENCE, NumpyLogMel
@@ -69,6 +70,8 @@ class Events:
 def split_clips(clips: LabelledClips, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows to train on and rows to validate on: by the list's column split, else whole groups drawn at random.
 
+    Where each clip is a group of its own and has one label, the same share of every class is drawn.
+
     Raises:
         UserError: a class would have no clip to train on, a split that is needed has none, or all clips are of one group.
     """
@@ -80,8 +83,7 @@ def split_clips(clips: LabelledClips, seed: int) -> tuple[np.ndarray, np.ndarray
     else:
         if len(np.unique(clips.groups)) < 2:
             raise UserError("all clips are of one group, so that none can be held out: two are needed, or a column split")
-        splitter = GroupShuffleSplit(1, test_size=_VALIDATION_SHARE, random_state=seed)
-        train, validation = next(splitter.split(np.arange(len(clips)), groups=clips.groups))
+        train, validation = _drawn(clips, seed)
     member = clips.targets if clips.multi_label else np.eye(len(clips.classes), dtype=bool)[clips.targets]
     absent = np.flatnonzero(~member[train].any(axis=0))
     if len(absent):
@@ -90,6 +92,17 @@ def split_clips(clips: LabelledClips, seed: int) -> tuple[np.ndarray, np.ndarray
             "or a list with a column split (train, val)"
         )
     return train, validation
+
+
+def _drawn(clips: LabelledClips, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rows = np.arange(len(clips))
+    if clips.multi_label or len(np.unique(clips.groups)) < len(clips):
+        splitter = GroupShuffleSplit(1, test_size=_VALIDATION_SHARE, random_state=seed)
+        return next(splitter.split(rows, groups=clips.groups))
+    folds = max(2, min(round(1 / _VALIDATION_SHARE), np.bincount(clips.targets).max()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer clips than folds
+        return next(StratifiedKFold(folds, shuffle=True, random_state=seed).split(rows, clips.targets))
 
 
 def warn_of_unjudged(clips: LabelledClips, validation: np.ndarray) -> None:

@@ -28,6 +28,20 @@ def test_whole_groups_are_held_out():
     assert sorted([*train, *validation]) == list(range(60))
 
 
+@pytest.mark.parametrize(("clips_of_a_class", "held_out"), [(2, 1), (4, 1), (10, 2), (50, 10)])
+def test_of_clips_without_groups_the_same_share_of_every_class_is_held_out(clips_of_a_class, held_out):
+    for seed in range(5):
+        clips = labelled(np.repeat(np.arange(10), clips_of_a_class))
+        train, validation = split_clips(clips, seed)
+        assert np.bincount(clips.targets[validation]).tolist() == [held_out] * 10
+        assert sorted([*train, *validation]) == list(range(len(clips)))
+
+
+def test_a_class_of_fewer_clips_than_parts_is_split_without_a_librarys_warning(recwarn):
+    train, validation = split_clips(labelled([0, 0, *[1] * 18]), seed=0)
+    assert len(validation) == 4 and not recwarn.list
+
+
 def test_a_lists_split_counts_and_test_clips_stay_unseen():
     splits = np.array(["train", "train", "val", "test"])
     train, validation = split_clips(labelled([0, 1, 1, 0], splits=splits), seed=0)
