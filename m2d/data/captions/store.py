@@ -237,10 +237,10 @@ def read_texts(path: Path, columns: Sequence[str] = (), ids: str = "") -> Captio
     header = read_header(path)
     columns = list(columns) or [name for name in header if name.lower().startswith("caption")]
     owner = ids or next((name for name in ID_COLUMNS if name in header), ID_COLUMNS[-1])
+    table = read_list(path, (owner,), columns)
     if not columns:
         shown = ", ".join(header)[:200]
         raise FileError(f"{path}: no column that begins with caption (its columns: {shown}): --columns names those of captions")
-    table = read_list(path, (owner,), columns)
     missing = [name for name in columns if name not in table.columns]
     if missing:
         raise FileError(f"{path}: no column {', '.join(missing)} (its columns: {', '.join(header)[:200]})")

@@ -73,6 +73,7 @@ def test_texts_of_an_id_are_joined_over_rows_and_columns(workplace):
         ("file_name,caption\na.wav,x\nb.wav,\n", "row 3.*no caption"),
         ("file_name,text\na.wav,x\n", "--columns"),
         ("name,caption\na.wav,x\n", "no column file_name"),
+        ("file_name;caption\na.wav;x\n", "separated by .;.: save it as a CSV with commas"),
         ("file_name,caption\n", "empty"),
     ],
 )
