@@ -12,6 +12,11 @@ import trustme
 Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # blocks are asked for together; a connection beyond the queue would be tried again after a second
+
+
 class WebServer:
     """Answers by path; `asked` keeps (path, Range header) of each request.
 
@@ -45,14 +50,13 @@ class WebServer:
             def log_message(self, *args: object) -> None:
                 """Nothing: tests read what was asked."""
 
-        self._httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._httpd.daemon_threads = True
+        self._httpd = _Server(("127.0.0.1", 0), Handler)
         if ca is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             ca.issue_cert("127.0.0.1").configure_cert(context)
             self._httpd.socket = context.wrap_socket(self._httpd.socket, server_side=True)
         self.address = f"http{'s' if ca else ''}://127.0.0.1:{self._httpd.server_port}"
-        threading.Thread(target=self._httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=self._httpd.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
         """Stop listening."""
