@@ -27,7 +27,8 @@ _ARMIJO = 1e-4  # share of the linear decrease that a step must reach
 _LEAST_STEP = 1e-3
 _LEAST_UNDECIDED = 1e-6
 
-_linear = linear if onednn_is_faster() else F.linear  # [..., K] times the transpose of [M, K]
+_USES_ONEDNN = onednn_is_faster()
+_LEAST_PRODUCT = 1 << 24  # multiplications that pay for oneDNN's preparations
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ class Classifier:
     def scores(self, features: torch.Tensor) -> torch.Tensor:
         """Scores of features `[N, D]`: `[N, C]`, on the classifier's device."""
         return torch.cat([torch.addmm(self.bias, x, self.weight) for x in _blocks(features, *self.weight.shape)])
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`[N, K]` times the transpose of `[M, K]`."""
+    is_large = x.numel() * len(weight) >= _LEAST_PRODUCT
+    return linear(x, weight, bias) if _USES_ONEDNN and is_large else F.linear(x, weight, bias)
 
 
 def _blocks(features: torch.Tensor, width: int, classes: int) -> Iterator[torch.Tensor]:
