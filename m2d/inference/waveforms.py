@@ -1,5 +1,6 @@
 """Waveforms as a runtime takes them: checked, resampled, and turned into log-mel spectrograms stretch by stretch."""
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,28 +18,36 @@ _RESAMPLING: dict[str, Any] = dict(
 )
 
 
+# A recording's peak may be a little beyond full scale; one of 16-bit numbers is far beyond it.
+_FAR_BEYOND_FULL_SCALE = 10.0
+
+
 class WaveformCheck:
     """Whether waveforms are what a runtime takes: `[batch, samples]`, floating-point, not empty and finite.
 
-    Raises ValueError if not; for numbers on CUDA that are not finite no earlier than in `finish`, so that the host need not
-    wait for the device before it has work.
+    Warns where the largest is far beyond full scale. Raises ValueError for all else; for numbers on CUDA that are not finite no
+    earlier than in `finish`, so that the host need not wait for the device before it has work.
     """
 
     def __init__(self, audio: torch.Tensor):
         _check_shape(audio)
-        self._audio, self._total = audio, None
-        # A data-dependent branch would break a compiled graph in two. The sum needs no memory beside an hour of audio.
+        self._audio, self._extremes = audio, None
+        # A data-dependent branch would break a compiled graph in two. Extremes need no memory beside an hour of audio.
         if not torch.compiler.is_compiling():
-            self._total = OnHost(audio.sum())
+            self._extremes = OnHost(torch.stack(torch.aminmax(audio.detach())))
             if not audio.is_cuda:
                 self.finish()
 
     def finish(self) -> None:
         """Raise ValueError where a number is not finite."""
-        if self._total is not None and not self._total.get().isfinite():
+        if self._extremes is None:
+            return
+        peak = self._extremes.get().abs().max()
+        if not peak.isfinite():
             rows = (~self._audio.isfinite()).any(dim=1).nonzero().flatten().tolist()
-            if rows:
-                raise ValueError(f"the audio holds NaN or infinity in clip {', '.join(map(str, rows))} of the batch")
+            raise ValueError(f"the audio holds NaN or infinity in clip {', '.join(map(str, rows))} of the batch")
+        if peak > _FAR_BEYOND_FULL_SCALE:
+            warnings.warn("the audio is far beyond full scale, which is ±1: divide 16-bit samples by 32768", stacklevel=2)
 
 
 def check_waveforms(audio: torch.Tensor) -> None:
@@ -56,11 +65,11 @@ def _check_shape(audio: torch.Tensor) -> None:
 
 def check_lengths(lengths: Iterable[int] | torch.Tensor, audio: torch.Tensor) -> list[int]:
     """The samples of each clip of a padded batch `[batch, samples]`; raises ValueError for lengths that do not fit it."""
-    lengths = [int(length) for length in lengths]
+    given = [float(length) for length in lengths]
     batch, samples = audio.shape
-    if len(lengths) != batch or not all(1 <= length <= samples for length in lengths):
-        raise ValueError(f"lengths are {batch} numbers of samples from 1 to {samples}, one per clip; these are {lengths}")
-    return lengths
+    if len(given) != batch or not all(length.is_integer() and 1 <= length <= samples for length in given):
+        raise ValueError(f"lengths are {batch} numbers of samples from 1 to {samples}, one per clip; these are {given}")
+    return [int(length) for length in given]
 
 
 def resample(audio: torch.Tensor, rate: int | None, wanted: int) -> torch.Tensor:
@@ -70,8 +79,8 @@ def resample(audio: torch.Tensor, rate: int | None, wanted: int) -> torch.Tensor
     """
     if rate is None or rate == wanted:
         return audio
-    if rate != int(rate) or rate < 1:
-        raise ValueError(f"sample_rate is a whole number of Hz; this is {rate}")
+    if isinstance(rate, str) or rate != int(rate) or rate < 1:
+        raise ValueError(f"sample_rate is a whole number of Hz; this is {rate!r}")
     from torchaudio.functional import resample as convert  # takes long to import
 
     with torch.autocast(audio.device.type, enabled=False):

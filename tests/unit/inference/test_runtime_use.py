@@ -68,6 +68,29 @@ def test_wrong_audio(runtime, audio, words):
             call(audio)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_audio_in_16_bit_numbers_is_warned_of(runtime, sign, recwarn):
+    audio = torch.zeros(2, 16_000)
+    audio[1, 40] = 1.5 * sign  # a peak beyond full scale, as decoders give
+    runtime(audio)
+    assert not recwarn
+    audio[1, 41] = 20_000 * sign
+    with pytest.warns(UserWarning, match="far beyond full scale, which is ±1: divide 16-bit samples by 32768"):
+        runtime(audio)
+
+
+@pytest.mark.parametrize(("lengths", "words"), [([400, 400.5], "400.5"), ([400], r"\[400.0\]"), ([0, 400], "from 1 to 16000")])
+def test_wrong_lengths(runtime, lengths, words):
+    with pytest.raises(ValueError, match=words):
+        runtime.encode(torch.zeros(2, 16_000), lengths=lengths)
+
+
+@pytest.mark.parametrize("rate", ["44100", 0, 44_100.5])
+def test_wrong_rates(runtime, rate):
+    with pytest.raises(ValueError, match=f"sample_rate is a whole number of Hz; this is {rate!r}"):
+        runtime(torch.zeros(1, 16_000), sample_rate=rate)
+
+
 @pytest.mark.parametrize("shape", [(80, 208), (1, 80, 208), (1, 1, 64, 208), (1, 3, 80, 208), (1, 1, 80, 0)])
 def test_wrong_spectrograms(runtime, shape):
     with pytest.raises(ValueError, match=r"\[batch, 1, 80, frames\]"):
