@@ -100,9 +100,9 @@ if [ -z "$quick" ]; then
     part "${option#--}" 40 "${step[@]}" --fast_only --model $base "${batch[@]}" "$option"
   done
   for size in tiny small; do
-    sizes=(--model m2d_vit_$size --input_size 80x208 --batch_size 256)
-    part $size 50 "${step[@]}" --fast_only "${sizes[@]}" --gaps
-    part ${size}_graphs 40 "${step[@]}" --fast_only "${sizes[@]}" --gaps --cuda_graphs
+    sizes=(--model "m2d_vit_$size" --input_size 80x208 --batch_size 256)
+    part "$size" 50 "${step[@]}" --fast_only "${sizes[@]}" --gaps
+    part "${size}_graphs" 40 "${step[@]}" --fast_only "${sizes[@]}" --gaps --cuda_graphs
   done
   part m2d_as 40 "${step[@]}" --fast_only --model m2d_as_vit_base --batch_size 512
   part m2d_x 40 "${step[@]}" --fast_only --model m2d_x_vit_base --batch_size 512
