@@ -1,5 +1,6 @@
 """Waveforms as a runtime takes them: checked, resampled, and turned into log-mel spectrograms stretch by stretch."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -16,8 +17,8 @@ _RESAMPLING: dict[str, Any] = dict(
     resampling_method="sinc_interp_kaiser",
     beta=14.769656459379492,
 )
-
-
+# Values of torchaudio's filter, about: the product of both rates without their common factor.
+_LARGEST_FILTER = 1 << 29
 # A recording's peak may be a little beyond full scale; one of 16-bit numbers is far beyond it.
 _FAR_BEYOND_FULL_SCALE = 10.0
 
@@ -81,6 +82,11 @@ def resample(audio: torch.Tensor, rate: int | None, wanted: int) -> torch.Tensor
         return audio
     if isinstance(rate, str) or rate != int(rate) or rate < 1:
         raise ValueError(f"sample_rate is a whole number of Hz; this is {rate!r}")
+    common = math.gcd(int(rate), wanted)
+    if int(rate) // common * (wanted // common) > _LARGEST_FILTER:
+        raise ValueError(
+            f"from {rate} to {wanted} Hz on a device takes too large a filter: resample before, with soxr or librosa"
+        )
     from torchaudio.functional import resample as convert  # takes long to import
 
     with torch.autocast(audio.device.type, enabled=False):

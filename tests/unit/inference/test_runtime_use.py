@@ -91,6 +91,12 @@ def test_wrong_rates(runtime, rate):
         runtime(torch.zeros(1, 16_000), sample_rate=rate)
 
 
+@pytest.mark.parametrize("rate", [44_101, 2**31])
+def test_rates_that_would_take_gigabytes_of_filter(runtime, rate):
+    with pytest.raises(ValueError, match=f"from {rate} to 16000 Hz .* resample before, with soxr or librosa"):
+        runtime(torch.zeros(1, 16_000), sample_rate=rate)
+
+
 @pytest.mark.parametrize("shape", [(80, 208), (1, 80, 208), (1, 1, 64, 208), (1, 3, 80, 208), (1, 1, 80, 0)])
 def test_wrong_spectrograms(runtime, shape):
     with pytest.raises(ValueError, match=r"\[batch, 1, 80, frames\]"):
