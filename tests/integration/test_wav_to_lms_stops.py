@@ -105,7 +105,7 @@ def test_ctrl_c_ends_with_a_word_and_exit_130(tmp_path):
     running = start(src, out, start_new_session=True)
     os.killpg(running.pid, signal.SIGINT)
     _, said = running.communicate(timeout=20)
-    assert running.returncode == 130
+    assert running.returncode == 130, said
     assert "interrupted: the files written are whole" in said
     assert "Traceback" not in said
     assert not temporary_files(out)
