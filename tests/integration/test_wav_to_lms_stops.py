@@ -102,7 +102,8 @@ def test_a_killed_run_leaves_whole_files_and_no_workers_and_goes_on(tmp_path):
 
 def test_ctrl_c_ends_with_a_word_and_exit_130(tmp_path):
     src, out = tmp_path / "src", tmp_path / "out"
-    running = start(src, out, start_new_session=True)
+    # A shell starts its background jobs with SIGINT ignored, and what they start inherits that.
+    running = start(src, out, start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     os.killpg(running.pid, signal.SIGINT)
     _, said = running.communicate(timeout=20)
     assert running.returncode == 130, said
