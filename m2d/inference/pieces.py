@@ -22,13 +22,13 @@ class Cutting:
     patch: int
     pads_short: bool = True
 
-    def lengths(self, frames: int) -> list[int]:
-        """Frames of each piece of an input of `frames` frames, padding included."""
+    def lengths(self, frames: int, done: int = 0) -> list[int]:
+        """Frames of each piece of an input of `frames` frames, padding included, without the first `done`, which are whole."""
         if not self.pads_short and self.patch <= frames < self.unit:
             return [frames // self.patch * self.patch]
         padded = frames + (self.patch - frames % self.unit % self.patch) % self.patch
         whole, rest = divmod(padded, self.unit)
-        return [self.unit] * whole + ([rest] if rest >= self.patch else [])
+        return [self.unit] * (whole - done) + ([rest] if rest >= self.patch else [])
 
     def groups(self, frames: int, most: int) -> list[tuple[int, int, int]]:
         """Stretches of at most `most` pieces of equal length, as (start frame, stop frame, frames of a piece)."""

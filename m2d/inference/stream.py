@@ -147,7 +147,7 @@ class StreamEncoder:
         """Take the next segment of the clip."""
         clip = self._clips[self._number]
         clip.samples, clip.frames = clip.samples + segment.samples, clip.frames + segment.frames
-        lengths = self._cutting.lengths(clip.frames)[clip.pieces :]
+        lengths = self._cutting.lengths(clip.frames, clip.pieces)
         for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False):
             self._untransformed.append(_Piece(self._number, clip.steps, len(self._segments), start, length))
             clip.steps += length // self._cutting.patch

@@ -10,6 +10,7 @@ from torch import nn
 from .masked_vit import MaskedPredictorViT
 from .masking import Masking
 from .transformer.block import LayerNorm, compilable, make_blocks, run_blocks
+from .transformer.precision import product_dtype
 from .vit import take_tokens
 
 LOSS_TYPES = ("norm_mse", "mse")
@@ -94,11 +95,11 @@ class M2DViT(MaskedPredictorViT):
     def forward_target_encoder(self, x: torch.Tensor, drop_cls: bool = True) -> torch.Tensor:
         """Target for embedded patches `[B, N, D]`: `[B, N, D]`, or `[B, 1 + N, D]` with the class token, without gradient."""
         x = self.with_cls_token(x)
-        is_half = self.half_target and torch.is_autocast_enabled(x.device.type)
-        if is_half:
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        given = x.dtype
+        if self.half_target:
+            x = x.to(product_dtype(x))
         outputs = run_blocks(self.used_target_blocks(), x, wanted=self.target_layers)
-        x = torch.stack([x.float() if is_half else x for x in outputs]).mean(dim=0) if len(outputs) > 1 else outputs[0]
+        x = torch.stack([x.to(given) for x in outputs]).mean(dim=0) if len(outputs) > 1 else outputs[0]
         x = self.target_norm(x)
         return self.drop_cls_token(x) if drop_cls else x
 

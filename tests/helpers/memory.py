@@ -19,7 +19,7 @@ def resident_mib(field: str = "VmRSS") -> float:
 def peak_growth() -> Iterator[list[float]]:
     """Append to the list how far memory rises in the block above what was in use before, in MiB.
 
-    The peak starts anew with each block: neither other tests nor a busy machine change it.
+    Each block has a peak of its own: neither other tests nor a busy machine change it.
     """
     found: list[float] = []
     is_measured = os.access(_PEAK, os.W_OK)

@@ -132,7 +132,7 @@ def test_weighted_sampling_draws_by_weight():
     assert set(trainer.sampler.order(0) % 2) == {0, 1}
 
 
-def test_validation_labels_that_training_lacks(capsys):
+def test_validation_labels_that_training_does_not_have(capsys):
     path = write_list(clips=16, label=["/m/a"])
     other = write_list("val", clips=16, label=["/m/b"])
     assert run(AS, f"--csv_main {path} --csv_val {other} --output_dir out") == 2

@@ -93,7 +93,7 @@ def test_a_word_that_is_not_understood_is_one_line_and_starts_nothing(src, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-# ---------------------------------------------------------------- what is said of files that are not taken, or not sound
+# ---------------------------------------------------------------- messages about files that are not taken, or damaged
 
 
 def test_audio_of_other_suffixes_is_counted_in_one_line(src, tmp_path, monkeypatch, caplog):

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_full_disk_is_recognised(src, tmp_path):
-    """A limit on file size stands in for a full disk."""
+    """A limit on file size acts as a full disk."""
     with file_size_limit(5000):
         report = convert_wav(src, tmp_path / "out", workers=1)
     assert "a.npy cannot be written: File too large" in report.failed["a.wav"]

@@ -1,9 +1,9 @@
 """Products of linear layers in float8: an optional pass over a finished model, for GPUs that multiply float8 matrices.
 
 Rows of both factors are scaled by their largest value (Micikevicius et al., 2022, section 3), which a kernel that computes
-a row knows without reading it again. So the passes over memory are those of half precision, and one byte a value more. What
-would cost more than its product saves stays in half precision: products of weight gradients, whose rows are columns here, of
-most input gradients, and of attention's last layer.
+a row knows without reading it again: benchmarks/traffic.py counts the bytes. What, by these bytes and the times of products in
+docs/benchmarks.md, would cost as much as it saves stays in half precision: products of weight gradients, whose rows are columns
+here, of most input gradients, and of attention's last layer.
 """
 
 from collections.abc import Iterable
@@ -88,13 +88,12 @@ class Float8Linear(nn.Linear):
         return _Float8Linear.apply(input.to(dtype), self.weight.to(dtype), None)
 
 
-def suits_float8(layer: nn.Module) -> bool:
-    """Whether a layer is a linear one of sizes that can be multiplied."""
+def _suits(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and layer.in_features % _MULTIPLE == 0 and layer.out_features % _MULTIPLE == 0
 
 
 def use_float8(layers: Iterable[nn.Module]) -> None:
     """Have linear layers multiply in float8, those that suit; parameters, names, hooks and precision stay as they are."""
     for layer in layers:
-        if suits_float8(layer):
+        if _suits(layer):
             layer.__class__ = Float8Linear

@@ -55,7 +55,7 @@ def test_another_variant_is_loaded_with_an_account(model):
     assert back.unused == report.new and "unused of the checkpoint: offline_predictor (2)" in str(back)
 
 
-def test_a_task_layer_of_another_task_starts_anew(model):
+def test_a_task_layer_of_another_task_starts_at_random(model):
     other = M2D_AS_ViT(**FULL, off_emb_dim=9)
     before = other.offline_predictor.weight.clone()
     report = load_into(other, M2D_X_ViT(**FULL, off_emb_dim=5).state_dict())

@@ -149,7 +149,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_aside(tmp_path, obj):
 
 
 def test_a_full_disk_is_an_oserror_and_leaves_nothing_aside(tmp_path):
-    """A limit on file size stands in for a full disk: writing fails in the midst of a tensor."""
+    """A limit on file size acts as a full disk: writing fails within a tensor."""
     path = tmp_path / "checkpoint-1.pth"
     save_atomically({"epoch": 1}, path)
     with file_size_limit(100_000):

@@ -1,4 +1,4 @@
-"""Packs that are damaged: found by their checksums and sizes, named, refused; and what a pack lacks."""
+"""Packs that are damaged: found by their checksums and sizes, named, refused; and what is missing from a pack."""
 
 import json
 import logging
@@ -70,7 +70,7 @@ def test_a_pack_cut_short_or_longer_is_refused_at_once(packed, caplog, part, cha
     assert verify(packed) == 1
 
 
-def test_a_lacking_chunk_is_refused_and_written_again(packed, tmp_path, caplog):
+def test_a_missing_chunk_is_refused_and_written_again(packed, tmp_path, caplog):
     chunk_path(packed, 1, "index.npz").unlink()
     with pytest.raises(ValueError, match=r"1 of its 3 chunks are not there \(the first is 1\): run m2d pack again"):
         open_store(packed, ".")
@@ -96,7 +96,7 @@ def test_an_unreadable_pack_json_is_refused(packed, change, message):
         open_store(packed, ".")
 
 
-def test_what_a_pack_lacks_is_said(make_list, tmp_path):
+def test_what_is_missing_from_a_pack_is_reported(make_list, tmp_path):
     csv = make_list(LENGTHS)
     csv.write_text("\n".join(line.split(",")[0] for line in csv.read_text().splitlines()))
     pack(csv, tmp_path / "x.pack")

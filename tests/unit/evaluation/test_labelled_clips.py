@@ -83,12 +83,12 @@ def test_a_clip_without_a_group_is_a_group_of_its_own(tmp_path):
     assert read_labelled(listed(tmp_path, f"file_name,label,group\n{rows}")).groups.tolist() == [0, 1, 0, 2]
 
 
-@pytest.mark.parametrize("lacking", ["train", "test"])
-def test_a_probe_needs_clips_to_learn_from_and_to_judge_by(tmp_path, lacking):
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_a_probe_needs_clips_to_learn_from_and_to_judge_by(tmp_path, missing):
     write(tmp_path, "a.wav", "b.wav")
-    other = {"train": "test", "test": "train"}[lacking]
+    other = {"train": "test", "test": "train"}[missing]
     clips = read_labelled(listed(tmp_path, f"file_name,label,split\na.wav,dog,val\nb.wav,cat,{other}\n"))
-    with pytest.raises(UserError, match=f"no clip has the split {lacking}"):
+    with pytest.raises(UserError, match=f"no clip has the split {missing}"):
         judgeable(clips)
 
 
