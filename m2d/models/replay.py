@@ -12,6 +12,8 @@ Compute: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 # Shapes that are replayed: each graph keeps its input, and what it computes of it while another one may not need the memory.
 _MOST_GRAPHS = 4
+# A graph may use other kernels, which round otherwise in half precision; one that reads the wrong memory is off by the whole.
+_TOLERANCE = 0.05
 
 
 class Replay:
@@ -19,7 +21,7 @@ class Replay:
 
     The host then launches one thing in place of a kernel at a time. Nothing in the function may depend on values, or wait for
     the device, and what else it reads must stay where it is. Other shapes than the first few to come twice are computed as
-    they are, and so is all where capturing fails.
+    they are, and so is all where capturing fails, or a graph's first result is not what the function computes.
 
     Args:
         compute: the function; called within `torch.no_grad`.
@@ -39,10 +41,19 @@ class Replay:
 
     def _try_capture(self, x: torch.Tensor) -> None:
         try:
-            self._graphs[x.shape] = self._capture(self._compute, x)
+            graph = self._capture(self._compute, x)
+            if not is_close(graph(x), self._compute(x)):
+                raise RuntimeError("a graph's result differs from what is computed without it")
+            self._graphs[x.shape] = graph
         except RuntimeError as error:
             self._most = 0
             logger.warning("computing without CUDA graphs: %s", str(error).strip().split("\n")[0])
+
+
+def is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two results differ by no more than rounding in half precision; numbers that are not finite count as zero."""
+    found, expected = (values.float().nan_to_num(0, 0, 0) for values in (found, expected))
+    return bool((found - expected).norm() <= _TOLERANCE * expected.norm())
 
 
 class Capture:
@@ -54,7 +65,7 @@ class Capture:
     def __call__(self, compute: Compute, x: torch.Tensor) -> Compute:
         """A function that replays `compute` for tensors like x, which it copies, and returns a tensor of its own."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        given, graph = x.clone(), torch.cuda.CUDAGraph()
+        given, graph = torch.zeros_like(x), torch.cuda.CUDAGraph()
         # A stream of x's device, which need not be the current one. Kernels are loaded and tuned on it before the capture.
         stream, current = torch.cuda.Stream(x.device), torch.cuda.current_stream(x.device)
         stream.wait_stream(current)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ..models.masking import MaskPlan
+from ..models.replay import is_close
 
 logger = logging.getLogger("m2d")
 
@@ -50,7 +51,7 @@ def graph_losses(model: Any, inputs: tuple) -> LossesOf:
     """
     *tensors, (ids_restore, keep) = inputs
     losses = _Losses(model, keep)
-    given = tuple(tensor.clone() for tensor in (*tensors, ids_restore))
+    given = (*map(torch.zeros_like, tensors), ids_restore.clone())
     replayed = torch.cuda.make_graphed_callables(losses, given, allow_unused_input=True)
 
     def named(inputs: tuple) -> dict[str, torch.Tensor]:
@@ -62,11 +63,23 @@ def graph_losses(model: Any, inputs: tuple) -> LossesOf:
 
 
 def try_graphs(model: Any, inputs: tuple) -> LossesOf | None:
-    """`graph_losses`; where that fails, log why and return None."""
+    """`graph_losses`; where that fails, or the gradients of these inputs are not the model's, log why and return None."""
     try:
-        return graph_losses(model, inputs)
+        losses_of = graph_losses(model, inputs)
+        found = _gradients(model, losses_of(inputs))
+        if not is_close(found, _gradients(model, model.named_losses(model(*inputs)))):
+            raise RuntimeError("gradients by graphs differ from those without them")
+        return losses_of
     except RuntimeError as error:
         logger.warning("no CUDA graphs, launching kernels one by one: %s", str(error).strip().partition("\n")[0])
         return None
     finally:
         model.zero_grad(set_to_none=True)
+
+
+def _gradients(model: nn.Module, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    """All gradients of a loss, one after the other."""
+    model.zero_grad(set_to_none=True)
+    losses["loss"].backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in trained])

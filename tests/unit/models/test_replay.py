@@ -8,14 +8,19 @@ from m2d.models.replay import Replay
 
 
 class StandIn:
-    """Captures by keeping the function: what it computes is marked as replayed."""
+    """Captures by keeping the function, and counts what is replayed, which differs a little from what is computed."""
 
     def __init__(self):
-        self.captured = []
+        self.captured, self.replayed = [], 0
 
     def __call__(self, compute, x):
         self.captured.append(tuple(x.shape))
-        return lambda x: compute(x) + 1000
+
+        def replay(x):
+            self.replayed += 1
+            return 1.01 * compute(x)
+
+        return replay
 
 
 @pytest.fixture
@@ -27,16 +32,34 @@ def stand_in(monkeypatch):
 
 def test_a_shape_is_replayed_from_its_second_time_on(stand_in):
     double = Replay(lambda x: 2 * x)
-    assert [double(torch.full((3,), float(i)))[0].item() for i in range(4)] == [0, 1002, 1004, 1006]
+    found = [double(torch.full((3,), float(i)))[0].item() for i in range(4)]
+    assert found == pytest.approx([0, 2.02, 4.04, 6.06])
     assert double(torch.ones(2))[0] == 2
     assert stand_in.captured == [(3,)]
 
 
 def test_a_few_graphs_are_kept_and_other_shapes_are_computed(stand_in):
     double = Replay(lambda x: 2 * x, most=2)
-    found = [[double(torch.ones(size))[0].item() for _ in range(2)] for size in (1, 2, 3)]
-    assert found == [[2, 1002], [2, 1002], [2, 2]]
+    found = [[round(double(torch.ones(size))[0].item(), 2) for _ in range(2)] for size in (1, 2, 3)]
+    assert found == [[2, 2.02], [2, 2.02], [2, 2]]
     assert stand_in.captured == [(1,), (2,)]
+
+
+@pytest.mark.parametrize("wrong", [lambda x: torch.zeros_like(x), lambda x: x * float("nan"), lambda x: -x])
+def test_graphs_whose_first_result_is_another_are_not_used(wrong, monkeypatch, caplog):
+    """As of a graph that reads memory which is someone else's by then."""
+    monkeypatch.setattr(replay, "Capture", lambda: lambda compute, x: lambda x: wrong(compute(x)))
+    double = Replay(lambda x: 2 * x)
+    assert [double(torch.ones(2)).tolist() for _ in range(3)] == [[2, 2]] * 3
+    assert "computing without CUDA graphs: a graph's result differs" in caplog.text
+
+
+def test_numbers_that_are_not_finite_do_not_turn_graphs_off(stand_in):
+    double = Replay(lambda x: 2 * x)
+    for _ in range(3):
+        found = double(torch.tensor([1.0, float("nan"), float("inf")]))
+    assert stand_in.captured and stand_in.replayed == 3
+    torch.testing.assert_close(found, torch.tensor([2.02, float("nan"), float("inf")]), equal_nan=True)
 
 
 def test_where_capturing_fails_nothing_is_replayed(monkeypatch, caplog):

@@ -86,6 +86,21 @@ def test_where_capturing_fails_kernels_are_launched_one_by_one(monkeypatch, capl
     assert "no CUDA graphs" in caplog.text and "long story" not in caplog.text
 
 
+def test_graphs_whose_gradients_are_others_are_not_used(monkeypatch, caplog):
+    """As of a graph that does not read its inputs, but those of its capture."""
+
+    def stale(function, given, **kwargs):
+        graphed, old = stand_in(function, given, **kwargs), [tensor.clone() for tensor in given]
+        return lambda *_: graphed(*old)
+
+    model = small_model("m2d").train()
+    for make, used in ((stand_in, True), (stale, False)):
+        monkeypatch.setattr(torch.cuda, "make_graphed_callables", make)
+        assert (try_graphs(model, batch_of(model, "m2d")) is not None) == used
+        assert all(parameter.grad is None for parameter in model.parameters())
+    assert "no CUDA graphs, launching kernels one by one: gradients by graphs differ" in caplog.text
+
+
 def test_a_run_trains_by_graphs_and_validates_by_the_model(graphs, small_workplace):
     write_list(clips=4)
     (plain, data), (graphed, _) = (trainer_of(f"{LIST} --batch_size 2 {flag}") for flag in ("", "--cuda_graphs"))
