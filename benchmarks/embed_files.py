@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 import torch
 
-from m2d.inference.clips import decode_ahead
+from m2d.audio.ahead import decode_ahead
 from m2d.inference.embed import embed
 from m2d.inference.runtime import RuntimeM2D
 from m2d.inference.stream import Sink, StreamEncoder
@@ -65,9 +65,9 @@ class Means(Sink):
         pass
 
 
-def decode(paths: Sequence[Path], rate: int, workers: int) -> None:
+def decode(paths: Sequence[Path], rate: int, workers: int, in_processes: bool) -> None:
     """Decode all files."""
-    for clip in decode_ahead(paths, rate, workers):
+    for clip in decode_ahead(paths, rate, workers, in_processes=in_processes):
         for stretch in clip:
             if isinstance(stretch, Exception):
                 raise stretch

@@ -1,10 +1,10 @@
-"""Audio that comes in stretches, cut so that its spectrogram has no seams: on the host, without a model."""
+"""Audio that comes in stretches, cut so that its spectrogram has no seams. Free of torch, as is `decoder`."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 
 from .logmel import FrontEnd
 
@@ -14,24 +14,24 @@ class Segment:
     """Consecutive frames of a clip's spectrogram, as the audio that they are computed from.
 
     Attributes:
-        audio: float32 `[(frames - 1) · hop_size + n_fft]`: frame i is that of its samples from i · hop_size on. At the ends
-            of the clip it is reflected already.
+        audio: an array or tensor, float32 `[(frames - 1) · hop_size + n_fft]`: frame i is that of its samples from
+            i · hop_size on. At the ends of the clip it is reflected already.
         frames: how many there are.
         samples: of the clip's waveform that came since the segment before.
     """
 
-    audio: torch.Tensor
+    audio: Any
     frames: int
     samples: int
 
 
-def segments(stretches: Iterable[np.ndarray], front_end: FrontEnd, unit: int = 1, pinned: bool = False) -> Iterator[Segment]:
+def segments(stretches: Iterable[np.ndarray], front_end: FrontEnd, unit: int = 1) -> Iterator[Segment]:
     """The frames of a waveform that comes in stretches, float32 `[samples]`: those of the whole, in order.
 
     A waveform that comes in one stretch makes one segment; all but the last have a multiple of `unit` frames. One too short
-    to be reflected is padded with zeros. `pinned`: in page-locked memory, from which CUDA copies while the host continues.
+    to be reflected is padded with zeros.
     """
-    framer = _Framer(front_end, unit, pinned)
+    framer = _Framer(front_end, unit)
     last: np.ndarray | None = None
     for stretch in stretches:
         if last is not None and (segment := framer.add(last)):
@@ -43,8 +43,8 @@ def segments(stretches: Iterable[np.ndarray], front_end: FrontEnd, unit: int = 1
 class _Framer:
     """Holds the audio that is not cut into frames yet; once there is enough, with the reflection before its beginning."""
 
-    def __init__(self, front_end: FrontEnd, unit: int, pinned: bool):
-        self._front_end, self._unit, self._pinned = front_end, unit, pinned
+    def __init__(self, front_end: FrontEnd, unit: int):
+        self._front_end, self._unit = front_end, unit
         self._half = front_end.n_fft // 2
         self._held = np.empty(0, np.float32)
         self._begun = False
@@ -79,5 +79,4 @@ class _Framer:
     def _segment(self, audio: np.ndarray, frames: int) -> Segment:
         length = (frames - 1) * self._front_end.hop_size + self._front_end.n_fft
         samples, self._samples = self._samples, 0
-        tensor = torch.from_numpy(audio[:length])
-        return Segment(tensor.pin_memory() if self._pinned else tensor, frames, samples)
+        return Segment(audio[:length], frames, samples)

@@ -1,34 +1,17 @@
-"""Audio files as command-line programs take them: listed, and decoded ahead in threads, as streams."""
+"""Audio files as command-line programs take them."""
 
 import argparse
 import logging
 import os
-import queue
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Generic, TypeAlias, TypeVar
 
-import numpy as np
-
-from ..audio.decode import open_audio
 from ..audio.listing import list_audio, readable_suffixes, words_of_others
 from ..audio.sources.find import ARCHIVE_SUFFIXES
 from ..utils.names import shown
 
 logger = logging.getLogger("m2d")
-
-Item = TypeVar("Item")
-Cut: TypeAlias = Callable[[Iterator[np.ndarray]], Iterator[Item]]
-
-# Samples that are decoded at a time. A thread waits until all that it made of a file's earlier ones was taken.
-_STRETCH = 1 << 18
-# Files a thread that are decoded, or wait for it.
-_CLIPS_AHEAD = 2
-_POLL_SECONDS = 0.2
 
 
 def list_clips(sources: Sequence[str | Path]) -> list[Path]:
@@ -89,99 +72,3 @@ def parse_with_audio(parser: argparse.ArgumentParser, argv: Sequence[str] | None
     if not args.audio:
         parser.error("no audio: name files, folders, or lists (.csv)")
     return args
-
-
-class DecodedClip(Generic[Item]):
-    """An audio file that a thread decodes: iterate once for what `cut` makes of its stretches, float32 `[samples]`.
-
-    Where decoding fails, the last item is the exception. What is wrong with a file that could be read is logged at its end.
-
-    Attributes:
-        warnings, seconds_left_out: as of `AudioStream`, complete after the iteration.
-    """
-
-    def __init__(self, path: Path, cut: Cut[Item], stopped: threading.Event):
-        self.path = path
-        self.warnings: list[str] = []
-        self.seconds_left_out = 0.0
-        self._cut, self._stopped = cut, stopped
-        self._items: queue.SimpleQueue[Item | Exception | None] = queue.SimpleQueue()
-        self._room = threading.Semaphore()
-
-    def __iter__(self) -> Iterator[Item | Exception]:
-        while (item := self._items.get()) is not None:
-            self._room.release()
-            yield item
-            if isinstance(item, Exception):
-                return
-        for warning in self.warnings:
-            logger.warning("%s", warning)
-
-    def decode(self, sample_rate: int) -> None:
-        """The thread's work."""
-        try:
-            with open_audio(self.path, sample_rate) as stream:
-                for item in self._cut(_stretches(stream)):
-                    while not self._room.acquire(timeout=_POLL_SECONDS):
-                        if self._stopped.is_set():
-                            return
-                    self._items.put(item)
-            self.warnings, self.seconds_left_out = stream.warnings, stream.seconds_left_out
-            self._items.put(None)
-        except Exception as error:  # of whatever kind, it costs this file alone
-            self._items.put(error)
-
-
-def _stretches(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Blocks joined to stretches of `_STRETCH` samples or more, except the last one."""
-    waiting: list[np.ndarray] = []
-    for block in blocks:
-        waiting.append(block)
-        if sum(map(len, waiting)) >= _STRETCH:
-            yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
-            waiting = []
-    if waiting:
-        yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
-
-
-def decode_ahead(paths: Sequence[Path], sample_rate: int, workers: int, cut: Cut[Item] = iter) -> Iterator[DecodedClip[Item]]:
-    """Each file, in order, while threads decode it and the next ones. Iterate over each to its end before the next.
-
-    Args:
-        paths: the files.
-        sample_rate: of their waveforms, in Hz.
-        workers: threads.
-        cut: makes of a file's stretches what is to be handed over; called in the threads.
-    """
-    stopped = threading.Event()
-    todo: queue.SimpleQueue[DecodedClip | None] = queue.SimpleQueue()
-    waiting: deque[DecodedClip] = deque()
-    # Threads that stay, in place of a pool: its bookkeeping for each file costs as much as decoding a short one.
-    threads: list[threading.Thread] = []
-    try:
-        for _ in range(min(workers, len(paths))):
-            thread = threading.Thread(target=_decode_all, args=(todo, sample_rate), daemon=True)
-            thread.start()
-            threads.append(thread)
-        for path in paths:
-            waiting.append(DecodedClip(path, cut, stopped))
-            todo.put(waiting[-1])
-            if len(waiting) > _CLIPS_AHEAD * workers:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-    finally:
-        stopped.set()
-        with suppress(queue.Empty):
-            while True:
-                todo.get_nowait()
-        for _ in threads:
-            todo.put(None)
-        for thread in threads:
-            thread.join()
-
-
-def _decode_all(clips: queue.SimpleQueue, sample_rate: int) -> None:
-    """A thread's work, until a None comes."""
-    while (clip := clips.get()) is not None:
-        clip.decode(sample_rate)

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import cast
@@ -17,6 +17,7 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
+from ..audio.ahead import decode_ahead
 from ..audio.decode import WarningCount
 from ..audio.framing import Segment, segments
 from ..audio.logmel_torch import log_mel_of_frames
@@ -24,7 +25,6 @@ from ..models.vit import has_triton
 from ..utils.device import OnHost, to_device
 from ..utils.names import shown
 from ..utils.parallel import Progress
-from .clips import decode_ahead
 from .runtime import RuntimeM2D
 
 logger = logging.getLogger("m2d")
@@ -34,6 +34,8 @@ _BATCH_SIZE = 8
 
 # Pieces that wait for others of their length, in batches, before the most numerous are encoded as they are.
 _WAITING_BATCHES = 4
+# Beside a GPU, so many files are worth a second's start of processes that decode them.
+_MANY_FILES = 500
 # Files from this size on count in the progress by quarters.
 _LARGE_FILE = 1 << 24
 
@@ -82,7 +84,7 @@ def log_mel_of(parts: Sequence[Segment], runtime: RuntimeM2D) -> tuple[torch.Ten
     *starts, end = accumulate((-(-len(segment.audio) // hop) for segment in parts), initial=0)
     audio = torch.zeros(end * hop + n_fft - hop, device=runtime.backbone.cls_token.device)
     for segment, start in zip(parts, starts, strict=True):
-        audio[start * hop : start * hop + len(segment.audio)].copy_(segment.audio, non_blocking=audio.is_cuda)
+        audio[start * hop : start * hop + len(segment.audio)].copy_(torch.as_tensor(segment.audio), non_blocking=audio.is_cuda)
     return log_mel_of_frames(runtime.to_spec, audio.unfold(0, n_fft, hop)), starts
 
 
@@ -120,12 +122,16 @@ class StreamEncoder:
         batch_size: pieces that are encoded at a time.
         sink: takes the embeddings, in any order.
         ahead: batches that the device may have before the oldest one's embeddings are waited for; none: 1 on CUDA, else 0.
+
+    Attributes:
+        framing: cuts a clip that comes in stretches `[samples]` at the model's rate into segments; without a model.
     """
 
     def __init__(self, runtime: RuntimeM2D, batch_size: int, sink: Sink, ahead: int | None = None):
         self.runtime, self.batch_size, self.sink = runtime, batch_size, sink
         self.ahead = int(runtime.backbone.cls_token.is_cuda) if ahead is None else ahead
         self._cutting = runtime.cutting
+        self.framing = partial(segments, front_end=runtime.front_end, unit=self._cutting.unit)
         self._encoded: deque[tuple[Sequence[_Piece], OnHost]] = deque()
         self._clips: dict[int, _Clip] = {}
         self._number = -1
@@ -134,9 +140,13 @@ class StreamEncoder:
         self._waiting: dict[int, list[tuple[_Piece, torch.Tensor]]] = {}
 
     def cut(self, stretches: Iterable[np.ndarray]) -> Iterator[Segment]:
-        """What `add` takes, of a clip that comes in stretches `[samples]` at the model's rate; in any thread."""
-        pinned = self.runtime.backbone.cls_token.is_cuda
-        return segments(stretches, self.runtime.front_end, self._cutting.unit, pinned)
+        """What `add` takes, of a clip that comes in stretches `[samples]` at the model's rate."""
+        return map(self.hold, self.framing(stretches))
+
+    def hold(self, segment: Segment) -> Segment:
+        """A segment where `add` wants it; in any thread. CUDA copies from page-locked memory while the host continues."""
+        on_cuda = self.runtime.backbone.cls_token.is_cuda
+        return replace(segment, audio=torch.from_numpy(segment.audio).pin_memory()) if on_cuda else segment
 
     def start(self) -> None:
         """Begin the next clip."""
@@ -304,8 +314,9 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
     runtime.backbone.use_short_attention(has_triton())
     runtime.use_half_encoder()
     encoder = StreamEncoder(runtime, batch_size, sink)
+    in_processes = _decodes_in_processes(runtime, len(sink.paths))
     with Progress(len(sink.paths), "file") as progress:
-        for clip in decode_ahead(sink.paths, runtime.sample_rate, workers, encoder.cut):
+        for clip in decode_ahead(sink.paths, runtime.sample_rate, workers, encoder.framing, encoder.hold, in_processes):
             encoder.start()
             counted = _FileProgress(progress, clip.path)
             for segment in clip:
@@ -319,6 +330,11 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
                 sink.warned.add(clip.warnings, clip.seconds_left_out)
             counted.end()
         encoder.flush()
+
+
+def _decodes_in_processes(runtime: RuntimeM2D, files: int) -> bool:
+    """Whether processes decode: threads would wait for the interpreter's lock, which feeds the GPU."""
+    return runtime.backbone.cls_token.is_cuda and files >= _MANY_FILES
 
 
 def _reason(path: Path, error: Exception) -> str:

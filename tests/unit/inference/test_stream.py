@@ -2,7 +2,6 @@
 
 import threading
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ from hypothesis import strategies as st
 from recordings import melody
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from m2d.audio import decoder
 from m2d.audio.framing import segments
-from m2d.inference import clips as clips_module
 from m2d.inference import stream
 from m2d.inference.runtime import RuntimeM2D
 from m2d.inference.stream import Sink, StreamEncoder, check_finite, encode_files, log_mel_of
@@ -192,7 +191,7 @@ def test_an_error_in_the_middle_of_a_file_leaves_out_that_file_alone(runtime, tm
     """Of whatever kind the error is: some of the file's pieces wait to be encoded then, together with others'."""
     for i in range(4):
         soundfile.write(tmp_path / f"{i}.wav", melody(5, 16000), 16000)
-    opened = clips_module.open_audio
+    opened = decoder.open_audio
 
     class Failing:
         def __init__(self, path, rate):
@@ -210,8 +209,8 @@ def test_an_error_in_the_middle_of_a_file_leaves_out_that_file_alone(runtime, tm
             raise MemoryError("cannot allocate 9 TB")
 
     fails = tmp_path / "1.wav"
-    monkeypatch.setattr(clips_module, "open_audio", lambda path, rate: (Failing if path == fails else opened)(path, rate))
-    monkeypatch.setattr(clips_module, "_STRETCH", 1)
+    monkeypatch.setattr(decoder, "open_audio", lambda path, rate: (Failing if path == fails else opened)(path, rate))
+    monkeypatch.setattr(decoder, "_STRETCH", 1)
     sink = Collected([tmp_path / f"{i}.wav" for i in range(4)])
     encode_files(runtime, sink, batch_size=16, workers=2)
     assert sink.left_out == [fails] and sorted(sink.sizes) == [0, 2, 3] and sorted(sink.parts) == [0, 2, 3]
@@ -229,69 +228,10 @@ def test_a_batch_that_does_not_fit_names_the_flag(runtime, tmp_path, monkeypatch
         encode_files(runtime, Collected([tmp_path / "x.wav"]), batch_size=4, workers=1)
 
 
-def test_decoding_stays_few_stretches_ahead(tmp_path, monkeypatch):
-    """However long a file is, a thread waits until its last stretch is taken."""
-    monkeypatch.setattr(clips_module, "_STRETCH", 1000)
-    read, opened = [], clips_module.open_audio
-
-    class Counting:
-        def __init__(self, path, rate):
-            self.stream, self.warnings = opened(path, rate), []
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            self.stream.__exit__()
-
-        def __iter__(self):
-            for i in range(50):
-                read.append(i)
-                yield np.zeros(1000, np.float32)
-
-    monkeypatch.setattr(clips_module, "open_audio", Counting)
-    for i in range(3):
-        soundfile.write(tmp_path / f"{i}.wav", melody(0.1, 16000), 16000)
-    decoded = clips_module.decode_ahead([tmp_path / f"{i}.wav" for i in range(3)], 16000, workers=3)
-    for count, _ in enumerate(next(decoded), 1):
-        assert len(read) <= 3 * 3 + count
-    decoded.close()
-
-
-def test_a_thread_decodes_the_next_file_before_a_short_one_is_taken(tmp_path, monkeypatch):
-    opened, reached = clips_module.open_audio, threading.Event()
-
-    def open_audio(path, rate):
-        if path.name == "1.wav":
-            reached.set()
-        return opened(path, rate)
-
-    monkeypatch.setattr(clips_module, "open_audio", open_audio)
-    for i in range(3):
-        soundfile.write(tmp_path / f"{i}.wav", melody(0.1, 16000), 16000)
-    decoded = clips_module.decode_ahead([tmp_path / f"{i}.wav" for i in range(3)], 16000, workers=1)
-    first = next(decoded)
-    assert reached.wait(TIMEOUT)
-    assert [len(stretch) for clip in chain([first], decoded) for stretch in clip] == [1600] * 3
-
-
-def test_an_error_while_a_file_is_cut_comes_in_its_place(tmp_path):
-    def cut(stretches):
-        for stretch in stretches:
-            if len(stretch) == 3200:
-                raise MemoryError("no memory to lock")
-            yield len(stretch)
-
-    for i in range(3):
-        soundfile.write(tmp_path / f"{i}.wav", np.zeros(1600 * (i + 1)), 16000)
-    clips = clips_module.decode_ahead([tmp_path / f"{i}.wav" for i in range(3)], 16000, 2, cut)
-    assert [str(item) for clip in clips for item in clip] == ["1600", "no memory to lock", "4800"]
-
-
 def test_decoding_encoding_and_writing_overlap(runtime, tmp_path, monkeypatch):
     """While the host waits for a batch, the device has the next one and files are decoded; results are written meanwhile."""
     files, waits, launched, events = 8, threading.Event(), [], []
-    decoded_meanwhile, opened = threading.Event(), clips_module.open_audio
+    decoded_meanwhile, opened = threading.Event(), decoder.open_audio
 
     def open_audio(path, rate):
         if path.name == "7.wav":  # decoded only once the host waits for the device, which is not done before
@@ -310,7 +250,7 @@ def test_decoding_encoding_and_writing_overlap(runtime, tmp_path, monkeypatch):
             assert decoded_meanwhile.wait(TIMEOUT)
             return self.tensor
 
-    monkeypatch.setattr(clips_module, "open_audio", open_audio)
+    monkeypatch.setattr(decoder, "open_audio", open_audio)
     monkeypatch.setattr(stream, "OnHost", OnDevice)
     monkeypatch.setattr(stream, "StreamEncoder", partial(StreamEncoder, ahead=1))
     for i in range(files):
@@ -322,6 +262,19 @@ def test_decoding_encoding_and_writing_overlap(runtime, tmp_path, monkeypatch):
         *["wait for 0 of 2", "write 0", "write 1", "wait for 1 of 3", "write 2", "write 3"],
         *["wait for 2 of 4", "write 4", "write 5", "wait for 3 of 4", "write 6", "write 7"],
     ]
+
+
+def test_files_decoded_in_processes_have_the_same_embeddings(runtime, tmp_path, monkeypatch):
+    for i, seconds in enumerate((0.01, 2.07, 5, 40)):
+        soundfile.write(tmp_path / f"{i}.wav", melody(seconds, 16000), 16000)
+    sinks = []
+    for in_processes in (False, True):
+        monkeypatch.setattr(stream, "_decodes_in_processes", lambda *_, how=in_processes: how)
+        sinks.append(Collected(sorted(tmp_path.glob("*.wav"))))
+        encode_files(runtime, sinks[-1], batch_size=2, workers=2)
+    threads, processes = sinks
+    assert processes.sizes == threads.sizes
+    torch.testing.assert_close(processes.parts, threads.parts)
 
 
 @pytest.mark.parametrize("name", ["blocks.3.mlp.fc1.weight", "pos_embed"])

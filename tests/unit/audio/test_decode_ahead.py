@@ -1,0 +1,218 @@
+"""Files decoded ahead: in order, with little in memory, by threads and by processes; what ends a process costs one file."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from recordings import melody
+
+from m2d.audio import decoder
+from m2d.audio.ahead import decode_ahead
+from m2d.audio.decoder import DecoderProcess, FileEnd
+
+# Seconds until a thread or process that never comes fails a test.
+TIMEOUT = 60
+
+
+def test_decoding_stays_few_stretches_ahead(tmp_path, monkeypatch):
+    """However long a file is, a thread waits until its last stretch is taken."""
+    monkeypatch.setattr(decoder, "_STRETCH", 1000)
+    read, opened = [], decoder.open_audio
+
+    class Counting:
+        def __init__(self, path, rate):
+            self.stream, self.warnings = opened(path, rate), []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.stream.__exit__()
+
+        def __iter__(self):
+            for i in range(50):
+                read.append(i)
+                yield np.zeros(1000, np.float32)
+
+    monkeypatch.setattr(decoder, "open_audio", Counting)
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", melody(0.1, 16000), 16000)
+    decoded = decode_ahead([tmp_path / f"{i}.wav" for i in range(3)], 16000, workers=3)
+    for count, _ in enumerate(next(decoded), 1):
+        assert len(read) <= 3 * 3 + count
+    decoded.close()
+
+
+def test_a_thread_decodes_the_next_file_before_a_short_one_is_taken(tmp_path, monkeypatch):
+    opened, reached = decoder.open_audio, threading.Event()
+
+    def open_audio(path, rate):
+        if path.name == "1.wav":
+            reached.set()
+        return opened(path, rate)
+
+    monkeypatch.setattr(decoder, "open_audio", open_audio)
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", melody(0.1, 16000), 16000)
+    decoded = decode_ahead([tmp_path / f"{i}.wav" for i in range(3)], 16000, workers=1)
+    first = next(decoded)
+    assert reached.wait(TIMEOUT)
+    assert [len(stretch) for clip in chain([first], decoded) for stretch in clip] == [1600] * 3
+
+
+def test_an_error_while_a_file_is_cut_comes_in_its_place(tmp_path):
+    def cut(stretches):
+        for stretch in stretches:
+            if len(stretch) == 3200:
+                raise MemoryError("no memory to lock")
+            yield len(stretch)
+
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", np.zeros(1600 * (i + 1)), 16000)
+    clips = decode_ahead([tmp_path / f"{i}.wav" for i in range(3)], 16000, 2, cut)
+    assert [str(item) for clip in clips for item in clip] == ["1600", "no memory to lock", "4800"]
+
+
+def summed(stretches):
+    """Of each stretch its length and sum; what some lengths do to a process, no other test sees."""
+    for stretch in stretches:
+        if len(stretch) == 1601:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if len(stretch) == 1602:
+            raise OwnError("unlike", "others")
+        print("noise on the output", flush=True)
+        yield len(stretch), float(np.sum(stretch, dtype=np.float64))
+
+
+class OwnError(Exception):
+    """Cannot be read back from a pickle."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Good ones, a long one, one cut short, one that is no audio, one that is missing."""
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", melody(1 + i / 8, 16000), 16000)
+    soundfile.write(tmp_path / "4 long.flac", melody(70, 16000), 16000)
+    whole = (tmp_path / "0.wav").read_bytes()
+    (tmp_path / "5 cut.wav").write_bytes(whole[: len(whole) // 4])
+    (tmp_path / "6.wav").write_bytes(b"no audio" * 100)
+    return [*sorted(tmp_path.iterdir()), tmp_path / "7 missing.wav"]
+
+
+def decoded(paths, in_processes, workers=2, cut=summed):
+    """Items of each file, errors as words, and what is wrong with it."""
+    clips = decode_ahead(paths, 16000, workers, cut, in_processes=in_processes)
+    return [
+        ([str(item) if isinstance(item, Exception) else item for item in clip], clip.warnings, clip.seconds_left_out)
+        for clip in clips
+    ]
+
+
+def is_gone(pid):
+    """Whether a process has ended, or does so now."""
+    end = time.monotonic() + TIMEOUT
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_processes_give_what_threads_give(files, caplog):
+    expected = decoded(files, in_processes=False)
+    in_threads = [record.getMessage() for record in caplog.records]
+    caplog.clear()
+    assert decoded(files, in_processes=True) == expected
+    assert [record.getMessage() for record in caplog.records] == in_threads
+    assert [len(items) for items, *_ in expected] == [1, 1, 1, 1, 2, 1, 1, 1]
+    assert expected[5][1] and "cannot be read as audio" in expected[6][0][0] and "cannot be opened" in expected[7][0][0]
+
+
+def test_a_file_that_ends_its_process_costs_that_file_alone(tmp_path):
+    paths = [tmp_path / f"{i}.wav" for i in range(6)]
+    for i, path in enumerate(paths):
+        soundfile.write(path, np.zeros(1601 if i in (1, 2) else 1602 if i == 3 else 1600), 16000)
+    found = [items[0] for items, *_ in decoded(paths, in_processes=True, workers=1)]
+    ended = [f"{paths[i]} cannot be decoded: the process that decodes it ended by SIGSEGV" for i in (1, 2)]
+    assert found == [(1600, 0.0), *ended, "OwnError unlike others", (1600, 0.0), (1600, 0.0)]
+
+
+def test_a_process_that_was_killed_between_two_files_is_started_again(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.zeros(1600), 16000)
+    process = DecoderProcess(16000, summed)
+    process.wait()
+    for _ in range(2):
+        assert list(process.decode(tmp_path / "x.wav")) == [(1600, 0.0), FileEnd([], 0.0)]
+        process._process.kill()
+        process._process.wait()
+    process.stop()
+
+
+@pytest.mark.parametrize("python", ["/nonexistent/python", "/bin/false", "/bin/true"])
+def test_where_no_process_can_be_started_threads_decode(files, python, monkeypatch, caplog):
+    monkeypatch.setattr(sys, "executable", python)
+    found = decoded(files, in_processes=True)
+    assert [record.getMessage() for record in caplog.records if "decoding in threads" in record.getMessage()]
+    assert found == decoded(files, in_processes=False)
+
+
+def test_processes_end_where_no_more_files_are_wanted(tmp_path, monkeypatch):
+    started, start = [], DecoderProcess._start
+
+    def noting(self):
+        start(self)
+        started.append(self._process.pid)
+
+    monkeypatch.setattr(DecoderProcess, "_start", noting)
+    for i in range(8):
+        soundfile.write(tmp_path / f"{i}.wav", melody(70, 16000), 16000)
+    clips = decode_ahead(sorted(tmp_path.iterdir()), 16000, 2, summed, in_processes=True)
+    next(iter(next(clips)))
+    clips.close()
+    assert len(started) >= 2 and all(map(is_gone, started))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from m2d.audio.decoder import DecoderProcess
+process = DecoderProcess(16000, iter)
+process.wait()
+items = process.decode(Path(sys.argv[1]))
+next(items)
+print(process._process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_ends_with_its_parent(tmp_path, end):
+    """Which is killed while it has most of a file still to write."""
+    soundfile.write(tmp_path / "x.flac", melody(200, 16000), 16000)
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "x.flac")]
+    root = Path(decoder.__file__).parents[2]
+    parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root)
+    pid = int(parent.stdout.readline())
+    parent.send_signal(end)
+    _, errors = parent.communicate(timeout=TIMEOUT)
+    assert is_gone(pid) and not errors
+
+
+def test_a_process_starts_without_torch():
+    program = "import sys, m2d.audio.decoder, m2d.audio.framing; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(decoder.__file__).parents[2])
