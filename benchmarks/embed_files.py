@@ -19,7 +19,7 @@ import torch
 from m2d.audio.ahead import decode_ahead
 from m2d.inference.embed import embed
 from m2d.inference.runtime import RuntimeM2D
-from m2d.inference.stream import Sink, StreamEncoder
+from m2d.inference.stream import Sink, StreamEncoder, decodes_in_processes
 from m2d.models.vit import has_triton
 from m2d.utils.device import no_tf32
 
@@ -106,7 +106,8 @@ def main() -> None:
         folder = Path(name)
         paths = make_files(folder, args)
         encode(runtime, paths[: 2 * args.batch_size], args)  # loads kernels
-        decoding = timed(lambda: decode(paths, runtime.sample_rate, args.workers))
+        in_processes = decodes_in_processes(runtime, len(paths))
+        decoding = timed(lambda: decode(paths, runtime.sample_rate, args.workers, in_processes))
         encoding = timed(lambda: encode(runtime, paths, args))
         out = folder / "embeddings.npz"
         how = dict(batch_size=args.batch_size, workers=args.workers, bf16=args.bf16)

@@ -82,7 +82,7 @@ def main() -> None:
         print("| | main thread | all threads | decoding processes | time |")
         print("|:--|--:|--:|--:|--:|")
         for in_processes in (False, True):
-            stack.enter_context(mock.patch.object(stream, "_decodes_in_processes", lambda *_, how=in_processes: how))
+            stack.enter_context(mock.patch.object(stream, "decodes_in_processes", lambda *_, how=in_processes: how))
             works = {
                 "decoding alone": lambda how=in_processes: decode(paths, runtime.sample_rate, args.workers, how),
                 "m2d embed": lambda: embed_program.embed(paths, runtime, out, **how),

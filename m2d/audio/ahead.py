@@ -42,14 +42,15 @@ class DecodedClip(Generic[Item]):
         self.seconds_left_out = 0.0
         self._receive, self._stopped = receive, stopped
         self._items: queue.SimpleQueue[Item | FileEnd | Exception] = queue.SimpleQueue()
-        self._room = threading.Semaphore()
+        self._room = threading.Lock()  # which a thread takes for an item, until that is taken
 
     def __iter__(self) -> Iterator[Item | Exception]:
         while not isinstance(item := self._items.get(), FileEnd):
+            if isinstance(item, Exception):
+                yield item
+                return
             self._room.release()
             yield item
-            if isinstance(item, Exception):
-                return
         self.warnings, self.seconds_left_out = item.warnings, item.seconds_left_out
         for warning in self.warnings:
             logger.warning("%s", warning)

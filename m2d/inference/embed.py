@@ -31,7 +31,6 @@ import secrets
 import sys
 import zipfile
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +68,8 @@ class ClipMeans(Sink):
         return embeddings.sum(dim=1, dtype=torch.float64)
 
     def put(self, clip: int, step: int, embeddings: torch.Tensor) -> None:
-        self._sums[clip] = self._sums.get(clip, 0) + embeddings
+        earlier = self._sums.get(clip)
+        self._sums[clip] = embeddings if earlier is None else earlier + embeddings
 
     def complete(self, clip: int, samples: int, frames: int) -> None:
         mean = self._sums.pop(clip) / self._cutting.steps(frames)
@@ -219,7 +219,7 @@ def _write_npz(out: Path, results: PartialResults, done: Sequence[FileResult], r
             shape = (sum(rows), results.width)
             kind = "<f2" if level == "clap" else "<f4"
             np.lib.format.write_array_header_1_0(member, {"descr": kind, "fortran_order": False, "shape": shape})
-            for block in chain.from_iterable(map(results.blocks_of, done)):
+            for block in results.blocks_of(done):
                 member.write(np.frombuffer(block, "<f4").astype(kind, copy=False).data)
 
 

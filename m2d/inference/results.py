@@ -4,7 +4,8 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -118,16 +119,21 @@ class PartialResults(PartialRows):
         """Make what is done last: rows first, so that the list never names rows that are not on the disk."""
         super().flush()
         with naming(self.folder / _LIST):
-            self._list.writelines(json.dumps(asdict(result)) + "\n" for result in self._unflushed)
+            self._list.writelines(json.dumps(vars(result)) + "\n" for result in self._unflushed)
             self._list.flush()
             os.fsync(self._list.fileno())
         self._unflushed.clear()
         self._flushed_at = time.monotonic()
 
-    def blocks_of(self, result: FileResult) -> Iterator[bytes]:
-        """The rows of a file as bytes, a few MB at a time."""
-        for row, count in result.extents:
-            yield from self.blocks(row, count)
+    def blocks_of(self, results: Iterable[FileResult]) -> Iterator[bytes]:
+        """The rows of files, one file after the other, as bytes, a few MB at a time."""
+        first = count = 0
+        for row, more in chain.from_iterable(result.extents for result in results):
+            if row != first + count:
+                yield from self.blocks(first, count)
+                first, count = row, 0
+            count += more
+        yield from self.blocks(first, count)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self.folder.exists():

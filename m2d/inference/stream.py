@@ -224,15 +224,17 @@ class StreamEncoder:
         with _out_of_memory(len(pieces)):
             lms = torch.stack(parts)[:, None]
             encoded = cast(torch.Tensor, self.runtime.encode_lms(lms, average_per_time_frame=True)).float()
-        self._encoded.append((pieces, OnHost(self.sink.condense(encoded if encoded.is_cuda else encoded.cpu()))))
+            condensed = self.sink.condense(encoded if encoded.is_cuda else encoded.cpu())
+            # A sum is finite where all of it is: less to read than a flag of each number.
+            self._encoded.append((pieces, OnHost(condensed, condensed.flatten(1).sum(dim=1, dtype=torch.float64))))
         self._hand_over(self.ahead)
 
     def _hand_over(self, left: int) -> None:
         """Give the sink the oldest batches, except the newest few, which may still be computing."""
         while len(self._encoded) > left:
             pieces, encoded = self._encoded.popleft()
-            values = encoded.get()
-            finite = values.isfinite().flatten(1).all(dim=1).tolist()
+            values, sums = encoded.get()
+            finite = sums.isfinite().tolist()
             for piece, embeddings, is_finite in zip(pieces, values, finite, strict=True):
                 clip = self._clips.get(piece.clip)
                 if clip is None:  # abandoned meanwhile
@@ -314,7 +316,7 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
     runtime.backbone.use_short_attention(has_triton())
     runtime.use_half_encoder()
     encoder = StreamEncoder(runtime, batch_size, sink)
-    in_processes = _decodes_in_processes(runtime, len(sink.paths))
+    in_processes = decodes_in_processes(runtime, len(sink.paths))
     with Progress(len(sink.paths), "file") as progress:
         for clip in decode_ahead(sink.paths, runtime.sample_rate, workers, encoder.framing, encoder.hold, in_processes):
             encoder.start()
@@ -332,7 +334,7 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
         encoder.flush()
 
 
-def _decodes_in_processes(runtime: RuntimeM2D, files: int) -> bool:
+def decodes_in_processes(runtime: RuntimeM2D, files: int) -> bool:
     """Whether processes decode: threads would wait for the interpreter's lock, which feeds the GPU."""
     return runtime.backbone.cls_token.is_cuda and files >= _MANY_FILES
 

@@ -43,7 +43,7 @@ class WaveformCheck:
         """Raise ValueError where a number is not finite."""
         if self._extremes is None:
             return
-        peak = self._extremes.get().abs().max()
+        peak = self._extremes.get()[0].abs().max()
         if not peak.isfinite():
             rows = (~self._audio.isfinite()).any(dim=1).nonzero().flatten().tolist()
             raise ValueError(f"the audio holds NaN or infinity in clip {', '.join(map(str, rows))} of the batch")

@@ -84,19 +84,23 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class OnHost:
-    """A tensor on its way to the host. From CUDA it is copied while the host continues; `get` waits for that copy alone."""
+    """Tensors on their way to the host. CUDA copies them while the host continues; `get` waits for these copies alone."""
 
-    def __init__(self, tensor: torch.Tensor):
+    def __init__(self, *tensors: torch.Tensor):
+        self._tensors = tuple(map(self._copy, tensors))
         self._copied = None
-        if not tensor.is_cuda:
-            self._tensor = tensor.cpu()
-            return
-        self._tensor = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-        self._copied = torch.cuda.Event()
-        self._copied.record(torch.cuda.current_stream(tensor.device))
+        if tensors[0].is_cuda:
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(tensors[0].device))
 
-    def get(self) -> torch.Tensor:
-        """The tensor, on the host."""
+    def get(self) -> tuple[torch.Tensor, ...]:
+        """The tensors, on the host."""
         if self._copied is not None:
             self._copied.synchronize()
-        return self._tensor
+        return self._tensors
+
+    @staticmethod
+    def _copy(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_cuda:
+            return tensor.cpu()
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)

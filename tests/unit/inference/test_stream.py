@@ -240,15 +240,15 @@ def test_decoding_encoding_and_writing_overlap(runtime, tmp_path, monkeypatch):
         return opened(path, rate)
 
     class OnDevice:
-        def __init__(self, tensor):
-            self.batch, self.tensor = len(launched), tensor
+        def __init__(self, *tensors):
+            self.batch, self.tensors = len(launched), tensors
             launched.append(self)
 
         def get(self):
             events.append(f"wait for {self.batch} of {len(launched)}")
             waits.set()
             assert decoded_meanwhile.wait(TIMEOUT)
-            return self.tensor
+            return self.tensors
 
     monkeypatch.setattr(decoder, "open_audio", open_audio)
     monkeypatch.setattr(stream, "OnHost", OnDevice)
@@ -269,7 +269,7 @@ def test_files_decoded_in_processes_have_the_same_embeddings(runtime, tmp_path, 
         soundfile.write(tmp_path / f"{i}.wav", melody(seconds, 16000), 16000)
     sinks = []
     for in_processes in (False, True):
-        monkeypatch.setattr(stream, "_decodes_in_processes", lambda *_, how=in_processes: how)
+        monkeypatch.setattr(stream, "decodes_in_processes", lambda *_, how=in_processes: how)
         sinks.append(Collected(sorted(tmp_path.glob("*.wav"))))
         encode_files(runtime, sinks[-1], batch_size=2, workers=2)
     threads, processes = sinks
