@@ -17,6 +17,7 @@ from examples.portable_m2d import PortableM2D
 from m2d.data.batch import Batch
 from m2d.data.loader import on_device
 from m2d.data.sampler import EpochSampler
+from m2d.inference import stream
 from m2d.inference.embed import main as embed
 from m2d.inference.runtime import RuntimeM2D
 from m2d.inference.stream import Sink, StreamEncoder
@@ -291,7 +292,9 @@ def test_waveforms_that_are_not_finite_are_refused(device, weights):
         RuntimeM2D(weight_file=weights).to(device).encode(audio)
 
 
-def test_files_are_embedded_as_on_the_cpu(device, weights, tmp_path):
+@pytest.mark.parametrize("in_processes", [False, True])
+def test_files_are_embedded_as_on_the_cpu(device, weights, tmp_path, monkeypatch, in_processes):
+    monkeypatch.setattr(stream, "decodes_in_processes", lambda *_: in_processes)
     for i in range(5):
         soundfile.write(tmp_path / f"{i}.wav", melody(1 + i, 16000), 16000)
     found = []
