@@ -18,9 +18,9 @@ With --clap and M2D-CLAP's weights, embeddings are float16 and of length 1, in o
 m2d search. The patches of a file are then held until its end, 6 MB for each minute with ViT-Base.
 
 Files are decoded and encoded in stretches: with the default --batch_size the program needs up to 300 MB beside a model of
-ViT-Base's size, however long the files are and however many. On a GPU decoding, copying and encoding overlap, and encoding
-is in bfloat16 (--precision fp32: in float32). What is done is kept in embeddings.npz.partial/ until the end:
-the same command continues a run that was killed.
+ViT-Base's size, however long the files are and however many. On a GPU decoding, copying and encoding overlap, encoding is
+in bfloat16 (--precision fp32: in float32), and from 500 files on --workers processes decode in place of threads (50 MB
+each). What is done is kept in embeddings.npz.partial/ until the end: the same command continues a run that was killed.
 
 A file that cannot be read is reported and left out; the exit status is then 1.
 """
