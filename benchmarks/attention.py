@@ -31,14 +31,25 @@ TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
 
 def compiled_size(kernel, settings_of: Callable[[torch.Tensor, int], dict], shape: tuple[int, int, int], capability: int) -> str:
-    """Resources of a kernel compiled for a device of a capability (90: H100, 80: A100)."""
+    """Resources of an attention kernel for a shape."""
     n, heads, head_width = shape
     settings = settings_of(torch.empty(1, n, 3 * heads * head_width, device="meta"), heads)
-    options = {key: settings.pop(key) for key in ("num_warps", "num_stages")}
+    return resources(kernel, POINTERS, {"n": "i32"}, settings, capability)
+
+
+def resources(kernel, pointers: dict[str, str], numbers: dict[str, str], settings: dict, capability: int) -> str:
+    """Resources of a kernel compiled for a device of a capability (90: H100, 80: A100).
+
+    Args:
+        kernel: the kernel.
+        pointers, numbers: types of its arguments, by name; pointers are aligned to 16 bytes.
+        settings: its constants, and options such as num_warps.
+    """
     names = kernel.arg_names
-    signature = {name: POINTERS.get(name, "i32" if name == "n" else "constexpr") for name in names}
+    options = {name: value for name, value in settings.items() if name not in names}
+    signature = {name: {**pointers, **numbers}.get(name, "constexpr") for name in names}
     constants = {(names.index(name),): value for name, value in settings.items() if name in names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in POINTERS}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in pointers}
     source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:

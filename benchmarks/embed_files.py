@@ -20,7 +20,7 @@ from m2d.audio.ahead import decode_ahead
 from m2d.inference.embed import embed
 from m2d.inference.runtime import RuntimeM2D
 from m2d.inference.stream import Sink, StreamEncoder, decodes_in_processes
-from m2d.models.vit import has_triton
+from m2d.models.transformer.kernels import kernels_run
 from m2d.utils.device import no_tf32
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     args = parse()
     no_tf32()
     runtime = RuntimeM2D(weight_file=args.weights).to(args.device)
-    runtime.backbone.use_short_attention(has_triton())
+    runtime.backbone.use_short_attention(kernels_run(runtime.backbone.cls_token.device))
     runtime.backbone.compile_inference(args.compile)
     runtime.use_half_encoder()
     args.batch_size = args.batch_size or runtime.pieces_at_once

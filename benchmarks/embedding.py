@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from benchmarks.plain_model import with_torchs_products, without_fused_attention
 from m2d.inference.runtime import RuntimeM2D
-from m2d.models.vit import has_triton
+from m2d.models.transformer.block import Block
+from m2d.models.transformer.kernels import kernels_run
 from m2d.train import device as compute
 from m2d.utils.malloc import OWN_LIMITS, keep_freed_memory
 
@@ -70,13 +71,21 @@ def plain_runtime(args: argparse.Namespace) -> Embed:
 
 
 def our_runtime(
-    args: argparse.Namespace, bf16: bool = False, short: bool = False, half: bool = False, compiled: bool = False
+    args: argparse.Namespace,
+    bf16: bool = False,
+    short: bool = False,
+    half: bool = False,
+    add_norm: bool = True,
+    compiled: bool = False,
 ) -> Embed:
-    """RuntimeM2D as it is, or in bfloat16; with attention by our kernels, with `HalfEncoder`, with its blocks compiled."""
+    """RuntimeM2D as it is, or in bfloat16; with attention by our kernels, with `HalfEncoder` and its kernel, compiled."""
     runtime = load(args)
     runtime.backbone.use_short_attention(short)
     runtime.backbone.compile_inference(compiled)
     runtime.use_half_encoder(half)
+    if not add_norm:
+        for block in runtime.backbone.blocks:
+            block.inference_code = Block._from_pair
 
     def embed(audio: torch.Tensor) -> torch.Tensor:
         with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=bf16):
@@ -102,9 +111,12 @@ def all_ways(args: argparse.Namespace) -> dict[str, Embed]:
     if torch.device(args.device).type == "cuda":
         ways |= {"plain, TF32": with_tf32(plain, True), "ours, TF32": with_tf32(ours, True)}
     if args.bf16:
-        short = has_triton()
+        short = kernels_run(torch.device(args.device))
         ways["ours, bfloat16"] = with_tf32(our_runtime(args, bf16=True, short=short, half=True), True)
         ways["the same, torch's attention"] = with_tf32(our_runtime(args, bf16=True, half=True), True)
+        if short:
+            apart = our_runtime(args, bf16=True, short=short, half=True, add_norm=False)
+            ways["the same, sums and norms one by one"] = with_tf32(apart, True)
         ways["the same, weights cast and kernels launched each time"] = with_tf32(our_runtime(args, bf16=True, short=short), True)
     return ways
 
@@ -113,7 +125,8 @@ def compiled_ways(args: argparse.Namespace) -> dict[str, Embed]:
     """Ours compiled, as far as it is asked for."""
     if not args.compile:
         return {}
-    compiled = our_runtime(args, args.bf16, short=args.bf16 and has_triton(), half=args.bf16, compiled=True)
+    short = args.bf16 and kernels_run(torch.device(args.device))
+    compiled = our_runtime(args, args.bf16, short=short, half=args.bf16, compiled=True)
     return {"ours, compiled, bfloat16" if args.bf16 else "ours, compiled": with_tf32(compiled, True)}
 
 

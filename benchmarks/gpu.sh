@@ -110,7 +110,10 @@ if [ -z "$quick" ]; then
   part msm_mae 40 "${step[@]}" --fast_only --model msm_mae_vit_base --mask_ratio 0.75 --batch_size 512
 fi
 part run_from_pack 80 "${run[@]}"
-[ "$device" = cpu ] || part attention 30 "$PYTHON" -m benchmarks.attention
+if [ "$device" != cpu ]; then
+  part attention 30 "$PYTHON" -m benchmarks.attention
+  part add_norm 20 "$PYTHON" -m benchmarks.add_norm
+fi
 if [ -z "$quick" ]; then
   part whole 90 "${step[@]}" --no-compile_blocks --compile --fast_only --model $base "${batch[@]}"
 fi

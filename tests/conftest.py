@@ -21,12 +21,24 @@ settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
 
 
-@pytest.fixture(autouse=True)
-def fixed_seeds():
-    """Every test starts from the same random state, whatever ran before it."""
+def seed_all() -> None:
+    """The same random state, whatever ran before."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef):
+    """Fixtures that several tests share start from it too: they are made before `fixed_seeds` of the first of these."""
+    if fixturedef.scope != "function":
+        seed_all()
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds():
+    """Every test starts from it."""
+    seed_all()
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from ..audio.ahead import decode_ahead
 from ..audio.decode import WarningCount
 from ..audio.framing import Segment, segments
 from ..audio.logmel_torch import log_mel_of_frames
-from ..models.vit import has_triton
+from ..models.transformer.kernels import kernels_run
 from ..utils.device import OnHost, to_device
 from ..utils.names import shown
 from ..utils.parallel import Progress
@@ -313,7 +313,7 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
     """
     if batch_size is None:
         batch_size = runtime.pieces_at_once if runtime.backbone.cls_token.is_cuda else _BATCH_SIZE
-    runtime.backbone.use_short_attention(has_triton())
+    runtime.backbone.use_short_attention(kernels_run(runtime.backbone.cls_token.device))
     runtime.use_half_encoder()
     encoder = StreamEncoder(runtime, batch_size, sink)
     in_processes = decodes_in_processes(runtime, len(sink.paths))

@@ -6,11 +6,14 @@ import torch
 from torch import nn
 
 from .replay import Replay
+from .transformer.kernels import kernels_run
 from .vit import AudioViT
 
 
 class HalfEncoder:
     """Encodes whole inputs as `AudioViT.forward_encoder` does under autocast, with the same rounding.
+
+    On CUDA a block's sums and norms are computed by our kernel, which rounds the same numbers; a few fall to the other side.
 
     The weights of products are cast once, in place of once in each autocast context, and by compiled code in each batch. They
     are cast again when they change: by an optimizer, `load_state_dict` or `to`, not by writing to `.data`. On CUDA, inputs
@@ -45,12 +48,23 @@ class HalfEncoder:
         weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in self._model.parameters()]
         if weights != self._weights:
             self._weights, twin = weights, half_copy(self._model, self._dtype)
+            if kernels_run(x.device):
+                _add_norms_in_one_pass(twin)
 
             def encode(x: torch.Tensor) -> torch.Tensor:
                 return twin.forward_encoder(x, 0.0, adjust_short=True)[0]
 
             self._encode = Replay(encode) if x.is_cuda else encode
         return self._encode(x)
+
+
+def _add_norms_in_one_pass(model: AudioViT) -> None:
+    """Compute sums and norms by our kernel in blocks that have no other code."""
+    from .transformer import add_norm  # imports triton
+
+    if all(block.inference_code is None and add_norm.suits(block) for block in model.blocks):
+        for block in model.blocks:
+            block.inference_code = add_norm.run_block
 
 
 def half_copy(model: AudioViT, dtype: torch.dtype) -> AudioViT:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.util import find_spec
 from types import MappingProxyType
 
 import torch
@@ -16,6 +15,7 @@ from .pos_embed import resize_positions, sincos_positions
 from .transformer.block import Attention, Block, LayerNorm, compilable, compiled_block, make_blocks, run_blocks
 from .transformer.feed_forward import FeedForward
 from .transformer.float8 import use_float8
+from .transformer.kernels import has_triton
 
 #: Statistics of log-mel spectrograms for checkpoints of 2022, which have none: (mean, std).
 DEFAULT_NORM_STATS = (-7.1, 4.2)
@@ -33,11 +33,6 @@ def take_tokens(x: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """The tokens of `x` `[B or 1, L, D]` at places `ids` `[B, N]`: `[B, N, D]`."""
     x = x.expand(ids.shape[0], -1, -1)
     return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
-
-
-def has_triton() -> bool:
-    """Whether triton is installed, which our own kernels need."""
-    return find_spec("triton") is not None
 
 
 class PatchProjection(nn.Conv2d):
@@ -170,7 +165,7 @@ class AudioViT(nn.Module):
 
     def compile_inference(self, on: bool = True, **options) -> None:
         """Compute the blocks outside training by compiled code, compiled on first use, for any number of inputs and frames."""
-        self._set(Block, "compiled_inference", compiled_block(dynamic=True, **options) if on else None)
+        self._set(Block, "inference_code", compiled_block(dynamic=True, **options) if on else None)
 
     def use_short_attention(self, on: bool = True) -> None:
         """Compute attention by our own kernels where they fit (CUDA, half precision, up to 256 tokens); else by torch's.

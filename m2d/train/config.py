@@ -273,7 +273,7 @@ class MachineSettings:
     half_target: bool = switch(False, "keep the target encoder's tokens in half precision between its blocks (CUDA)")
     short_attention: bool | None = switch(
         None,
-        "attention by our Triton kernels where they fit: CUDA, half precision, <= 256 tokens; none: where triton is installed",
+        "attention by our Triton kernels where they fit: CUDA, half precision, <= 256 tokens; none: where they run",
         "attention by PyTorch's kernels alone",
     )
 

@@ -13,8 +13,10 @@ from typing import Literal
 
 import torch
 
-from ..models.vit import AudioViT, has_triton
+from ..models.transformer.kernels import kernels_run
+from ..models.vit import AudioViT
 from ..utils.compiled_code import keep_compiled_code, leave_kept_code
+from ..utils.errors import UserError
 from ..utils.malloc import keep_freed_memory
 from .config import MachineSettings
 
@@ -76,18 +78,20 @@ def total_memory(device: torch.device) -> int | None:
 def choose_computation(model: AudioViT, machine: MachineSettings, device: torch.device) -> Literal["", "blocks", "whole"]:
     """Set up how a model on a device is computed; returns what of it to compile.
 
-    On CUDA, where the settings leave it open: attention by our kernels if triton is installed; compilation by block, which on an
+    On CUDA, where the settings leave it open: attention by our kernels if they run there; compilation by block, which on an
     H200 keeps 98.7% of the speed of the whole model compiled and takes less time; GELUs computed again in compiled code.
     """
     if machine.fp8:
         model.use_float8()
+    if machine.short_attention and device.type == "cuda" and not kernels_run(device):
+        raise UserError("--short_attention: our kernels do not run on this device: omit it")
     on_cuda = device.type == "cuda"
     compiles_itself = machine.compile is None and on_cuda and not machine.fsdp
     by_block = machine.compile_blocks or compiles_itself
     compilation = "blocks" if by_block else "whole" if machine.compile else ""
     model.recompute_activations(machine.activation_checkpointing)
     model.recompute_gelu(on_cuda and bool(compilation) if machine.recompute_gelu is None else machine.recompute_gelu)
-    model.use_short_attention(on_cuda and has_triton() if machine.short_attention is None else machine.short_attention)
+    model.use_short_attention(kernels_run(device) if machine.short_attention is None else machine.short_attention)
     model.half_target = machine.half_target
     return compilation
 

@@ -77,13 +77,13 @@ class Block(nn.Module):
 
     Attributes:
         recompute: discard the activations and recompute them in the backward pass (Chen et al., 2016).
-        compiled: what computes the block in training in place of its own code: see `compiled_block`.
-        compiled_inference: the same outside training.
+        compiled: what computes the block in training in place of its own code, such as `compiled_block`.
+        inference_code: the same outside training.
     """
 
     recompute = False
-    compiled: "CompiledBlock | None" = None
-    compiled_inference: "CompiledBlock | None" = None
+    compiled: "BlockCode | None" = None
+    inference_code: "BlockCode | None" = None
 
     def __init__(self, width: int, num_heads: int, mlp_ratio: float = 4.0, norm_layer: Callable[[int], nn.Module] = LayerNorm):
         super().__init__()
@@ -104,20 +104,20 @@ class Block(nn.Module):
         With `mlp_out` (see `run_blocks`) the tokens are `x + mlp_out`, and a pair of such is returned.
         """
         if mlp_out is not None:
-            return (self.compiled_code or self._from_pair)(x, mlp_out, first)
+            return (self.code or self._from_pair)(x, mlp_out, first)
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._forward, x, first, use_reentrant=False)
         return self._forward(x, first)
 
     @property
-    def compiled_code(self) -> "Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] | None":
-        """The compiled code in use, if any: of `x`, `mlp_out` and `first`, as in `forward`."""
-        compiled = self.compiled if self.training else self.compiled_inference
-        return None if compiled is None else partial(compiled, self)
+    def code(self) -> "Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]] | None":
+        """The code in use in place of the block's own, if any: of `x`, `mlp_out` and `first`, as in `forward`."""
+        code = self.compiled if self.training else self.inference_code
+        return None if code is None else partial(code, self)
 
     def _forward(self, x: torch.Tensor, first: int) -> torch.Tensor:
-        compiled = self.compiled_code
-        return torch.add(*(compiled(x, no_output(x), first) if compiled else self._pair(x, first)))
+        code = self.code
+        return torch.add(*(code(x, no_output(x), first) if code else self._pair(x, first)))
 
     def _pair(self, x: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens, and what the MLP adds to them."""
@@ -129,15 +129,15 @@ class Block(nn.Module):
 
 
 def no_output(x: torch.Tensor) -> torch.Tensor:
-    """Zeros, of the kind of an MLP's output in a block that takes tokens `x`: compiled code serves the first block too."""
+    """Zeros, of the kind of an MLP's output in a block that takes tokens `x`: such code serves the first block too."""
     return torch.zeros(x.shape, dtype=product_dtype(x), device=x.device, requires_grad=x.requires_grad)
 
 
 def run_blocks(blocks: Sequence[Block], x: torch.Tensor, first: int = 0, wanted: Container[int] = ()) -> list[torch.Tensor]:
     """Tokens `[B, N, D]` through blocks in turn.
 
-    Compiled blocks hand on their MLP's output beside their tokens. The next one adds it in one pass with its norm, and its
-    gradient leaves that block in the precision of products.
+    Blocks with code of another kind hand on their MLP's output beside their tokens. The next one adds it in one pass with its
+    norm, and its gradient leaves that block in the precision of products.
 
     Args:
         blocks: at least one.
@@ -149,7 +149,7 @@ def run_blocks(blocks: Sequence[Block], x: torch.Tensor, first: int = 0, wanted:
         outputs of the wanted blocks and of the last, `[B, N, D]`; of the last `[B, N - first, D]`.
     """
     last = len(blocks) - 1
-    in_pairs = blocks[0].compiled_code and not (blocks[0].recompute and torch.is_grad_enabled())
+    in_pairs = blocks[0].code and not (blocks[0].recompute and torch.is_grad_enabled())
     mlp_out = no_output(x) if in_pairs else None
     outputs = []
     for i, block in enumerate(blocks):
@@ -175,10 +175,11 @@ def compilable(method: Callable) -> Callable:
     return call
 
 
-CompiledBlock = Callable[[Block, torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+#: Computes a block from `x`, `mlp_out` and `first`, as `Block.forward` with `mlp_out` does.
+BlockCode = Callable[[Block, torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
 
-def compiled_block(dynamic: bool = False, **options) -> CompiledBlock:
+def compiled_block(dynamic: bool = False, **options) -> BlockCode:
     """A block's code, compiled on first use: once for all blocks, with `dynamic` for all sizes. `options`: torch.compile's."""
     return torch.compile(Block._from_pair, dynamic=dynamic, **options)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_models import inputs, plan, small_model
 
-from m2d.models import vit
+from m2d.models.transformer import kernels
 from m2d.utils.errors import UserError
 
 pytest.importorskip("triton")
@@ -37,7 +37,7 @@ def test_on_a_cpu_torchs_attention_stays():
 
 
 def test_without_triton_it_is_refused(monkeypatch):
-    monkeypatch.setattr(vit, "find_spec", lambda name: None)
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
     model = small_model("encoder")
     model.use_short_attention(False)
     with pytest.raises(UserError, match="needs triton, which is not installed"):

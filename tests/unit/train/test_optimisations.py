@@ -203,8 +203,9 @@ def test_alike_blocks_and_the_code_between_them_are_compiled_once_and_in_trainin
         ("cuda", dict(fsdp=True), "", True, False),
     ],
 )
-def test_what_the_settings_leave_open_is_chosen_by_device(device, flags, compilation, short, recomputes):
+def test_what_the_settings_leave_open_is_chosen_by_device(device, flags, compilation, short, recomputes, monkeypatch):
     pytest.importorskip("triton")
+    monkeypatch.setattr(compute, "kernels_run", lambda device: device.type == "cuda")
     model = small_model("m2d")
     assert compute.choose_computation(model, MachineSettings(**flags), torch.device(device)) == compilation
     assert {module.short for module in model.modules() if isinstance(module, Attention)} == {short}
