@@ -45,7 +45,7 @@ def add_norm(x: torch.Tensor, more: torch.Tensor, norm: nn.LayerNorm) -> tuple[t
     x, more = x.contiguous(), more.contiguous()
     total, normed = torch.empty_like(x), torch.empty_like(more)
     tokens, width = x.numel() // x.shape[-1], x.shape[-1]
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):  # triton launches on the current device
         _add_norm[tokens,](x, more, norm.weight, norm.bias, total, normed, norm.eps, **settings(width))
     return total, normed
 

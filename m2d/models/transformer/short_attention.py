@@ -193,7 +193,8 @@ def backward_settings(qkv: torch.Tensor, heads: int, first: int = 0) -> dict:
 def launch_forward(qkv: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, heads: int, first: int) -> None:
     """Write the output and log2 of the denominators."""
     settings = forward_settings(qkv, heads, first)
-    _forward[qkv.shape[0] * heads * settings["QUERY_BLOCKS"],](qkv, out, lse, qkv.shape[1], **settings)
+    with torch.cuda.device_of(qkv):  # triton launches on the current device
+        _forward[qkv.shape[0] * heads * settings["QUERY_BLOCKS"],](qkv, out, lse, qkv.shape[1], **settings)
 
 
 def launch_backward(
@@ -201,7 +202,8 @@ def launch_backward(
 ) -> None:
     """Write the gradient of the projection."""
     settings = backward_settings(qkv, heads, first)
-    _backward[qkv.shape[0] * heads * settings["BLOCKS"],](qkv, out, dout, lse, dqkv, qkv.shape[1], **settings)
+    with torch.cuda.device_of(qkv):
+        _backward[qkv.shape[0] * heads * settings["BLOCKS"],](qkv, out, dout, lse, dqkv, qkv.shape[1], **settings)
 
 
 @torch.library.custom_op("m2d::short_attention", mutates_args=())

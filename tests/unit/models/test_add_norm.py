@@ -15,7 +15,9 @@ from m2d.train.device import choose_computation
 from m2d.utils.errors import UserError
 
 pytest.importorskip("triton")
-import add_norm_checks as checks  # noqa: E402  imports triton
+import add_norm_checks as checks  # noqa: E402  imports triton, as do these
+
+from m2d.models.transformer import add_norm, short_attention  # noqa: E402
 
 ROOT = Path(__file__).parents[3]
 
@@ -26,6 +28,34 @@ def test_in_tritons_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, checks.__file__], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "all hold\n", done.stdout + done.stderr
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):
+    """Which need not be the current one: --device cuda:1."""
+    current, launched = [], []
+
+    class DeviceOf:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __enter__(self):
+            current.append(self.tensor)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda first, *_, **__: launched.append(current[-1] is first)
+
+    monkeypatch.setattr(torch.cuda, "device_of", DeviceOf)
+    for module, name in ((add_norm, "_add_norm"), (short_attention, "_forward"), (short_attention, "_backward")):
+        monkeypatch.setattr(module, name, Kernel())
+    x, qkv = torch.zeros(1, 2, 96), torch.zeros(1, 2, 96)
+    add_norm.add_norm(x, x.bfloat16(), torch.nn.LayerNorm(96))
+    out, lse = short_attention.forward_op(qkv, 1)
+    short_attention.backward_op(qkv, out, out.clone(), lse, 1)
+    assert launched == [True] * 3
 
 
 @pytest.fixture
