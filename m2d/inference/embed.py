@@ -41,7 +41,7 @@ from ..checkpoint.build import is_random
 from ..checkpoint.shipped import DEFAULT
 from ..checkpoint.weights import resolve
 from ..utils.atomic_file import open_atomic, write_csv
-from ..utils.compiled_code import keep_compiled_code
+from ..utils.compiled_code import try_compiled
 from ..utils.device import no_tf32, pick_device
 from ..utils.malloc import keep_freed_memory
 from ..utils.names import shown
@@ -51,7 +51,7 @@ from .clips import add_audio, list_clips, name_in_list, parse_with_audio
 from .pieces import Cutting
 from .results import FileResult, PartialResults
 from .runtime import RuntimeM2D
-from .stream import BATCH_SIZE_HELP, Sink, check_counts, check_finite, encode_files
+from .stream import BATCH_SIZE_HELP, Sink, check_counts, check_finite, encode_files, use_fast_code
 
 logger = logging.getLogger("m2d")
 
@@ -263,6 +263,21 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16" or precision == "auto" and device.type == "cuda"
 
 
+def compile_encoder(runtime: RuntimeM2D, bf16: bool) -> bool:
+    """Compile a runtime's encoder for `embed`, which then needs no more compiling; returns whether that worked."""
+    rows, columns = runtime.backbone.patch_embed.img_size
+    device = runtime.backbone.cls_token.device
+
+    @torch.no_grad()
+    def encode() -> None:
+        use_fast_code(runtime)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            runtime.encode_lms(torch.zeros(2, 1, rows, columns, device=device))
+
+    backbone = runtime.backbone
+    return try_compiled(backbone.compile_inference, encode, lambda: backbone.compile_inference(False))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 1 where a file was left out."""
     args = parse_args(argv)
@@ -282,8 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             logger.info("embedding with %s, a small encoder (weights/README.md); docs/weights.md lists better ones", DEFAULT)
         runtime = RuntimeM2D(weight_file=args.weights or DEFAULT).to(device)
         if args.compile:
-            keep_compiled_code()
-            runtime.backbone.compile_inference()
+            compile_encoder(runtime, uses_bf16(args.precision, device))
         if args.clap:
             runtime.check_clap()
         left_out = embed(

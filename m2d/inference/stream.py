@@ -313,8 +313,7 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
     """
     if batch_size is None:
         batch_size = runtime.pieces_at_once if runtime.backbone.cls_token.is_cuda else _BATCH_SIZE
-    runtime.backbone.use_short_attention(kernels_run(runtime.backbone.cls_token.device))
-    runtime.use_half_encoder()
+    use_fast_code(runtime)
     encoder = StreamEncoder(runtime, batch_size, sink)
     in_processes = decodes_in_processes(runtime, len(sink.paths))
     with Progress(len(sink.paths), "file") as progress:
@@ -332,6 +331,12 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
                 sink.warned.add(clip.warnings, clip.seconds_left_out)
             counted.end()
         encoder.flush()
+
+
+def use_fast_code(runtime: RuntimeM2D) -> None:
+    """Encode as fast as the device allows, to the same numbers but for rounding."""
+    runtime.backbone.use_short_attention(kernels_run(runtime.backbone.cls_token.device))
+    runtime.use_half_encoder()
 
 
 def decodes_in_processes(runtime: RuntimeM2D, files: int) -> bool:

@@ -4,8 +4,6 @@ A model is prepared in this order: weights loaded, moved to the device, activati
 several processes or sharded.
 """
 
-import logging
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -15,12 +13,10 @@ import torch
 
 from ..models.transformer.kernels import kernels_run
 from ..models.vit import AudioViT
-from ..utils.compiled_code import keep_compiled_code, leave_kept_code
+from ..utils.compiled_code import try_compiled
 from ..utils.errors import UserError
 from ..utils.malloc import keep_freed_memory
 from .config import MachineSettings
-
-logger = logging.getLogger("m2d")
 
 #: Settings of torch._inductor.config. A GELU has more operations than the compiler computes again by default, where a kernel
 #: reads a row twice: it would write them out in float32, and double what such a kernel moves.
@@ -116,30 +112,12 @@ def try_compile(model: AudioViT, try_step: Callable[[], None], by_block: bool = 
     Returns:
         whether the model is compiled.
     """
-    begin = time.perf_counter()
-    keep_compiled_code()
-    error = _compiling_error(model, try_step, by_block)
-    unused = leave_kept_code() if error else None
-    if unused:
-        torch.compiler.reset()
-        logger.warning("compiling again, without the results in %s (delete it if this helps): %s", unused, error)
-        error = _compiling_error(model, try_step, by_block)
-    if error:
-        logger.warning("not compiled, running as it is: %s", error)
-        return False
-    logger.info("compiled in %.0f s", time.perf_counter() - begin)
-    return True
 
-
-def _compiling_error(model: AudioViT, try_step: Callable[[], None], by_block: bool) -> str | None:
-    """Compile a model and try it; returns why that failed, after undoing it."""
-    compile_in_place(model, by_block)
-    try:
-        try_step()
-    except Exception as error:
-        # Whatever makes the compiler fail, the model itself runs without it.
+    def undo() -> None:
         model._compiled_call_impl = None
         model.compile_blocks(False)
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+    try:
+        return try_compiled(lambda: compile_in_place(model, by_block), try_step, undo)
     finally:
         model.zero_grad(set_to_none=True)

@@ -1,13 +1,20 @@
-"""Where torch's compiler keeps its results."""
+"""Where torch's compiler keeps its results, and what happens where it fails."""
 
 import atexit
+import logging
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 from .cache import cache_folder
+
+logger = logging.getLogger("m2d")
 
 _FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
@@ -38,3 +45,39 @@ def leave_kept_code() -> Path | None:
     atexit.register(shutil.rmtree, new, ignore_errors=True)
     os.environ[_FOLDER] = new
     return old
+
+
+def try_compiled(set_up: Callable[[], object], run: Callable[[], object], undo: Callable[[], object]) -> bool:
+    """Set up compiled code and run it, which compiles it; where that fails, log why and undo it.
+
+    Args:
+        set_up: makes a model use compiled code.
+        run: uses it.
+        undo: makes the model compute as it is.
+
+    Returns:
+        whether the code is in use.
+    """
+    begin = time.perf_counter()
+    keep_compiled_code()
+    error = _error_of(set_up, run, undo)
+    unused = leave_kept_code() if error else None
+    if unused:
+        torch.compiler.reset()
+        logger.warning("compiling again, without the results in %s (delete it if this helps): %s", unused, error)
+        error = _error_of(set_up, run, undo)
+    if error:
+        logger.warning("not compiled, running as it is: %s", error)
+        return False
+    logger.info("compiled in %.0f s", time.perf_counter() - begin)
+    return True
+
+
+def _error_of(set_up: Callable[[], object], run: Callable[[], object], undo: Callable[[], object]) -> str | None:
+    try:
+        set_up()
+        run()
+    except Exception as error:  # whatever makes the compiler fail, the model itself runs without it
+        undo()
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None

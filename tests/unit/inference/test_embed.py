@@ -21,6 +21,7 @@ from m2d.inference import clips as audio_clips
 from m2d.inference import embed
 from m2d.inference.results import PartialResults
 from m2d.inference.runtime import RuntimeM2D
+from m2d.models import vit
 
 
 def cosine(a, b):
@@ -62,6 +63,23 @@ def test_embeddings_in_bfloat16_are_near_those_in_single_precision(weights, reco
             found[name] = saved["embeddings"][0]
     assert found["half"].dtype == np.float32 and not np.array_equal(found["half"], found["single"])
     assert 0.999 < cosine(found["half"], found["single"])
+
+
+def test_where_compiling_fails_files_are_embedded_as_without(weights, recordings, tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("Failed to find C compiler.\nAnd more of it")
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr(vit, "compiled_block", lambda **_: fail)
+    found = []
+    for name, flags in {"plain": [], "compiled": ["--compile"]}.items():
+        out = tmp_path / f"{name}.npz"
+        arguments = [str(recordings / "16000.wav"), "--weights", str(weights), "--out", str(out), "--device", "cpu"]
+        assert embed.main(arguments + flags) == 0
+        with np.load(out) as saved:
+            found.append(saved["embeddings"])
+    assert np.array_equal(*found)
+    assert "not compiled, running as it is: RuntimeError: Failed to find C compiler." in caplog.messages
 
 
 @pytest.mark.parametrize(
