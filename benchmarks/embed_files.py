@@ -19,7 +19,7 @@ import torch
 from m2d.audio.ahead import decode_ahead
 from m2d.inference.embed import embed
 from m2d.inference.runtime import RuntimeM2D
-from m2d.inference.stream import Sink, StreamEncoder, decodes_in_processes
+from m2d.inference.stream import Sink, StreamEncoder, decodes_in_processes, default_workers
 from m2d.models.transformer.kernels import kernels_run
 from m2d.utils.device import no_tf32
 
@@ -32,7 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--distinct", type=int, default=50, help="different files among them")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a file")
     parser.add_argument("--batch_size", type=int, help="pieces encoded at a time; none: as many as the runtime takes at once")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="files decoded at a time")
+    parser.add_argument("--workers", type=int, default=default_workers(on_cuda=True), help="files decoded at a time")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="encode in bfloat16")
     parser.add_argument("--compile", action="store_true", help="compile the encoder")

@@ -34,6 +34,7 @@ from ..utils.atomic_file import open_atomic, write_csv, write_figure
 from ..utils.errors import UserError
 from ..utils.names import shown
 from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by, has_header
+from ..utils.parallel import usable_cores
 from ..utils.program import ArgumentParser, run_program
 from .pack import run_verify
 
@@ -68,7 +69,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--input_frames", type=int, default=608, help="frames of the model's input")
     parser.add_argument("--n_mels", type=int, default=80, help="mel bands of the model's input")
-    parser.add_argument("--workers", type=int, default=min(16, 2 * (os.cpu_count() or 1)), help="threads that read")
+    parser.add_argument("--workers", type=int, default=min(16, 2 * usable_cores()), help="threads that read")
     args = parser.parse_args(argv)
     if args.workers < 1 or args.sample < 0:
         parser.error("--workers is at least 1, --sample not below 0")

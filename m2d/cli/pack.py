@@ -15,7 +15,6 @@ float16 halves the size and rounds the log-mel values, by at most 0.004; --dtype
 
 import argparse
 import logging
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +37,7 @@ from ..data.pack.writer import PackedClip, discard_outdated, pack_clip, packing,
 from ..utils.addresses import is_address, public_name
 from ..utils.names import shown
 from ..utils.outputs import check_writable
-from ..utils.parallel import Progress, map_ahead
+from ..utils.parallel import Progress, map_ahead, usable_cores
 from ..utils.program import ArgumentParser, run_program
 from ..utils.shard import WHOLE, Shard, shard_of
 from .convert import convert
@@ -98,7 +97,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--n_mels", type=int, default=80, help="mel bands of the files")
     parser.add_argument("--chunk_clips", type=int, help="clips per file of the pack (8192, or more where there were too many)")
     parser.add_argument("--shard", type=shard_of, default=WHOLE, metavar="I/N", help="write only the I-th of N parts")
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read")
+    parser.add_argument("--workers", type=int, default=min(8, usable_cores()), help="threads that read")
     parser.add_argument("--verify", metavar="PACK", help="compare a pack, a folder or an address, with its checksums")
     args = parser.parse_args(argv)
     if (args.verify is None) == (args.csv is None or args.out is None):

@@ -29,7 +29,7 @@ from ..evaluation.zero_shot import (
     sound_vectors,
 )
 from ..inference.clips import add_audio, list_clips, parse_with_audio
-from ..inference.stream import BATCH_SIZE_HELP, check_counts
+from ..inference.stream import BATCH_SIZE_HELP, WORKERS_HELP, check_counts
 from ..utils.atomic_file import write_csv, write_figure
 from ..utils.errors import UserError
 from ..utils.malloc import keep_freed_memory
@@ -59,7 +59,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     add_text_flags(parser)
     parser.add_argument("--batch_size", type=int, help=BATCH_SIZE_HELP)
-    parser.add_argument("--workers", type=int, default=2, help="files decoded at a time")
+    parser.add_argument("--workers", type=int, help=WORKERS_HELP)
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
     return parse_with_audio(parser, argv)
 

@@ -34,6 +34,7 @@ from ..audio.spectrogram_list import SpectrogramList
 from ..utils.atomic_file import remove_leftover
 from ..utils.names import shown
 from ..utils.outputs import check_outputs, check_writable, has_header
+from ..utils.parallel import usable_cores
 from ..utils.shard import WHOLE, Shard
 
 PACK_DTYPE = "float16"
@@ -196,7 +197,7 @@ class _Conversion:
         """The outcomes of jobs; logs the report at the end, however that comes."""
         report = self.report
         report.existing = report.found - len(jobs) - len(report.failed)
-        workers = min(self.workers or _cpu_count(), max(1, len(jobs)))
+        workers = min(self.workers or usable_cores(), max(1, len(jobs)))
         try:
             with closing(self._converted(jobs, workers, in_order)) as outcomes:
                 yield outcomes
@@ -321,7 +322,3 @@ def _existing_targets(dest: Path) -> set[str]:
         else:
             remove_leftover(path)
     return targets
-
-
-def _cpu_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

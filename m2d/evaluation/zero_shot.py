@@ -47,7 +47,7 @@ def load_clap(weights: str | Path, args: argparse.Namespace) -> RuntimeM2D:
 
 
 def sound_vectors(
-    paths: Sequence[Path], runtime: RuntimeM2D, batch_size: int | None = None, workers: int = 2
+    paths: Sequence[Path], runtime: RuntimeM2D, batch_size: int | None = None, workers: int | None = None
 ) -> tuple[torch.Tensor, list[Path]]:
     """Vectors of audio files, float32 `[N, D]` of length 1, without those that cannot be read; these, which are logged."""
     sink = ClapVectors(paths, runtime)

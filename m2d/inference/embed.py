@@ -51,7 +51,7 @@ from .clips import add_audio, list_clips, name_in_list, parse_with_audio
 from .pieces import Cutting
 from .results import FileResult, PartialResults
 from .runtime import RuntimeM2D
-from .stream import BATCH_SIZE_HELP, Sink, check_counts, check_finite, encode_files, use_fast_code
+from .stream import BATCH_SIZE_HELP, WORKERS_HELP, Sink, check_counts, check_finite, encode_files, use_fast_code
 
 logger = logging.getLogger("m2d")
 
@@ -148,7 +148,7 @@ def embed(
     out: Path,
     per_frame: bool = False,
     batch_size: int | None = None,
-    workers: int = 4,
+    workers: int | None = None,
     bf16: bool = False,
     overwrite: bool = False,
     clap: bool = False,
@@ -243,7 +243,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--level", choices=("clip", "frame"), default="clip", help="a vector per file, or per time step")
     parser.add_argument("--clap", action="store_true", help="an index for m2d search, by M2D-CLAP's weights")
     parser.add_argument("--batch_size", type=int, help=BATCH_SIZE_HELP)
-    parser.add_argument("--workers", "--threads", type=int, default=4, help="files decoded at a time")
+    parser.add_argument("--workers", "--threads", type=int, help=WORKERS_HELP)
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
     parser.add_argument(
         "--precision",

@@ -24,13 +24,15 @@ from ..audio.logmel_torch import log_mel_of_frames
 from ..models.transformer.kernels import kernels_run
 from ..utils.device import OnHost, to_device
 from ..utils.names import shown
-from ..utils.parallel import Progress
+from ..utils.parallel import Progress, usable_cores
 from .runtime import RuntimeM2D
 
 logger = logging.getLogger("m2d")
 
 BATCH_SIZE_HELP = "pieces of the model's input length encoded at a time; none: 8, on CUDA as many as fill it"
+WORKERS_HELP = "files decoded at a time; none: 4, beside a GPU one for each core, up to 16"
 _BATCH_SIZE = 8
+_WORKERS, _MOST_WORKERS = 4, 16
 
 # Pieces that wait for others of their length, in batches, before the most numerous are encoded as they are.
 _WAITING_BATCHES = 4
@@ -299,20 +301,23 @@ class _FileProgress:
 
 def check_counts(args: argparse.Namespace) -> None:
     """Raise ValueError for a --batch_size or --workers below 1."""
-    if args.workers < 1 or args.batch_size is not None and args.batch_size < 1:
+    if any(count is not None and count < 1 for count in (args.workers, args.batch_size)):
         raise ValueError("--batch_size and --workers are at least 1")
 
 
-def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, workers: int) -> None:
+def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, workers: int | None) -> None:
     """Send the sink's files through the model, in memory that does not depend on their lengths.
 
-    Without a batch size it is 8; on CUDA as large as the device's block. Any error of a file leaves out that file alone.
+    Without a batch size it is 8; on CUDA as large as the device's block. Without a number of workers, files that are decoded
+    at a time, it is 4; on CUDA one for each core, up to 16. Any error of a file leaves out that file alone.
 
     Raises:
         ValueError: a batch does not fit into the device's memory.
     """
+    on_cuda = runtime.backbone.cls_token.is_cuda
     if batch_size is None:
-        batch_size = runtime.pieces_at_once if runtime.backbone.cls_token.is_cuda else _BATCH_SIZE
+        batch_size = runtime.pieces_at_once if on_cuda else _BATCH_SIZE
+    workers = workers or default_workers(on_cuda)
     use_fast_code(runtime)
     encoder = StreamEncoder(runtime, batch_size, sink)
     in_processes = decodes_in_processes(runtime, len(sink.paths))
@@ -331,6 +336,11 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
                 sink.warned.add(clip.warnings, clip.seconds_left_out)
             counted.end()
         encoder.flush()
+
+
+def default_workers(on_cuda: bool) -> int:
+    """Files decoded at a time. Without a GPU the cores are busy with encoding."""
+    return min(usable_cores(), _MOST_WORKERS) if on_cuda else _WORKERS
 
 
 def use_fast_code(runtime: RuntimeM2D) -> None:

@@ -39,7 +39,7 @@ from ..utils.outputs import OVERWRITE_HELP, check_outputs, drawn_by
 from ..utils.program import ArgumentParser, run_program
 from .clips import add_audio, list_clips, name_in_list, parse_with_audio
 from .events import DEFAULT_THRESHOLD, EventRule, EventSink, class_thresholds
-from .stream import BATCH_SIZE_HELP, Sink, check_counts, check_finite, encode_files
+from .stream import BATCH_SIZE_HELP, WORKERS_HELP, Sink, check_counts, check_finite, encode_files
 from .tag_picture import PICTURE_SUFFIXES, PROGRAM, draw_tags, read_log_mel
 from .tagger import Tagger
 from .windows import Window, WindowMeans, joined
@@ -202,7 +202,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, help="picture of the tags over time to draw (.png, .pdf, .svg)")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     parser.add_argument("--batch_size", type=int, help=BATCH_SIZE_HELP)
-    parser.add_argument("--workers", type=int, default=2, help="files decoded at a time")
+    parser.add_argument("--workers", type=int, help=WORKERS_HELP)
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto takes the first there is")
     return parse_with_audio(parser, argv)
 

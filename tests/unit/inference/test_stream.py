@@ -277,6 +277,14 @@ def test_files_decoded_in_processes_have_the_same_embeddings(runtime, tmp_path, 
     torch.testing.assert_close(processes.parts, threads.parts)
 
 
+def test_beside_a_gpu_each_core_decodes(monkeypatch):
+    found = []
+    for cores in (1, 2, 64):
+        monkeypatch.setattr(stream, "usable_cores", lambda cores=cores: cores)
+        found.append([stream.default_workers(on_cuda) for on_cuda in (False, True)])
+    assert found == [[4, 1], [4, 2], [4, 16]]
+
+
 @pytest.mark.parametrize("name", ["blocks.3.mlp.fc1.weight", "pos_embed"])
 def test_weights_with_nan_are_refused_before_any_file(weights, tmp_path, name):
     saved = torch.load(weights, weights_only=False)
