@@ -16,6 +16,8 @@ WORKDIR /data
 ENTRYPOINT ["m2d"]
 
 FROM base AS train
+# Triton and torch.compile compile at run time.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-compile -c constraints.txt ".[train,av,hf]"
 WORKDIR /data
 ENTRYPOINT ["m2d"]
