@@ -14,7 +14,7 @@ from ..run.name import run_name
 from ..run.stop_signal import StopSignal
 from ..utils.errors import ReadError
 from ..utils.outputs import check_writable
-from ..utils.program import EXIT_BAD_NUMBERS, EXIT_INTERRUPTED, EXIT_NOT_SAVED, EXIT_REQUEUE, EXIT_USAGE
+from ..utils.program import EXIT_BAD_NUMBERS, EXIT_INTERRUPTED, EXIT_NOT_SAVED, EXIT_REQUEUE, EXIT_USAGE, open_closed_streams
 from .checks import check
 from .config import OutputSettings, Settings, make_parser
 from .distributed import launch as processes
@@ -37,6 +37,7 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
     """Run a training program; returns its exit status."""
     args = make_parser(program.prog, program.description, program.defaults, program.without).parse_args(argv)
     settings = Settings.from_args(args)
+    open_closed_streams()
     start_console()
     is_main = True
     try:

@@ -71,6 +71,15 @@ class _LevelFormatter(logging.Formatter):
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
+def open_closed_streams() -> None:
+    """Connect standard streams that are closed to the null device: else the next files opened get their numbers."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+
+
 def start_log() -> None:
     """Send the log to stderr, unless a handler is there already."""
     handler = logging.StreamHandler()
@@ -92,6 +101,7 @@ def run_program(work: Callable[[], int | None], interrupted: str = "interrupted"
     An error that the user can fix (OSError, ValueError) is logged in one line and gives 2, Ctrl-C logs `interrupted` and gives
     130, a reader of our output that has closed it (`| head`) gives 141.
     """
+    open_closed_streams()
     start_log()
     try:
         status = work() or 0

@@ -118,3 +118,28 @@ sys.exit(run_program(work))
         ["bash", "-o", "pipefail", "-c", f"{sys.executable} -c '{code}' | head -1"], capture_output=True, text=True
     )
     assert done.returncode == 141 and done.stdout == "a line\n" and done.stderr == "a figure\nwarning: a risk\n"
+
+
+WITHOUT_STREAMS = """
+import os, sys
+from m2d.utils.parallel import Progress
+from m2d.utils.program import run_program
+
+def work():
+    with open(sys.argv[1], "w") as file, Progress(1, "file") as progress:
+        print("words that no one reads")
+        progress.update()
+        for number in (1, 2):
+            os.write(number, b"words of a library")
+        file.write("result")
+
+sys.exit(run_program(work))
+"""
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_program_works_without_standard_streams(closed, tmp_path):
+    """Whose numbers are not those of the files it writes."""
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", WITHOUT_STREAMS, str(tmp_path / "out")]
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    assert (tmp_path / "out").read_text() == "result"
