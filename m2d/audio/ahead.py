@@ -92,6 +92,9 @@ def decode_ahead(
         cut: makes of a file's stretches what is to be handed over; called where they are decoded.
         receive: called with each of these, in the threads; what it returns is handed over.
         in_processes: each thread has a process decode its files. `cut` and what it gives are pickled.
+
+    Raises:
+        OSError: a thread cannot be started.
     """
     stopped = threading.Event()
     todo: queue.SimpleQueue[DecodedClip | None] = queue.SimpleQueue()
@@ -103,9 +106,7 @@ def decode_ahead(
     decoders = [process.decode for process in processes] or [partial(decode_file, sample_rate=sample_rate, cut=cut)] * workers
     try:
         for decoder in decoders:
-            thread = threading.Thread(target=_decode_all, args=(todo, decoder), daemon=True)
-            thread.start()
-            threads.append(thread)
+            threads.append(_start_thread(todo, decoder))
         for path in paths:
             waiting.append(DecodedClip(path, receive, stopped))
             todo.put(waiting[-1])
@@ -128,6 +129,15 @@ def decode_ahead(
             process.stop()
 
 
+def _start_thread(clips: queue.SimpleQueue, decode: Callable[[Path], Iterator]) -> threading.Thread:
+    thread = threading.Thread(target=_decode_all, args=(clips, decode), daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise OSError(f"{error}: lower --workers") from None
+    return thread
+
+
 def _decode_all(clips: queue.SimpleQueue, decode: Callable[[Path], Iterator]) -> None:
     """A thread's work, until a None comes."""
     while (clip := clips.get()) is not None:
@@ -143,9 +153,11 @@ def _start_processes(count: int, sample_rate: int, cut: Cut) -> list[DecoderProc
             processes.append(DecoderProcess(sample_rate, cut))
         for process in processes:
             process.wait()
-    except OSError as error:
-        logger.warning("decoding in threads: %s", error)
+        return processes
+    except BaseException as error:
         for process in processes:
             process.stop()
+        if not isinstance(error, OSError):
+            raise
+        logger.warning("decoding in threads: %s", error)
         return []
-    return processes

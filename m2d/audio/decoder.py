@@ -4,6 +4,7 @@ Threads that decode share the interpreter's lock with the thread that feeds a GP
 costs the file alone.
 """
 
+import logging
 import os
 import pickle
 import signal
@@ -19,7 +20,10 @@ import numpy as np
 
 from ..utils.malloc import OWN_LIMITS, keep_freed_memory
 from ..utils.names import shown
+from ..utils.program import open_closed_streams
 from .decode import open_audio
+
+logger = logging.getLogger("m2d")
 
 Item = TypeVar("Item")
 #: Makes of a file's stretches, float32 `[samples]`, what is wanted of them.
@@ -29,6 +33,8 @@ Cut: TypeAlias = Callable[[Iterator[np.ndarray]], Iterator[Item]]
 _STRETCH = 1 << 18
 # What a process writes before it waits for its reader: a clip of 10 s at 16 kHz. Else it is read in ten goes.
 _PIPE_BYTES = 1 << 20
+# A process's first line of its own: what is printed while Python starts comes before it.
+_READY = b"ready to decode\n"
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def _stretches(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
 class DecoderProcess:
     """`decode_file` in a process of its own: one file at a time. A file that ends the process costs that file alone.
 
-    The process ends with this one, however this one ends.
+    The process ends with this one, however this one ends. Where it has ended and cannot be started again, this one decodes.
 
     Args:
         sample_rate: of the waveforms, in Hz.
@@ -77,6 +83,7 @@ class DecoderProcess:
 
     def __init__(self, sample_rate: int, cut: Cut[Any]):
         self._work = sample_rate, cut
+        self._can_start = True
         self._start()
 
     def wait(self) -> None:
@@ -85,7 +92,11 @@ class DecoderProcess:
         Raises:
             ChildProcessError: it has ended.
         """
-        self._receive()
+        with suppress(OSError, ValueError):  # the pipe is closed
+            for line in cast(IO, self._process.stdout):
+                if line == _READY:
+                    return
+        raise self._ended()
 
     def decode(self, path: Path) -> Iterator[Any]:
         """As `decode_file`.
@@ -93,11 +104,11 @@ class DecoderProcess:
         Raises:
             ChildProcessError: the process ended.
         """
+        if self._process.poll() is not None and not self._start_again():
+            yield from decode_file(path, *self._work)
+            return
         done = False
         try:
-            if self._process.poll() is not None:
-                self._start()
-                self.wait()
             self._send(path)
             while not done:
                 item = self._receive()
@@ -119,12 +130,26 @@ class DecoderProcess:
             with suppress(OSError):
                 cast(IO, pipe).close()
 
+    def _start_again(self) -> bool:
+        """Whether that succeeds; it is tried until it fails."""
+        if self._can_start:
+            try:
+                self._start()
+                self.wait()
+            except OSError as error:
+                self._can_start = False
+                logger.warning("decoding in a thread: %s", error)
+        return self._can_start
+
     def _start(self) -> None:
         # Modules are those of this process; of itself, it would look for them in the working folder first.
         program = f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; from {__name__} import serve; serve()"
-        # In a session of its own, which Ctrl-C is not sent to: this process stops it.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # which Ctrl-C is not sent to: this process stops it
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # else numpy starts a thread a core, which decoding never uses
         )
         with suppress(ImportError, AttributeError, OSError):  # Linux has it, up to a limit
             import fcntl
@@ -147,18 +172,21 @@ class DecoderProcess:
     def _ended(self) -> ChildProcessError:
         self.stop()
         status = self._process.returncode
-        how = f"with status {status}" if status >= 0 else f"by {signal.Signals(-status).name}"
-        return ChildProcessError(f"the process that decodes it ended {how}")
+        how = f"with status {status}" if status >= 0 else f"by signal {-status} ({signal.strsignal(-status)})"
+        return ChildProcessError(f"the decoding process ended {how}")
 
 
 def serve() -> None:
     """The process's work: decode the files that come, until there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as batch systems send it to all processes of a job
+    open_closed_streams()
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no reply
     keep_freed_memory(*OWN_LIMITS)
     with suppress(BrokenPipeError, EOFError):
         work = pickle.load(requests)
-        _write("ready", replies)
+        replies.write(b"\n" + _READY)
+        replies.flush()
         while True:
             path = pickle.load(requests)
             try:

@@ -88,6 +88,8 @@ def summed(stretches):
             os.kill(os.getpid(), signal.SIGSEGV)
         if len(stretch) == 1602:
             raise OwnError("unlike", "others")
+        if len(stretch) == 1603:
+            os.kill(os.getpid(), signal.SIGRTMIN + 1)
         print("noise on the output", flush=True)
         yield len(stretch), float(np.sum(stretch, dtype=np.float64))
 
@@ -146,9 +148,11 @@ def test_processes_give_what_threads_give(files, caplog):
 def test_a_file_that_ends_its_process_costs_that_file_alone(tmp_path):
     paths = [tmp_path / f"{i}.wav" for i in range(6)]
     for i, path in enumerate(paths):
-        soundfile.write(path, np.zeros(1601 if i in (1, 2) else 1602 if i == 3 else 1600), 16000)
+        soundfile.write(path, np.zeros((1600, 1601, 1603, 1602, 1600, 1600)[i]), 16000)
     found = [items[0] for items, *_ in decoded(paths, in_processes=True, workers=1)]
-    ended = [f"{paths[i]} cannot be decoded: the process that decodes it ended by SIGSEGV" for i in (1, 2)]
+    number = signal.SIGRTMIN + 1  # which has no name in Python
+    words = f"{signal.SIGSEGV.value} (Segmentation fault)", f"{number} ({signal.strsignal(number)})"
+    ended = [f"{paths[i]} cannot be decoded: the decoding process ended by signal {words[i - 1]}" for i in (1, 2)]
     assert found == [(1600, 0.0), *ended, "OwnError unlike others", (1600, 0.0), (1600, 0.0)]
 
 
@@ -169,6 +173,97 @@ def test_where_no_process_can_be_started_threads_decode(files, python, monkeypat
     found = decoded(files, in_processes=True)
     assert [record.getMessage() for record in caplog.records if "decoding in threads" in record.getMessage()]
     assert found == decoded(files, in_processes=False)
+
+
+@pytest.mark.parametrize("noise", ["Using this Python", "conda: activated\n", "\x80\x05"])
+def test_what_is_printed_before_a_process_has_started_is_no_reply(tmp_path, noise, monkeypatch):
+    """As a sitecustomize does it: one that reads like the beginning of a reply would be waited for."""
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.stdout.write({noise!r})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    soundfile.write(tmp_path / "x.wav", np.zeros(1600), 16000)
+    process = DecoderProcess(16000, summed)
+    process.wait()
+    assert list(process.decode(tmp_path / "x.wav")) == [(1600, 0.0), FileEnd([], 0.0)]
+    process.stop()
+
+
+def test_an_interrupt_that_reaches_a_process_is_left_to_its_parent(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.zeros(1600), 16000)
+    process = DecoderProcess(16000, summed)
+    process.wait()
+    process._process.send_signal(signal.SIGINT)
+    assert list(process.decode(tmp_path / "x.wav")) == [(1600, 0.0), FileEnd([], 0.0)]
+    process.stop()
+
+
+NOISY = """
+import os
+def cut(stretches):
+    for stretch in stretches:
+        os.write(2, b"noise of a library")
+        yield len(stretch)
+"""
+
+
+def test_without_standard_streams_replies_are_as_with_them(tmp_path):
+    """A process's pipes must not get the numbers of the streams, to which libraries write."""
+    (tmp_path / "noisy.py").write_text(NOISY)
+    soundfile.write(tmp_path / "x.wav", np.zeros(1600), 16000)
+    program = f"""
+import sys
+sys.path[:0] = [{str(Path(decoder.__file__).parents[2])!r}, {str(tmp_path)!r}]
+from pathlib import Path
+from noisy import cut
+from m2d.audio.decoder import DecoderProcess
+process = DecoderProcess(16000, cut)
+process.wait()
+Path("found").write_text(str(list(process.decode(Path("x.wav")))))
+process.stop()
+"""
+    subprocess.run(["sh", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "sh", sys.executable, "-c", program], cwd=tmp_path, check=True)
+    assert (tmp_path / "found").read_text() == "[1600, FileEnd(warnings=[], seconds_left_out=0.0)]"
+
+
+@pytest.mark.parametrize("kind", [OSError, ChildProcessError])
+def test_where_a_process_cannot_be_started_again_its_thread_decodes(tmp_path, kind, monkeypatch, caplog):
+    def fail(self):
+        raise kind("no more processes")
+
+    paths = [tmp_path / f"{i}.wav" for i in range(4)]
+    for i, path in enumerate(paths):
+        soundfile.write(path, np.zeros(1601 if i == 1 else 1600), 16000)
+    clips = decode_ahead(paths, 16000, 1, summed, in_processes=True)
+    found = [list(next(clips))]
+    monkeypatch.setattr(DecoderProcess, "_start", fail)
+    found += map(list, clips)
+    assert "ended by signal 11" in str(found.pop(1)[0]) and found == [[(1600, 0.0)]] * 3
+    assert [record.getMessage() for record in caplog.records] == ["decoding in a thread: no more processes"]
+
+
+def test_processes_end_where_starting_them_is_interrupted(monkeypatch):
+    started, start = [], DecoderProcess._start
+
+    def noting(self):
+        start(self)
+        started.append(self._process.pid)
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DecoderProcess, "_start", noting)
+    monkeypatch.setattr(DecoderProcess, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        next(decode_ahead([Path("x.wav")] * 2, 16000, 2, summed, in_processes=True))
+    assert kept and len(started) == 2 and all(map(is_gone, started))
+
+
+def test_where_no_thread_can_be_started_the_flag_is_named(monkeypatch):
+    def fail(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(OSError, match="can't start new thread: lower --workers"):
+        next(decode_ahead([Path("x.wav")], 16000, 1))
 
 
 def test_processes_end_where_no_more_files_are_wanted(tmp_path, monkeypatch):
