@@ -126,7 +126,7 @@ def zeroshot(args: argparse.Namespace) -> int:
     Raises:
         OSError, ValueError: nothing can be compared.
     """
-    check_counts(args)
+    check_counts(args.batch_size, args.workers)
     if args.top < 1:
         raise UserError("--top must be at least 1")
     clips = labelled_list(args)

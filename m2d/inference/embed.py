@@ -285,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         if args.out.suffix != ".npz":
             raise ValueError(f"--out {shown(args.out)}: expected a name that ends in .npz")
-        check_counts(args)
+        check_counts(args.batch_size, args.workers)
         if args.clap and args.level == "frame":
             raise ValueError("--clap gives a vector per file: leave --level frame out")
         clips = list_clips(args.audio)

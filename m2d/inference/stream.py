@@ -1,11 +1,10 @@
 """Encode audio files of any length in bounded memory: decoded, transformed and encoded stretch by stretch."""
 
-import argparse
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate
@@ -299,9 +298,9 @@ class _FileProgress:
             return None
 
 
-def check_counts(args: argparse.Namespace) -> None:
+def check_counts(batch_size: int | None, workers: int | None) -> None:
     """Raise ValueError for a --batch_size or --workers below 1."""
-    if any(count is not None and count < 1 for count in (args.workers, args.batch_size)):
+    if any(count is not None and count < 1 for count in (batch_size, workers)):
         raise ValueError("--batch_size and --workers are at least 1")
 
 
@@ -312,8 +311,10 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
     at a time, it is 4; on CUDA one for each core, up to 16. Any error of a file leaves out that file alone.
 
     Raises:
-        ValueError: a batch does not fit into the device's memory.
+        ValueError: a count below 1, or a batch does not fit into the device's memory.
+        OSError: so many threads cannot be started.
     """
+    check_counts(batch_size, workers)
     on_cuda = runtime.backbone.cls_token.is_cuda
     if batch_size is None:
         batch_size = runtime.pieces_at_once if on_cuda else _BATCH_SIZE
@@ -321,8 +322,9 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
     use_fast_code(runtime)
     encoder = StreamEncoder(runtime, batch_size, sink)
     in_processes = decodes_in_processes(runtime, len(sink.paths))
-    with Progress(len(sink.paths), "file") as progress:
-        for clip in decode_ahead(sink.paths, runtime.sample_rate, workers, encoder.framing, encoder.hold, in_processes):
+    decoded = decode_ahead(sink.paths, runtime.sample_rate, workers, encoder.framing, encoder.hold, in_processes)
+    with Progress(len(sink.paths), "file") as progress, closing(decoded) as clips:
+        for clip in clips:
             encoder.start()
             counted = _FileProgress(progress, clip.path)
             for segment in clip:

@@ -211,7 +211,7 @@ def check_args(args: argparse.Namespace, clips: Sequence[Path]) -> None:
     """Raise ValueError for arguments that do not go together."""
     if args.top < 1 or (args.window is not None and not args.window > 0):
         raise ValueError("--top and --window are greater than 0")
-    check_counts(args)
+    check_counts(args.batch_size, args.workers)
     if not (np.isfinite([args.median, args.min_length]).all() and min(args.median, args.min_length) >= 0):
         raise ValueError("--median and --min_length are seconds, 0 or more")
     if args.events is None and (args.threshold or args.median or args.min_length):

@@ -1,5 +1,6 @@
 """Encoding in bounded memory: spectrograms without seams, pieces of many clips in one batch, errors that cost one file."""
 
+import signal
 import threading
 from functools import partial
 from pathlib import Path
@@ -283,6 +284,28 @@ def test_beside_a_gpu_each_core_decodes(monkeypatch):
         monkeypatch.setattr(stream, "usable_cores", lambda cores=cores: cores)
         found.append([stream.default_workers(on_cuda) for on_cuda in (False, True)])
     assert found == [[4, 1], [4, 2], [4, 16]]
+
+
+def test_a_second_ctrl_c_while_decoding_ends_is_no_other_error(runtime, tmp_path, monkeypatch):
+    def interrupted(paths, *_):
+        try:
+            yield decoded
+        finally:
+            raise KeyboardInterrupt("second")
+
+    soundfile.write(tmp_path / "x.wav", melody(1, 16000), 16000)
+    decoded = list(stream.decode_ahead([tmp_path / "x.wav"], 16000, 1))[0]
+    monkeypatch.setattr(stream, "decode_ahead", interrupted)
+    monkeypatch.setattr(StreamEncoder, "start", lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="second"):
+        encode_files(runtime, Collected([tmp_path / "x.wav"]), batch_size=1, workers=1)
+
+
+@pytest.mark.parametrize("batch_size, workers", [(0, 1), (1, 0), (1, -1)])
+def test_counts_below_one_are_refused(runtime, batch_size, workers):
+    """Without a worker, the first file would be waited for without end."""
+    with pytest.raises(ValueError, match="--batch_size and --workers are at least 1"):
+        encode_files(runtime, Collected([Path("x.wav")]), batch_size, workers)
 
 
 @pytest.mark.parametrize("name", ["blocks.3.mlp.fc1.weight", "pos_embed"])
