@@ -46,7 +46,7 @@ class Replay:
                 raise RuntimeError("a graph's result differs from what is computed without it")
             self._graphs[x.shape] = graph
         except RuntimeError as error:
-            self._most = 0
+            self._graphs, self._most = {}, 0
             logger.warning("computing without CUDA graphs: %s", str(error).strip().split("\n")[0])
 
 

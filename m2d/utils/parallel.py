@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -51,7 +52,7 @@ class Progress:
     """
 
     def __init__(self, total: int, unit: str, every: float = 30):
-        self._bar = tqdm(total=total, unit=unit, disable=None, smoothing=0.05)
+        self._bar = tqdm(total=total, unit=unit, disable=None if sys.stderr else True, smoothing=0.05)
         self._total, self._unit, self._every = total, unit, every
         self._done, self._begin = 0.0, time.monotonic()
         self._reported = self._begin

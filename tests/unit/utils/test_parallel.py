@@ -1,6 +1,7 @@
 """Work ahead in a pool, in order; progress without a terminal."""
 
 import logging
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -88,3 +89,9 @@ def test_progress_is_a_line_now_and_then_without_a_terminal(caplog):
         progress.update(0)
         progress.update(5)
     assert "5 of 10 clips" in caplog.text and "min left" in caplog.text
+
+
+def test_progress_without_stderr_is_silent(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with Progress(10, "clip") as progress:
+        progress.update(5)
