@@ -131,7 +131,7 @@ class DecoderProcess:
                 cast(IO, pipe).close()
 
     def _start_again(self) -> bool:
-        """Whether that succeeds; it is tried until it fails."""
+        """Whether it could be started; after a failure that is not tried any more."""
         if self._can_start:
             try:
                 self._start()
