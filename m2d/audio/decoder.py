@@ -142,14 +142,15 @@ class DecoderProcess:
         return self._can_start
 
     def _start(self) -> None:
-        # Modules are those of this process; of itself, it would look for them in the working folder first.
+        # Modules and the encoding of names are those of this process; of itself, it would look for modules in the working folder
+        # first. Numpy would start a thread a core, which decoding never uses.
         program = f"import sys; sys.path[:] = {list(map(str, sys.path))!r}; from {__name__} import serve; serve()"
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # which Ctrl-C is not sent to: this process stops it
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # else numpy starts a thread a core, which decoding never uses
+            env={**os.environ, "PYTHONUTF8": str(sys.flags.utf8_mode), "OPENBLAS_NUM_THREADS": "1"},
         )
         with suppress(ImportError, AttributeError, OSError):  # Linux has it, up to a limit
             import fcntl

@@ -224,6 +224,20 @@ process.stop()
     assert (tmp_path / "found").read_text() == "[1600, FileEnd(warnings=[], seconds_left_out=0.0)]"
 
 
+IN_UTF8 = """
+from pathlib import Path
+from m2d.audio.ahead import decode_ahead
+assert [len(stretch) for clip in decode_ahead([Path("\u00e9.wav")], 16000, 1, in_processes=True) for stretch in clip] == [1600]
+"""
+
+
+def test_a_process_encodes_names_as_its_parent_does(tmp_path):
+    soundfile.write(tmp_path / "\u00e9.wav", np.zeros(1600), 16000)
+    root, ascii_names = Path(decoder.__file__).parents[2], {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-X", "utf8", "-c", IN_UTF8]
+    subprocess.run(command, cwd=tmp_path, env={**os.environ, **ascii_names, "PYTHONPATH": str(root)}, check=True)
+
+
 @pytest.mark.parametrize("kind", [OSError, ChildProcessError])
 def test_where_a_process_cannot_be_started_again_its_thread_decodes(tmp_path, kind, monkeypatch, caplog):
     def fail(self):
