@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -77,15 +78,15 @@ def main() -> None:
         stack.enter_context(mock.patch.object(runtime, "encode_lms", encode_lms))
         stack.enter_context(mock.patch.object(embed_program, "check_finite"))  # its time does not depend on the files
         paths = make_files(Path(name), args)
-        out, how = Path(name) / "embeddings.npz", dict(batch_size=args.batch_size, workers=args.workers, overwrite=True)
+        out, options = Path(name) / "embeddings.npz", dict(batch_size=args.batch_size, workers=args.workers, overwrite=True)
         print(f"{args.files} WAVs of {args.seconds:g} s, {args.workers} workers; microseconds a file")
         print("| | main thread | all threads | decoding processes | time |")
         print("|:--|--:|--:|--:|--:|")
         for in_processes in (False, True):
             stack.enter_context(mock.patch.object(stream, "decodes_in_processes", lambda *_, how=in_processes: how))
             works = {
-                "decoding alone": lambda how=in_processes: decode(paths, runtime.sample_rate, args.workers, how),
-                "m2d embed": lambda: embed_program.embed(paths, runtime, out, **how),
+                "decoding alone": partial(decode, paths, runtime.sample_rate, args.workers, in_processes),
+                "m2d embed": partial(embed_program.embed, paths, runtime, out, **options),
             }
             for label, work in works.items():
                 found = min((costs(work, args.files) for _ in range(args.rounds)), key=sum)
