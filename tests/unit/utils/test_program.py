@@ -140,6 +140,18 @@ sys.exit(run_program(work))
 @pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_a_program_works_without_standard_streams(closed, tmp_path):
     """Whose numbers are not those of the files it writes."""
-    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", WITHOUT_STREAMS, str(tmp_path / "out")]
-    assert subprocess.run(command, capture_output=True).returncode == 0
+    command = [
+        "sh",
+        "-c",
+        f'exec "$@" {closed}',
+        "sh",
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        WITHOUT_STREAMS,
+        str(tmp_path / "out"),
+    ]
+    found = subprocess.run(command, capture_output=True)
+    assert found.returncode == 0 and b"ResourceWarning" not in found.stderr
     assert (tmp_path / "out").read_text() == "result"
