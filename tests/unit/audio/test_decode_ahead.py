@@ -150,8 +150,8 @@ def test_a_file_that_ends_its_process_costs_that_file_alone(tmp_path):
     for i, path in enumerate(paths):
         soundfile.write(path, np.zeros((1600, 1601, 1603, 1602, 1600, 1600)[i]), 16000)
     found = [items[0] for items, *_ in decoded(paths, in_processes=True, workers=1)]
-    number = signal.SIGRTMIN + 1  # which has no name in Python
-    words = f"{signal.SIGSEGV.value} (Segmentation fault)", f"{number} ({signal.strsignal(number)})"
+    signals = int(signal.SIGSEGV), signal.SIGRTMIN + 1  # which has no name in Python
+    words = [f"{number} ({signal.strsignal(number)})" for number in signals]
     ended = [f"{paths[i]} cannot be decoded: the decoding process ended by signal {words[i - 1]}" for i in (1, 2)]
     assert found == [(1600, 0.0), *ended, "OwnError unlike others", (1600, 0.0), (1600, 0.0)]
 
@@ -240,16 +240,18 @@ def test_a_process_encodes_names_as_its_parent_does(tmp_path):
 
 @pytest.mark.parametrize("kind", [OSError, ChildProcessError])
 def test_where_a_process_cannot_be_started_again_its_thread_decodes(tmp_path, kind, monkeypatch, caplog):
-    def fail(self):
-        raise kind("no more processes")
+    started, start = [], DecoderProcess._start
+
+    def start_once(self):
+        if started:
+            raise kind("no more processes")
+        started.append(start(self))
 
     paths = [tmp_path / f"{i}.wav" for i in range(4)]
     for i, path in enumerate(paths):
         soundfile.write(path, np.zeros(1601 if i == 1 else 1600), 16000)
-    clips = decode_ahead(paths, 16000, 1, summed, in_processes=True)
-    found = [list(next(clips))]
-    monkeypatch.setattr(DecoderProcess, "_start", fail)
-    found += map(list, clips)
+    monkeypatch.setattr(DecoderProcess, "_start", start_once)
+    found = list(map(list, decode_ahead(paths, 16000, 1, summed, in_processes=True)))
     assert "ended by signal 11" in str(found.pop(1)[0]) and found == [[(1600, 0.0)]] * 3
     assert [record.getMessage() for record in caplog.records] == ["decoding in a thread: no more processes"]
 

@@ -1,6 +1,5 @@
 """Encoding in bounded memory: spectrograms without seams, pieces of many clips in one batch, errors that cost one file."""
 
-import signal
 import threading
 from functools import partial
 from pathlib import Path
@@ -287,6 +286,9 @@ def test_beside_a_gpu_each_core_decodes(monkeypatch):
 
 
 def test_a_second_ctrl_c_while_decoding_ends_is_no_other_error(runtime, tmp_path, monkeypatch):
+    def first(encoder):
+        raise KeyboardInterrupt("first")
+
     def interrupted(paths, *_):
         try:
             yield decoded
@@ -296,7 +298,7 @@ def test_a_second_ctrl_c_while_decoding_ends_is_no_other_error(runtime, tmp_path
     soundfile.write(tmp_path / "x.wav", melody(1, 16000), 16000)
     decoded = list(stream.decode_ahead([tmp_path / "x.wav"], 16000, 1))[0]
     monkeypatch.setattr(stream, "decode_ahead", interrupted)
-    monkeypatch.setattr(StreamEncoder, "start", lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(StreamEncoder, "start", first)
     with pytest.raises(KeyboardInterrupt, match="second"):
         encode_files(runtime, Collected([tmp_path / "x.wav"]), batch_size=1, workers=1)
 
