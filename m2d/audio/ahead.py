@@ -5,7 +5,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -99,14 +99,20 @@ def decode_ahead(
     stopped = threading.Event()
     todo: queue.SimpleQueue[DecodedClip | None] = queue.SimpleQueue()
     waiting: deque[DecodedClip] = deque()
-    # Threads that stay, in place of a pool: its bookkeeping for each file costs as much as decoding a short one.
-    threads: list[threading.Thread] = []
     workers = min(workers, len(paths))
-    processes = _start_processes(workers, sample_rate, cut) if in_processes else []
-    decoders = [process.decode for process in processes] or [partial(decode_file, sample_rate=sample_rate, cut=cut)] * workers
-    try:
+    with ExitStack() as ending:  # called from last to first, all of it, though Ctrl-C may come again
+        processes = _start_processes(workers, sample_rate, cut) if in_processes else []
+        for process in processes:  # once more: a thread that took its last file just then has started its process again
+            ending.callback(process.stop)
+        threads: list[threading.Thread] = []
+        ending.callback(_end_threads, threads, todo)
+        decoders = [process.decode for process in processes] or [partial(decode_file, sample_rate=sample_rate, cut=cut)] * workers
+        # Threads that stay, in place of a pool: its bookkeeping for each file costs as much as decoding a short one.
         for decoder in decoders:
-            threads.append(_start_thread(todo, decoder))
+            threads.append(_start_thread(todo, decoder, stopped))
+        for process in processes:
+            ending.callback(process.stop)
+        ending.callback(stopped.set)
         for path in paths:
             waiting.append(DecodedClip(path, receive, stopped))
             todo.put(waiting[-1])
@@ -114,23 +120,10 @@ def decode_ahead(
                 yield waiting.popleft()
         while waiting:
             yield waiting.popleft()
-    finally:
-        stopped.set()
-        with suppress(queue.Empty):
-            while True:
-                todo.get_nowait()
-        for process in processes:
-            process.stop()
-        for _ in threads:
-            todo.put(None)
-        for thread in threads:
-            thread.join()
-        for process in processes:  # a thread that took its last file just then has started its process again
-            process.stop()
 
 
-def _start_thread(clips: queue.SimpleQueue, decode: Callable[[Path], Iterator]) -> threading.Thread:
-    thread = threading.Thread(target=_decode_all, args=(clips, decode), daemon=True)
+def _start_thread(clips: queue.SimpleQueue, decode: Callable[[Path], Iterator], stopped: threading.Event) -> threading.Thread:
+    thread = threading.Thread(target=_decode_all, args=(clips, decode, stopped), daemon=True)
     try:
         thread.start()
     except RuntimeError as error:
@@ -138,9 +131,16 @@ def _start_thread(clips: queue.SimpleQueue, decode: Callable[[Path], Iterator]) 
     return thread
 
 
-def _decode_all(clips: queue.SimpleQueue, decode: Callable[[Path], Iterator]) -> None:
-    """A thread's work, until a None comes."""
-    while (clip := clips.get()) is not None:
+def _end_threads(threads: list[threading.Thread], clips: queue.SimpleQueue) -> None:
+    for _ in threads:
+        clips.put(None)
+    for thread in threads:
+        thread.join()
+
+
+def _decode_all(clips: queue.SimpleQueue, decode: Callable[[Path], Iterator], stopped: threading.Event) -> None:
+    """A thread's work, until a None comes, or it is stopped."""
+    while (clip := clips.get()) is not None and not stopped.is_set():
         with closing(decode(clip.path)) as items:
             clip.fill(items)
 

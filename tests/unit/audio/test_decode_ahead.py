@@ -273,6 +273,27 @@ def test_processes_end_where_starting_them_is_interrupted(monkeypatch):
     assert kept and len(started) == 2 and all(map(is_gone, started))
 
 
+def test_nothing_is_left_where_the_end_is_interrupted(tmp_path, monkeypatch):
+    """By Ctrl-C that comes twice."""
+    pids, interrupts, stop, threads = set(), [], DecoderProcess.stop, threading.active_count()
+
+    def interrupted(self):
+        pids.add(self._process.pid)
+        if threading.current_thread() is threading.main_thread() and not interrupts:
+            interrupts.append(KeyboardInterrupt())
+            raise interrupts[0]
+        stop(self)
+
+    monkeypatch.setattr(DecoderProcess, "stop", interrupted)
+    for i in range(8):
+        soundfile.write(tmp_path / f"{i}.wav", melody(70, 16000), 16000)
+    clips = decode_ahead(sorted(tmp_path.iterdir()), 16000, 3, summed, in_processes=True)
+    next(iter(next(clips)))
+    with pytest.raises(KeyboardInterrupt):
+        clips.close()
+    assert len(pids) >= 3 and all(map(is_gone, pids)) and threading.active_count() == threads
+
+
 def test_where_no_thread_can_be_started_the_flag_is_named(monkeypatch):
     def fail(self):
         raise RuntimeError("can't start new thread")
