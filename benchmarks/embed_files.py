@@ -20,7 +20,6 @@ from m2d.audio.ahead import decode_ahead
 from m2d.inference.embed import embed
 from m2d.inference.runtime import RuntimeM2D
 from m2d.inference.stream import Sink, StreamEncoder, decodes_in_processes, default_workers
-from m2d.models.transformer.kernels import kernels_run
 from m2d.utils.device import no_tf32
 
 
@@ -76,7 +75,7 @@ def decode(paths: Sequence[Path], rate: int, workers: int, in_processes: bool) -
 def encode(runtime: RuntimeM2D, paths: Sequence[Path], args: argparse.Namespace) -> None:
     """Encode as many clips of one waveform."""
     encoder = StreamEncoder(runtime, args.batch_size, Means(paths))
-    audio = list(encoder.cut([soundfile.read(paths[0], dtype="float32")[0]]))
+    audio = [encoder.hold(segment) for segment in encoder.framing([soundfile.read(paths[0], dtype="float32")[0]])]
     with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.bf16):
         for _ in paths:
             encoder.start()
@@ -98,9 +97,8 @@ def main() -> None:
     args = parse()
     no_tf32()
     runtime = RuntimeM2D(weight_file=args.weights).to(args.device)
-    runtime.backbone.use_short_attention(kernels_run(runtime.backbone.cls_token.device))
     runtime.backbone.compile_inference(args.compile)
-    runtime.use_half_encoder()
+    runtime.use_fast_code()
     args.batch_size = args.batch_size or runtime.pieces_at_once
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

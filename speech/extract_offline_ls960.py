@@ -15,7 +15,6 @@ Clips that are there already are skipped, so a run that was stopped continues wh
 import argparse
 import json
 import logging
-import os
 import pickle
 import sys
 import zipfile
@@ -35,9 +34,9 @@ from m2d.audio.listing import find_audio
 from m2d.audio.logmel import PRESETS, NumpyLogMel
 from m2d.utils import atomic_file
 from m2d.utils.device import pick_device
-from m2d.utils.errors import UserError
+from m2d.utils.errors import UserError, first_line
 from m2d.utils.outputs import OVERWRITE_HELP, check_outputs, lists_only
-from m2d.utils.parallel import Progress, map_ahead
+from m2d.utils.parallel import Progress, map_ahead, usable_cores
 from m2d.utils.program import ArgumentParser, run_program
 
 logger = logging.getLogger("m2d")
@@ -70,8 +69,9 @@ class Teacher:
         except pickle.UnpicklingError as error:
             raise UserError(f"--teacher {name}: its weights run code when they are loaded: refused") from error
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise OSError(f"--teacher {name}: {reason} Without network, give the folder of a downloaded model") from error
+            raise OSError(
+                f"--teacher {name}: {first_line(error)} Without network, give the folder of a downloaded model"
+            ) from error
         config = self.model.config
         stride = getattr(config, "inputs_to_logits_ratio", None)
         if stride != SAMPLES_PER_FEATURE:
@@ -256,7 +256,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layer", type=int, default=9, help="which of its layers")
     parser.add_argument("--batch_size", type=int, default=16, help="clips encoded together, where as many are of one length")
     parser.add_argument("--device", default="auto", help="cuda, cuda:1, mps, cpu; auto: the first that there is")
-    parser.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads that read")
+    parser.add_argument("--workers", type=int, default=min(8, usable_cores()), help="threads that read")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
     args = parser.parse_args(argv)
     if args.batch_size < 1 or args.workers < 1 or args.min_seconds <= 0:

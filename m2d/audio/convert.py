@@ -21,6 +21,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from ..utils.atomic_file import open_atomic
+from ..utils.errors import first_line
 from ..utils.malloc import keep_freed_memory
 from ..utils.names import shown
 from ..utils.parallel import map_ahead
@@ -171,7 +172,7 @@ class DeviceMel:
         try:
             self._log_mel = LogMel(converter.front_end).to(device)
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"--device {device} cannot be used here: {first_line(error)}") from None
         self._on_cpu = NumpyLogMel(converter.front_end)
         self._max_samples = 600 * converter.front_end.sample_rate
 

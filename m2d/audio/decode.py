@@ -81,8 +81,12 @@ def read_audio(audio: Audio, sample_rate: int, name: str = "") -> DecodedAudio:
     """
     with open_audio(audio, sample_rate, name) as stream:
         blocks = list(stream)
-    waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    return DecodedAudio(waveform, stream.warnings, stream.seconds_left_out)
+    return DecodedAudio(joined(blocks), stream.warnings, stream.seconds_left_out)
+
+
+def joined(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Blocks one after the other; a single one is not copied."""
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def open_audio(audio: Audio, sample_rate: int, name: str = "") -> "AudioStream":

@@ -21,7 +21,7 @@ import numpy as np
 from ..utils.malloc import OWN_LIMITS, keep_freed_memory
 from ..utils.names import shown
 from ..utils.program import open_closed_streams
-from .decode import open_audio
+from .decode import joined, open_audio
 
 logger = logging.getLogger("m2d")
 
@@ -62,10 +62,10 @@ def _stretches(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for block in blocks:
         waiting.append(block)
         if sum(map(len, waiting)) >= _STRETCH:
-            yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+            yield joined(waiting)
             waiting = []
     if waiting:
-        yield waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+        yield joined(waiting)
 
 
 class DecoderProcess:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..utils.atomic_file import open_atomic
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.read_file import ZIP_ERRORS
 from .download import MAX_BYTES, fetch
 from .errors import CheckpointError
@@ -261,8 +261,7 @@ def _load_torch(path: Path, mmap: bool) -> tuple[object, bool]:
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except Exception as error:  # changed bytes lead PyTorch to errors of nearly every class
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise CheckpointError(f"{path} is damaged, or no checkpoint: {reason}; fetch or copy it again") from error
+        raise CheckpointError(f"{path} is damaged, or no checkpoint: {first_line(error)}; fetch or copy it again") from error
 
 
 def _load_safetensors(path: Path) -> dict:

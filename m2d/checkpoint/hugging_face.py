@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.hub import quiet_hub, unreachable
 from ..utils.read_file import read_json
 from .errors import CheckpointError
@@ -148,8 +148,7 @@ def _explanation(address: str, file: str, error: Exception) -> Exception:
         return CheckpointError(f"{address}: the repository has no such revision: give a branch, a tag or a commit")
     if isinstance(error, errors.EntryNotFoundError):
         return _NoSuchFileError(f"{address}: the repository has no {file}")
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return CheckpointError(f"{address} cannot be fetched: {reason}")
+    return CheckpointError(f"{address} cannot be fetched: {first_line(error)}")
 
 
 # ---------------------------------------------------------------- config.json

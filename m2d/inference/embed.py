@@ -51,7 +51,7 @@ from .clips import add_audio, list_clips, name_in_list, parse_with_audio
 from .pieces import Cutting
 from .results import FileResult, PartialResults
 from .runtime import RuntimeM2D
-from .stream import BATCH_SIZE_HELP, WORKERS_HELP, Sink, check_counts, check_finite, encode_files, use_fast_code
+from .stream import BATCH_SIZE_HELP, WORKERS_HELP, Sink, check_counts, check_finite, encode_files
 
 logger = logging.getLogger("m2d")
 
@@ -162,7 +162,9 @@ def embed(
         OSError: the disk is full, or the folder is not writable.
     """
     check_outputs([out, table_of(out)], paths, overwrite)
-    check_finite(runtime)
+    precision = torch.autocast(runtime.backbone.cls_token.device.type, torch.bfloat16, enabled=bf16)
+    with precision:
+        check_finite(runtime)
     level = "clap" if clap else "frame" if per_frame else "clip"
     settings = {"weights": _identity(runtime), "level": level, "bf16": bf16}
     width = runtime.backbone.embed_dim if clap else runtime.cfg.feature_d
@@ -171,7 +173,7 @@ def embed(
         if len(todo) < len(paths):
             logger.info("continuing: %d of %d files are done", len(paths) - len(todo), len(paths))
         sink = _sink(level, todo, results, runtime)
-        with torch.autocast(runtime.backbone.cls_token.device.type, torch.bfloat16, enabled=bf16):
+        with precision:
             encode_files(runtime, sink, batch_size, workers)
         left_out = set(sink.left_out)
         done = [results.done[str(path)] for path in paths if path not in left_out]
@@ -270,7 +272,7 @@ def compile_encoder(runtime: RuntimeM2D, bf16: bool) -> bool:
 
     @torch.no_grad()
     def encode() -> None:
-        use_fast_code(runtime)
+        runtime.use_fast_code()
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             runtime.encode_lms(torch.zeros(2, 1, rows, columns, device=device))
 

@@ -15,6 +15,7 @@ from ..checkpoint.hugging_face import source_of
 from ..checkpoint.projectors import load_projectors
 from ..checkpoint.spec import parse_sizes_by_name
 from ..models.half_encoder import HalfEncoder
+from ..models.transformer.kernels import kernels_run
 from ..models.transformer.onednn import use_onednn_if_faster
 from .clap import ClapEmbedding
 from .config import Config, flag, get_backbone, given, open_checkpoint
@@ -174,6 +175,11 @@ class RuntimeM2D(Reconstruction, ClapEmbedding, nn.Module):
     def use_half_encoder(self, on: bool = True) -> None:
         """Encode with less work for each batch, to the same numbers, where autocast to bfloat16 is on: see `HalfEncoder`."""
         self._half_encoder = HalfEncoder(self.backbone) if on else None
+
+    def use_fast_code(self) -> None:
+        """Encode as fast as the device allows, to the same numbers but for rounding: `use_half_encoder`, and our attention."""
+        self.backbone.use_short_attention(kernels_run(self.backbone.cls_token.device))
+        self.use_half_encoder()
 
     @property
     def front_end(self) -> FrontEnd:

@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -20,7 +20,6 @@ from ..audio.ahead import decode_ahead
 from ..audio.decode import WarningCount
 from ..audio.framing import Segment, segments
 from ..audio.logmel_torch import log_mel_of_frames
-from ..models.transformer.kernels import kernels_run
 from ..utils.device import OnHost, to_device
 from ..utils.names import shown
 from ..utils.parallel import Progress, usable_cores
@@ -35,7 +34,7 @@ _WORKERS, _MOST_WORKERS = 4, 16
 
 # Pieces that wait for others of their length, in batches, before the most numerous are encoded as they are.
 _WAITING_BATCHES = 4
-# Beside a GPU, so many files are worth a second's start of processes that decode them.
+# Beside a GPU, so many files are worth starting processes that decode them, .3 s of a core each. Not measured on a GPU.
 _MANY_FILES = 500
 # Files from this size on count in the progress by quarters.
 _LARGE_FILE = 1 << 24
@@ -139,10 +138,6 @@ class StreamEncoder:
         self._segments: list[Segment] = []
         self._untransformed: list[_Piece] = []
         self._waiting: dict[int, list[tuple[_Piece, torch.Tensor]]] = {}
-
-    def cut(self, stretches: Iterable[np.ndarray]) -> Iterator[Segment]:
-        """What `add` takes, of a clip that comes in stretches `[samples]` at the model's rate."""
-        return map(self.hold, self.framing(stretches))
 
     def hold(self, segment: Segment) -> Segment:
         """A segment where `add` wants it; in any thread. CUDA copies from page-locked memory while the host continues."""
@@ -319,7 +314,7 @@ def encode_files(runtime: RuntimeM2D, sink: Sink, batch_size: int | None, worker
     if batch_size is None:
         batch_size = runtime.pieces_at_once if on_cuda else _BATCH_SIZE
     workers = workers or default_workers(on_cuda)
-    use_fast_code(runtime)
+    runtime.use_fast_code()
     encoder = StreamEncoder(runtime, batch_size, sink)
     in_processes = decodes_in_processes(runtime, len(sink.paths))
     decoded = decode_ahead(sink.paths, runtime.sample_rate, workers, encoder.framing, encoder.hold, in_processes)
@@ -345,12 +340,6 @@ def default_workers(on_cuda: bool) -> int:
     return min(usable_cores(), _MOST_WORKERS) if on_cuda else _WORKERS
 
 
-def use_fast_code(runtime: RuntimeM2D) -> None:
-    """Encode as fast as the device allows, to the same numbers but for rounding."""
-    runtime.backbone.use_short_attention(kernels_run(runtime.backbone.cls_token.device))
-    runtime.use_half_encoder()
-
-
 def decodes_in_processes(runtime: RuntimeM2D, files: int) -> bool:
     """Whether processes decode: threads would wait for the interpreter's lock, which feeds the GPU."""
     return runtime.backbone.cls_token.is_cuda and files >= _MANY_FILES
@@ -364,10 +353,13 @@ def _reason(path: Path, error: Exception) -> str:
 
 @torch.no_grad()
 def check_finite(runtime: RuntimeM2D) -> None:
-    """Raise ValueError where a model gives numbers that are not finite: a tensor of it is damaged, or it overflows."""
+    """Raise ValueError where a model gives numbers that are not finite: a tensor of it is damaged, or it overflows.
+
+    Two clips, under the caller's autocast: of one, or in another precision, compiled code would be compiled once more.
+    """
     for name, tensor in runtime.state_dict().items():
         if not tensor.isfinite().all():
             raise ValueError(f"{runtime.cfg.weight_file} holds numbers that are not finite, in {name}: fetch or export it again")
-    noise = 0.01 * torch.randn(1, runtime.sample_rate, generator=torch.Generator().manual_seed(0))
+    noise = 0.01 * torch.randn(2, runtime.sample_rate, generator=torch.Generator().manual_seed(0))
     if not runtime.encode(noise).isfinite().all():
         raise ValueError(f"{runtime.cfg.weight_file} gives embeddings that are not finite numbers, even for faint noise")

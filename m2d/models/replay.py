@@ -6,6 +6,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..utils.errors import first_line
+
 logger = logging.getLogger("m2d")
 
 Compute: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
@@ -47,7 +49,7 @@ class Replay:
             self._graphs[x.shape] = graph
         except RuntimeError as error:
             self._graphs, self._most = {}, 0
-            logger.warning("computing without CUDA graphs: %s", str(error).strip().split("\n")[0])
+            logger.warning("computing without CUDA graphs: %s", first_line(error))
 
 
 def is_close(found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..utils.errors import UserError
+from ..utils.errors import UserError, first_line
 from ..utils.hub import quiet_hub, unreachable
 
 POOLINGS = ("mean", "cls", "sentence")
@@ -283,10 +283,9 @@ def _explained(name: str) -> Iterator[None]:
     except pickle.UnpicklingError as error:
         raise UserError(f"text encoder {name}: its weights run code when they are loaded: refused") from error
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
         remedy = "trust_remote_code=True (--trust_remote_code) runs it" if "trust_remote_code" in str(error) else ""
         remedy = remedy or "without network, give the folder of a downloaded model"
-        raise UserError(f"text encoder {name}: {reason} ({remedy})") from error
+        raise UserError(f"text encoder {name}: {first_line(error)} ({remedy})") from error
     finally:
         reports.set_verbosity(verbosity)
         if has_bars:

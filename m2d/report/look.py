@@ -14,6 +14,7 @@ from ..inference.clips import list_clips
 from ..inference.runtime import RuntimeM2D
 from ..models.mae import MaskedAutoencoderViT
 from ..train.config import Settings
+from ..utils.errors import first_line
 from .clips import AudioClips, Clips, Seen, StoredClips, finetuning_clips, names_of, open_dataset, samples_seen
 from .runs import Run
 
@@ -84,8 +85,7 @@ def open_look(run: Run, source: Source, device: torch.device) -> Look:
     except (OSError, ValueError) as error:
         if source.csv or source.data_path or source.audio:
             raise
-        reason = str(error).splitlines()[0]
-        look.notes.append(f"The clips cannot be shown: {reason} (--csv and --data_path name them)")
+        look.notes.append(f"The clips cannot be shown: {first_line(error)} (--csv and --data_path name them)")
     if run.checkpoint is None:
         first = "There is no checkpoint yet: it is written after the first epoch, or after --save_minutes."
         look.notes.append("There is no whole checkpoint in the folder." if run.epochs else first)

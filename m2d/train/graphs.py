@@ -12,6 +12,7 @@ from torch import nn
 
 from ..models.masking import MaskPlan
 from ..models.replay import is_close
+from ..utils.errors import first_line
 
 logger = logging.getLogger("m2d")
 
@@ -71,7 +72,7 @@ def try_graphs(model: Any, inputs: tuple) -> LossesOf | None:
             raise RuntimeError("gradients by graphs differ from those without them")
         return losses_of
     except RuntimeError as error:
-        logger.warning("no CUDA graphs, launching kernels one by one: %s", str(error).strip().partition("\n")[0])
+        logger.warning("no CUDA graphs, launching kernels one by one: %s", first_line(error))
         return None
     finally:
         model.zero_grad(set_to_none=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from .cache import cache_folder
+from .errors import first_line
 
 logger = logging.getLogger("m2d")
 
@@ -79,5 +80,5 @@ def _error_of(set_up: Callable[[], object], run: Callable[[], object], undo: Cal
         run()
     except Exception as error:  # whatever makes the compiler fail, the model itself runs without it
         undo()
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return None

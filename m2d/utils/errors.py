@@ -11,3 +11,8 @@ class ReadError(UserError):
 
 class FileError(UserError):
     """A file that cannot be used: the message names it, what is wrong with it and what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

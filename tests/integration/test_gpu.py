@@ -224,8 +224,8 @@ def encode_sounds(runtime: RuntimeM2D) -> Kept:
     encoder = StreamEncoder(runtime, 3, sink, ahead=1)
     for seconds in (1, 2.08, 2.5, 0.1, 5, 2.5, 2.5):
         encoder.start()
-        for segment in encoder.cut([melody(seconds, 16000)]):
-            encoder.add(segment)
+        for segment in encoder.framing([melody(seconds, 16000)]):
+            encoder.add(encoder.hold(segment))
         encoder.end()
     encoder.flush()
     return sink

@@ -6,6 +6,8 @@ from importlib.util import find_spec
 
 import torch
 
+from ...utils.errors import first_line
+
 logger = logging.getLogger("m2d")
 
 
@@ -29,7 +31,7 @@ def kernels_run(device: torch.device) -> bool:
 
         try_kernel(device)
     except Exception as error:  # of the compiler, the driver, or triton's import
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         logger.warning("computing without our own kernels, so slower, as triton cannot run here: %s", reason)
         logger.warning("triton needs a C compiler and Python's headers (Debian, Ubuntu: apt-get install gcc python3-dev)")
         return False

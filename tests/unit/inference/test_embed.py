@@ -82,6 +82,23 @@ def test_where_compiling_fails_files_are_embedded_as_without(weights, recordings
     assert "not compiled, running as it is: RuntimeError: Failed to find C compiler." in caplog.messages
 
 
+def test_compiled_code_serves_the_check_of_the_model_too(weights, tmp_path, monkeypatch):
+    """In another precision, or for one clip alone, it would be compiled again."""
+    kinds = set()
+
+    def note(block, x, mlp_out, first):
+        kinds.add((torch.is_autocast_enabled("cpu"), len(x) > 1))
+        return block._from_pair(x, mlp_out, first)
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "none"))
+    monkeypatch.setattr(vit, "compiled_block", lambda **_: note)
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", melody(2.07, 16000), 16000)
+    arguments = [str(tmp_path), "--weights", str(weights), "--out", str(tmp_path / "e.npz"), "--batch_size", "2"]
+    assert embed.main([*arguments, "--device", "cpu", "--compile", "--bf16"]) == 0
+    assert kinds == {(True, True)}
+
+
 @pytest.mark.parametrize(
     "flags, device, expected",
     [

@@ -210,3 +210,13 @@ def test_a_spectrogram_becomes_a_sound_of_the_same_pitch(mae):
     spectrum = np.abs(np.fft.rfft(wav))
     assert abs(np.argmax(spectrum) * 16000 / len(wav) - 700) < 40
     assert 0.5 < np.sqrt((wav**2).mean()) / audio.square().mean().sqrt().item() < 1.5
+
+
+@torch.no_grad()
+def test_fast_code_gives_near_embeddings(files):
+    runtime, audio = RuntimeM2D(weight_file=files()), torch.randn(2, 40_000) * 0.1
+    expected = runtime.get_scene_embeddings(audio)
+    runtime.use_fast_code()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = runtime.get_scene_embeddings(audio)
+    assert torch.cosine_similarity(found.float(), expected).min() > 0.999

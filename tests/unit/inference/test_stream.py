@@ -49,7 +49,7 @@ def runtime(weights):
 def add_clip(encoder, stretches):
     """The next clip, from its beginning to its end."""
     encoder.start()
-    for segment in encoder.cut(stretches):
+    for segment in encoder.framing(stretches):
         encoder.add(segment)
     encoder.end()
 
@@ -173,7 +173,7 @@ def test_pieces_of_a_file_that_fails_are_dropped_when_they_come_back(runtime):
     encoder = StreamEncoder(runtime, 1, sink, ahead=8)
     add_clip(encoder, [melody(5, 16000)])
     encoder.start()
-    encoder.add(next(encoder.cut([melody(5, 16000)] * 2)))
+    encoder.add(next(encoder.framing([melody(5, 16000)] * 2)))
     encoder.abandon("it is broken")
     add_clip(encoder, [melody(5, 16000)])
     assert not sink.parts

@@ -1,12 +1,10 @@
 """Sums and norms of a block's inference: by Triton's interpreter on the CPU, and compiled under `-m gpu`."""
 
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from interpreter import check_interpreted
 
 from m2d.models.transformer import kernels
 from m2d.models.transformer.kernels import kernels_run
@@ -19,15 +17,9 @@ import add_norm_checks as checks  # noqa: E402  imports triton, as do these
 
 from m2d.models.transformer import add_norm, short_attention  # noqa: E402
 
-ROOT = Path(__file__).parents[3]
-
 
 def test_in_tritons_interpreter():
-    """In a process of its own: a kernel is interpreted or compiled for as long as a process lives."""
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests/helpers")))
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, checks.__file__], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "all hold\n", done.stdout + done.stderr
+    check_interpreted(checks)
 
 
 def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch):

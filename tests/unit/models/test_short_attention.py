@@ -1,28 +1,19 @@
 """The short-sequence attention kernels: by Triton's interpreter on the CPU, and compiled under `-m gpu`."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import attention_checks as checks
 import pytest
 import torch
+from interpreter import check_interpreted
 from small_models import inputs, plan, small_model
 
 from m2d.models.transformer import kernels
 from m2d.utils.errors import UserError
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parents[3]
 
 
 def test_in_tritons_interpreter():
-    """In a process of its own: a kernel is interpreted or compiled for as long as a process lives."""
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests/helpers")))
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
-    done = subprocess.run([sys.executable, checks.__file__], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "all hold\n", done.stdout + done.stderr
+    check_interpreted(checks)
 
 
 def test_on_a_cpu_torchs_attention_stays():
