@@ -1,7 +1,7 @@
 """Sums and norms of a block's inference: our Triton kernel against torch's three passes, and what it compiles to.
 
 python -m benchmarks.add_norm                 # microseconds, on a GPU
-python -m benchmarks.add_norm --compile_only  # registers, spilled bytes and shared memory; needs no GPU
+python -m benchmarks.add_norm --compile_only  # registers, spills and shared memory; needs no GPU
 """
 
 import argparse

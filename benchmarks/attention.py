@@ -1,7 +1,7 @@
 """Attention of short sequences: our Triton kernels against torch's, and what they compile to.
 
 python -m benchmarks.attention                 # milliseconds, on a GPU
-python -m benchmarks.attention --compile_only  # registers, spilled bytes and shared memory; needs no GPU
+python -m benchmarks.attention --compile_only  # registers, spills and shared memory; needs no GPU
 """
 
 import argparse

@@ -3,7 +3,8 @@
     python -m benchmarks.embed_host --files 4000 --workers 2
 
 The stand-in takes no time: spectrograms and embeddings are zeros. What is left is what the host does between a GPU's batches:
-reading, decoding and cutting files, and writing their rows. Of several rounds the fastest counts.
+reading, decoding and cutting files, and writing their rows. Of several rounds the fastest counts. The start of
+processes is counted too: take some thousand files.
 """
 
 import argparse

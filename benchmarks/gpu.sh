@@ -2,19 +2,22 @@
 # Measures what this project does on a GPU, in at most eight minutes, the most important first; a table comes last.
 # usage: bash benchmarks/gpu.sh [--device cuda|cpu] [--quick] [--out FOLDER] [--published FOLDER] [PART...]
 #   --device     cuda (the default), or cpu, to see that the parts work
-#   --quick      very small sizes, without time limits: the figures mean nothing
+#   --quick      very small sizes, with wide time limits: the figures mean nothing
 #   --out        where the parts' output goes (default: $OUT, else gpu-TIME)
 #   --published  a clone of the published system, to measure beside ours
-#   PART         only these parts, of those listed at the end of this file
+#   PART         only these parts: step, embedding, tests, published, embed_files, run_from_pack, attention, add_norm; without --quick
+#                also restart, fp8, no-recompute_gelu, half_target, no-short_attention, tiny, tiny_graphs, small, small_graphs,
+#                m2d_as, m2d_x, m2d_s, msm_mae, whole
 # It needs no data and no network. Each part is a process of its own with a time limit; one that fails costs the others nothing.
 # The exit status is 1 where a part failed.
 set -euo pipefail
 unset CDPATH
 PYTHON=${PYTHON:-$(command -v python || command -v python3)}
-device=cuda quick='' out=${OUT:-} published='' wanted=() failed=0
+device=cuda quick='' out=${OUT:-} published='' wanted=() failed=0 found=''
 
 while [ $# -gt 0 ]; do
   case $1 in
+    --device | --out | --published) [ $# -gt 1 ] || { echo "gpu.sh: error: $1 needs a value" >&2 && exit 2; } ;;&
     --device) device=$2 && shift ;;
     --quick) quick=yes ;;
     --out) out=$2 && shift ;;
@@ -25,6 +28,14 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+"$PYTHON" - "$device" <<'CHECK' || exit 2
+import sys
+import torch
+if sys.argv[1] not in ("cuda", "cpu"):
+    sys.exit(f"gpu.sh: error: --device {sys.argv[1]}: cuda or cpu")
+if sys.argv[1] == "cuda" and not torch.cuda.is_available():
+    sys.exit("gpu.sh: error: this machine has no CUDA device: --device cpu --quick sees that the parts work")
+CHECK
 out=${out:-gpu-$(date +%Y%m%d-%H%M%S)}
 mkdir -p "$out"
 out=$(realpath "$out")
@@ -45,6 +56,7 @@ part() {
   if [ ${#wanted[@]} -gt 0 ] && [[ " ${wanted[*]} " != *" $name "* ]]; then
     return
   fi
+  found=yes
   if [ "$left" -lt 10 ]; then
     echo "| $name | no time was left |" >>"$table"
     failed=1
@@ -54,7 +66,9 @@ part() {
   timeout --kill-after=10 $((limit < left ? limit : left)) "$@" >"$out/$name.txt" 2>&1 || status=$?
   grep '^|' "$out/$name.txt" >>"$table" || true
   if [ $status -ne 0 ]; then
-    echo "| $name | failed with status $status (124: its $limit s were over): $out/$name.txt |" >>"$table"
+    local why="failed with status $status"
+    [ $status -ne 124 ] || why="did not end within $limit s"
+    echo "| $name | $why: $out/$name.txt |" >>"$table"
     failed=1
   fi
 }
@@ -118,5 +132,6 @@ if [ -z "$quick" ]; then
   part whole 90 "${step[@]}" --no-compile_blocks --compile --fast_only --model $base "${batch[@]}"
 fi
 tests=$(tail -n 1 "$out/tests.txt" 2>/dev/null) && echo "| pytest -m gpu | $tests |" >>"$table"
+[ -n "$found" ] || { echo "gpu.sh: error: there is no part ${wanted[*]} here (--help lists the parts)" >&2 && exit 2; }
 cat "$table"
 exit $failed

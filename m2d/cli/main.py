@@ -4,7 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from ..utils.program import EXIT_USAGE, did_you_mean, run_program
+from ..utils.program import EXIT_INTERRUPTED, EXIT_USAGE, did_you_mean, run_program
 
 #: Each command: the module, relative to m2d, whose `main(argv)` returns an exit status; what it is for.
 COMMANDS = {
@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = importlib.import_module(COMMANDS[name][0], __package__.rpartition(".")[0])
     except ModuleNotFoundError as error:
         return _explain_missing(name, error)
+    except KeyboardInterrupt:  # a second and more goes into imports
+        print(f"m2d {name}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     return module.main(rest)
 
 

@@ -44,7 +44,7 @@ from ..utils.atomic_file import open_atomic, write_csv
 from ..utils.compiled_code import try_compiled
 from ..utils.device import no_tf32, pick_device
 from ..utils.malloc import keep_freed_memory
-from ..utils.names import shown
+from ..utils.names import counted, shown
 from ..utils.outputs import OVERWRITE_HELP, check_outputs
 from ..utils.program import ArgumentParser, run_program
 from .clips import add_audio, list_clips, name_in_list, parse_with_audio
@@ -183,7 +183,7 @@ def embed(
         results.remove()
     if not done:
         raise ValueError(f"none of the {len(paths)} files could be read: nothing is written")
-    counts = f"{len(done)} files, {len(left_out)} left out{sink.warned}"
+    counts = f"{counted(len(done), 'file')}, {len(left_out)} left out{sink.warned}"
     logger.info("%s: %s, width %d", shown(out), counts, width)
     return sink.left_out
 
@@ -253,7 +253,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="bf16: bfloat16, cosine with float32's above 0.999; auto: bf16 on CUDA, else fp32",
     )
-    compiled = "compile the encoder first: some seconds, which many thousand files repay on a GPU"
+    compiled = "compile the encoder first, for half a minute or so, which only many thousand files on a GPU repay"
     parser.add_argument("--compile", action="store_true", help=compiled)
     parser.add_argument("--bf16", action="store_const", const="bf16", dest="precision", help="--precision bf16")
     parser.add_argument("--overwrite", action="store_true", help=OVERWRITE_HELP)
@@ -316,8 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if left_out else 0
 
     keep_freed_memory()
-    kept = f"{shown(args.out)}.partial"
-    return run_program(work, interrupted=f"interrupted: what is done is in {kept}, and the same command continues")
+    return run_program(work, interrupted="interrupted: the same command continues with what is done")
 
 
 if __name__ == "__main__":

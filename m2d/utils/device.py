@@ -20,7 +20,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device {name}: unknown; choose auto, cuda, mps or cpu") from None
+        device = None
+    if device is None or device.type not in ("cuda", "mps", "cpu"):
+        raise ValueError(f"--device {name}: unknown; choose auto, cuda, mps or cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"--device {name}: this machine has no such CUDA device; --device auto takes what there is")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -54,9 +54,12 @@ def open_npz(path: str | os.PathLike) -> Iterator[NpzFile]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        Any of ZIP_ERRORS: it is damaged, or a single array (.npy).
+        Any of ZIP_ERRORS: it is damaged, or no .npz.
     """
-    stored = np.load(path, allow_pickle=False)
+    try:
+        stored = np.load(path, allow_pickle=False)
+    except ValueError:  # numpy takes what it does not know for a pickle, and says how to load it unsafely
+        raise ValueError("not an .npz file") from None
     if isinstance(stored, np.ndarray):
         raise ValueError("one array, not an .npz")
     with stored:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,9 +37,18 @@ def test_every_part_runs(gpu_sh, tmp_path):
 def test_a_part_that_fails_is_named(gpu_sh, tmp_path):
     status, table = gpu_sh("--published", tmp_path, "published")
     assert status == 1
-    assert table == [f"| published | failed with status 1 (124: its 3060 s were over): {tmp_path}/out/published.txt |"]
+    assert table == [f"| published | failed with status 1: {tmp_path}/out/published.txt |"]
     assert "has no m2d/models_mae.py" in (tmp_path / "out/published.txt").read_text()
 
 
-def test_a_flag_that_is_not_there(gpu_sh):
-    assert gpu_sh("--quik")[0] == 2
+@pytest.mark.parametrize(
+    "arguments", [["--quik"], ["--device"], ["--device", "gpu"], ["no_such_part"]], ids=["flag", "value", "device", "part"]
+)
+def test_what_is_not_there(gpu_sh, arguments):
+    assert gpu_sh(*arguments) == (2, [])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for a machine without CUDA")
+def test_without_a_gpu_nothing_runs(gpu_sh, tmp_path):
+    assert gpu_sh("--device", "cuda") == (2, [])
+    assert not (tmp_path / "out").exists()

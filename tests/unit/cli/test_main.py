@@ -102,3 +102,12 @@ def test_train_runs_the_published_programs(words, program, rest, monkeypatch):
 def test_train_refuses_an_unknown_variant(capsys):
     assert train.main(["mea", "--epochs", "3"]) == 2
     assert capsys.readouterr().err == "m2d train: error: mea: choose from m2d, mae, as, s, clap, clap-only; did you mean mae?\n"
+
+
+def test_ctrl_c_during_the_imports_is_one_line(monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupt)
+    assert cli.main(["embed", "x.wav"]) == 130
+    assert capsys.readouterr().err == "m2d embed: interrupted\n"

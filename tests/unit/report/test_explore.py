@@ -103,7 +103,7 @@ def test_other_files_are_refused_in_one_line(arrays, said, tmp_path, caplog):
         (["none.npz"], "there is no file none.npz"),
         (["e.npz", "--clusters", "1"], "--clusters is from 2 to 8"),
         (["e.npz", "--out", "x.txt"], "a name that ends in .html"),
-        (["text.npz"], "not what m2d embed writes"),
+        (["text.npz"], "not what m2d embed writes (not an .npz file)"),
         (["array.npy"], "not what m2d embed writes"),
         (["e.npz", "--out", "mine.html"], "is there already"),
     ],

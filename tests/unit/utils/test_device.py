@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from m2d.utils.device import float32_products
+from m2d.utils.device import float32_products, pick_device
 
 CUDA = torch.device("cuda")
 
@@ -49,3 +49,10 @@ def test_other_devices_have_no_such_setting(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda, "matmul", None)
     with float32_products(torch.device("cpu")):
         pass
+
+
+@pytest.mark.parametrize("name", ["meta", "gpu", "cuda:x", "xpu", ""])
+def test_other_devices_are_unknown(name):
+    with pytest.raises(ValueError, match=f"--device {name}: unknown; choose auto, cuda, mps or cpu"):
+        pick_device(name)
+    assert pick_device("cpu") == torch.device("cpu")
