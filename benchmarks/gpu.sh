@@ -30,7 +30,10 @@ while [ $# -gt 0 ]; do
 done
 "$PYTHON" - "$device" <<'CHECK' || exit 2
 import sys
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit(f"gpu.sh: error: {sys.executable} has no torch: source .venv/bin/activate, or set PYTHON")
 if sys.argv[1] not in ("cuda", "cpu"):
     sys.exit(f"gpu.sh: error: --device {sys.argv[1]}: cuda or cpu")
 if sys.argv[1] == "cuda" and not torch.cuda.is_available():
